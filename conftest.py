@@ -1,0 +1,97 @@
+"""Options, markers and fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import hypothesis
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    # without a GPU, Triton kernels run on the CPU through Triton's interpreter; Triton reads
+    # this when a kernel is defined
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from pagedattn.benchmarking import describe_machine, machine_identity, measure_roofs  # noqa: E402
+from pagedattn.benchmarking.environment import query_gpu  # noqa: E402
+
+ROOFS = pytest.StashKey()
+GPU_BEFORE = pytest.StashKey()
+
+hypothesis.settings.register_profile(
+    "default", max_examples=60, stateful_step_count=40, deadline=None
+)
+hypothesis.settings.register_profile(
+    "nightly", max_examples=1000, stateful_step_count=120, deadline=None
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("pagedattn")
+    group.addoption(
+        "--trace-file",
+        metavar="PATH",
+        help="request trace (Azure CSV or Mooncake JSONL) whose lengths the benchmarks also use",
+    )
+    group.addoption("--nightly", action="store_true", help="run the cases marked nightly too")
+
+
+def pytest_collection_modifyitems(config, items):
+    reasons = {}
+    if not GPU:
+        reasons["gpu"] = "needs a CUDA GPU, and torch sees none"
+    if importlib.util.find_spec("vllm") is None:
+        reasons["vllm"] = "needs vLLM, which is not installed"
+    if not config.getoption("--nightly"):
+        reasons["nightly"] = "slow; runs with --nightly"
+    for item in items:
+        for marker, reason in reasons.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def roofs(request):
+    """Measured limits of the GPU; kept for the results file."""
+    request.config.stash[GPU_BEFORE] = query_gpu()
+    measured = measure_roofs()
+    request.config.stash[ROOFS] = measured
+    return measured
+
+
+@pytest.fixture(scope="session")
+def trace_path(request):
+    """Path given with --trace-file, or None."""
+    return request.config.getoption("--trace-file")
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("node", None)
+    described = describe_machine()
+    described["gpu_before"] = config.stash.get(GPU_BEFORE, None)
+    measured = config.stash.get(ROOFS, None)
+    described["measured"] = {
+        "read_gb_per_s": measured and measured.read_gb_per_s,
+        "copy_gb_per_s": measured and measured.copy_gb_per_s,
+        "matmul_tflop_per_s": measured and measured.matmul_tflop_per_s,
+    }
+    machine_info["pagedattn"] = described
+
+
+def pytest_benchmark_update_commit_info(commit_info):
+    # the folder's name on somebody's disk says nothing about the commit
+    commit_info["project"] = "pagedattn"
+
+
+def pytest_benchmark_compare_machine_info(machine_info, compared_benchmark):
+    ours = machine_identity(machine_info)
+    theirs = machine_identity(compared_benchmark["machine_info"])
+    if ours != theirs:
+        raise pytest.UsageError(
+            f"this machine is {ours}, the saved run was made on {theirs}: "
+            "timings of two machines cannot be compared"
+        )

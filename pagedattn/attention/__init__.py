@@ -1,0 +1,20 @@
+"""Attention over a paged KV cache: one function, several implementations."""
+
+from pagedattn.attention.api import attention, write_kv
+from pagedattn.attention.batch import AttentionBatch
+from pagedattn.attention.registry import (
+    Implementation,
+    get_implementation,
+    implementation_names,
+    register,
+)
+
+__all__ = [
+    "AttentionBatch",
+    "Implementation",
+    "attention",
+    "get_implementation",
+    "implementation_names",
+    "register",
+    "write_kv",
+]

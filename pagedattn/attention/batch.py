@@ -1,0 +1,133 @@
+"""What attention needs to know of a batch: tensors made from a page table and its slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from pagedattn.page_table import PageTable
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """A batch of sequences, each with its query tokens at its end.
+
+    Decode has one query token a sequence, prefill all of a sequence's tokens, a chunk or a
+    verification something between; a batch may mix them. The query tokens of all sequences lie
+    one after the other: sequence i has the rows `query_starts[i]` to `query_starts[i + 1]`.
+
+    The tensors are read when a kernel runs, not when it is launched, so a captured CUDA graph
+    follows what `update` writes into them.
+
+    Attributes:
+        block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's end are
+            never read.
+        kv_lengths: int32 [num_sequences], tokens of each sequence, the query tokens included.
+            0 marks a padding sequence: its query tokens get zeros.
+        query_starts: int32 [num_sequences + 1], starting at 0, never falling.
+        slots: int64 [num_query_tokens], where the query tokens' K and V go. A slot outside
+            the cache is not written: the way to pad a batch.
+        max_query_length: no sequence has more query tokens (a bound, known to the host).
+        max_kv_length: no sequence has more tokens (a bound, known to the host).
+    """
+
+    block_tables: torch.Tensor
+    kv_lengths: torch.Tensor
+    query_starts: torch.Tensor
+    slots: torch.Tensor
+    max_query_length: int
+    max_kv_length: int
+
+    @classmethod
+    def of(
+        cls,
+        page_table: PageTable,
+        query_lengths: ArrayLike = 1,
+        device: torch.device | str = "cpu",
+    ) -> AttentionBatch:
+        """Make a batch from a page table that already counts the query tokens.
+
+        Args:
+            page_table: the sequences' block tables and lengths.
+            query_lengths: query tokens of each sequence, one number for all or one a
+                sequence, from 0 to the sequence's length.
+            device: where the tensors go.
+
+        Raises:
+            ValueError: a query length is negative or above the sequence's length.
+        """
+        slots = page_table.slots(query_lengths)
+        lengths = np.broadcast_to(np.asarray(query_lengths, np.int64), page_table.num_tokens.shape)
+        starts = np.zeros(lengths.size + 1, dtype=np.int32)
+        np.cumsum(lengths, out=starts[1:])
+        return cls(
+            block_tables=torch.from_numpy(page_table.block_tables).to(device),
+            kv_lengths=torch.from_numpy(page_table.num_tokens.astype(np.int32)).to(device),
+            query_starts=torch.from_numpy(starts).to(device),
+            slots=torch.from_numpy(slots).to(device),
+            max_query_length=int(lengths.max(initial=0)),
+            max_kv_length=int(page_table.num_tokens.max(initial=0)),
+        )
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences, padding included."""
+        return self.kv_lengths.shape[0]
+
+    @property
+    def num_query_tokens(self) -> int:
+        """Query tokens of all sequences together."""
+        return self.slots.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.block_tables.device
+
+    def update(self, other: AttentionBatch) -> None:
+        """Copy another batch into this one's tensors in place, for the next graph replay.
+
+        Args:
+            other: a batch of the same number of sequences and query tokens, whose lengths keep
+                within this batch's bounds; its block tables may be narrower.
+
+        Raises:
+            ValueError: it does not fit; nothing was changed.
+        """
+        for name in ("max_query_length", "max_kv_length"):
+            if getattr(other, name) > getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(other, name)}; this batch was made for at most "
+                    f"{getattr(self, name)}"
+                )
+        for field in ("kv_lengths", "query_starts", "slots"):
+            if getattr(self, field).shape != getattr(other, field).shape:
+                raise ValueError(
+                    f"{field} has shape {tuple(getattr(other, field).shape)}; this batch was "
+                    f"made with {tuple(getattr(self, field).shape)}"
+                )
+        width = other.block_tables.shape[1]
+        if width > self.block_tables.shape[1]:
+            raise ValueError(
+                f"the block tables are {width} blocks wide; this batch was made with "
+                f"{self.block_tables.shape[1]}"
+            )
+        self.block_tables[:, :width].copy_(other.block_tables)
+        for field in ("kv_lengths", "query_starts", "slots"):
+            getattr(self, field).copy_(getattr(other, field))
+
+    def to(self, device: torch.device | str) -> AttentionBatch:
+        """Return this batch with its tensors on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return AttentionBatch(
+            **{
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in values.items()
+            }
+        )

@@ -1,0 +1,389 @@
+"""Decode and short queries: the KV of all sequences divided evenly over the whole GPU.
+
+Schedule. A *row* is one sequence and one KV head; its work is the sequence's tiles of KV. All
+rows' tiles, laid end to end, are cut into equal ranges, one a program, so a batch of ragged
+lengths takes as long as an even one with the same tokens (Stream-K, Osama et al. 2023, applied
+to attention). A program finds its range from the lengths by itself, on the device: nothing is
+planned on the host, and a captured graph follows new lengths. A row that lies within one
+program is written to the output at once; a row that is cut leaves unnormalised parts in a
+workspace, which the merge kernel combines.
+
+Bytes: K and V once (2 * kv_length * head_size * itemsize a row), plus at most two parts a
+program, written and read (8 * rows * head_size bytes each). Limit: the read bandwidth.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from pagedattn.attention.triton.primitives import load_kv_tile, softmax_step
+
+if TYPE_CHECKING:
+    from pagedattn.attention.batch import AttentionBatch
+    from pagedattn.kv_cache import LayerCache
+
+LOG2_E = 1.4426950408889634
+MAX_ROWS_OF_ONE_TILE = 64
+MIN_DOT_ROWS = 16
+INTERPRETER_PROCESSORS = 3
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How the decode kernel is cut and compiled.
+
+    Attributes:
+        tile_tokens: KV tokens a step.
+        num_warps: warps a program.
+        num_stages: depth of the software pipeline.
+        programs_per_sm: programs for each multiprocessor.
+    """
+
+    tile_tokens: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+
+
+def rows_of_one_tile(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> int | None:
+    """Rows of the query tile if every sequence's queries of one KV head fit one; else None."""
+    group = query.shape[1] // cache.num_kv_heads
+    rows = max(MIN_DOT_ROWS, triton.next_power_of_2(group * batch.max_query_length))
+    return rows if rows <= MAX_ROWS_OF_ONE_TILE or batch.max_query_length <= 1 else None
+
+
+@triton.jit
+def _tiles_before(kv_lengths_ptr, num_sequences, SEQUENCES: tl.constexpr, TILE: tl.constexpr):
+    """Tiles of each sequence, and of all sequences up to and with it; int32 [SEQUENCES]."""
+    places = tl.arange(0, SEQUENCES)
+    lengths = tl.load(kv_lengths_ptr + places, mask=places < num_sequences, other=0)
+    tiles = (lengths + TILE - 1) // TILE
+    return tiles, tl.cumsum(tiles, 0)
+
+
+@triton.jit(do_not_specialize=["num_sequences", "num_kv_heads", "group"])
+def _decode_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    out_ptr,
+    part_ptr,
+    part_peak_ptr,
+    part_total_ptr,
+    tables_ptr,
+    kv_lengths_ptr,
+    query_starts_ptr,
+    scale_log2,
+    num_sequences,
+    num_kv_heads,
+    group,
+    query_token_stride,
+    query_head_stride,
+    out_token_stride,
+    out_head_stride,
+    block_stride,
+    kv_head_stride,
+    token_stride,
+    table_stride,
+    HEAD_SIZE: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Work off one program's range of KV tiles. Grid: [num_programs].
+
+    Parts: program p has two places, 2p for a row that began in an earlier program, 2p + 1 for
+    one that begins here and goes on; part [2 * num_programs, ROWS, HEAD_TILE], peak and total
+    [2 * num_programs, ROWS], float32.
+    """
+    program = tl.program_id(0)
+    num_programs = tl.num_programs(0)
+    tiles, ends = _tiles_before(kv_lengths_ptr, num_sequences, SEQUENCES, TILE_TOKENS)
+    total_tiles = tl.sum(tiles, 0).to(tl.int64) * num_kv_heads
+    # no program without a tile between two with one: the merge counts on it
+    busy_programs = tl.minimum(num_programs, total_tiles)
+    begin = 0
+    end = 0
+    if program < busy_programs:
+        begin = (program * total_tiles // busy_programs).to(tl.int32)
+        end = ((program + 1) * total_tiles // busy_programs).to(tl.int32)
+
+    lanes = tl.arange(0, ROWS)
+    columns = tl.arange(0, HEAD_TILE)
+    column_mask = columns < HEAD_SIZE
+    places = tl.arange(0, SEQUENCES)
+
+    tile = begin
+    while tile < end:
+        sequence = tl.sum((ends * num_kv_heads <= tile).to(tl.int32), 0)
+        here = places == sequence
+        row_tiles = tl.sum(tl.where(here, tiles, 0), 0)
+        sequence_begin = tl.sum(tl.where(here, ends - tiles, 0), 0) * num_kv_heads
+        head = (tile - sequence_begin) // row_tiles
+        row_begin = sequence_begin + head * row_tiles
+        row_end = row_begin + row_tiles
+        segment_end = tl.minimum(end, row_end)
+
+        kv_length = tl.load(kv_lengths_ptr + sequence)
+        first_query = tl.load(query_starts_ptr + sequence)
+        num_queries = tl.load(query_starts_ptr + sequence + 1) - first_query
+        steps = lanes // group
+        heads = head * group + lanes % group
+        real = steps < num_queries
+        query_tokens = (first_query + steps).to(tl.int64)
+        query = tl.load(
+            query_ptr
+            + query_tokens[:, None] * query_token_stride
+            + heads[:, None] * query_head_stride
+            + columns[None, :],
+            mask=real[:, None] & column_mask[None, :],
+            other=0.0,
+        )
+        own = kv_length - num_queries + steps  # position of each lane's query
+
+        acc = tl.zeros([ROWS, HEAD_TILE], dtype=tl.float32)
+        peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+        total = tl.zeros([ROWS], dtype=tl.float32)
+        head_offset = head.to(tl.int64) * kv_head_stride
+        table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
+        for step in tl.range(tile - row_begin, segment_end - row_begin, num_stages=STAGES):
+            start = step * TILE_TOKENS
+            key, value = load_kv_tile(
+                key_ptr + head_offset,
+                value_ptr + head_offset,
+                table_ptr,
+                start,
+                kv_length,
+                block_stride,
+                token_stride,
+                HEAD_SIZE,
+                HEAD_TILE,
+                BLOCK_SIZE,
+                TILE_TOKENS,
+            )
+            tokens = start + tl.arange(0, TILE_TOKENS)
+            visible = tokens[None, :] <= own[:, None]
+            acc, peak, total = softmax_step(
+                query, key, value, visible, scale_log2, acc, peak, total, True, PRECISION
+            )
+
+        if (tile == row_begin) & (segment_end == row_end):
+            result = acc / tl.where(total == 0, 1.0, total)[:, None]
+            tl.store(
+                out_ptr
+                + query_tokens[:, None] * out_token_stride
+                + heads[:, None] * out_head_stride
+                + columns[None, :],
+                result.to(out_ptr.dtype.element_ty),
+                mask=real[:, None] & column_mask[None, :],
+            )
+        else:
+            part = 2 * program + (tile == row_begin).to(tl.int32)
+            lane_places = part * ROWS + lanes
+            tl.store(part_ptr + lane_places[:, None] * HEAD_TILE + columns[None, :], acc)
+            tl.store(part_peak_ptr + lane_places, peak)
+            tl.store(part_total_ptr + lane_places, total)
+        tile = segment_end
+
+
+@triton.jit(do_not_specialize=["num_sequences", "num_programs", "num_kv_heads", "group"])
+def _merge_kernel(
+    out_ptr,
+    part_ptr,
+    part_peak_ptr,
+    part_total_ptr,
+    kv_lengths_ptr,
+    query_starts_ptr,
+    num_sequences,
+    num_programs,
+    num_kv_heads,
+    group,
+    out_token_stride,
+    out_head_stride,
+    HEAD_SIZE: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Combine the parts of one query and head. Grid: [num_sequences, num_kv_heads, lanes].
+
+    A row that one program had to itself is left alone. A row without keys gets zeros. PARTS
+    parts are read at a time.
+    """
+    sequence = tl.program_id(0)
+    head = tl.program_id(1)
+    lane = tl.program_id(2)
+    tiles, ends = _tiles_before(kv_lengths_ptr, num_sequences, SEQUENCES, TILE_TOKENS)
+    here = tl.arange(0, SEQUENCES) == sequence
+    row_tiles = tl.sum(tl.where(here, tiles, 0), 0)
+    sequence_begin = tl.sum(tl.where(here, ends - tiles, 0), 0) * num_kv_heads
+    total_tiles = tl.sum(tiles, 0).to(tl.int64) * num_kv_heads
+    row_begin = sequence_begin + head * row_tiles
+    row_end = row_begin + row_tiles
+    # the program of tile t is the largest p with p * total_tiles // busy_programs <= t
+    busy_programs = tl.minimum(num_programs, total_tiles)
+    first = 0
+    last = 0
+    if row_tiles > 0:
+        first = (((row_begin + 1) * busy_programs - 1) // total_tiles).to(tl.int32)
+        last = ((row_end * busy_programs - 1) // total_tiles).to(tl.int32)
+
+    first_query = tl.load(query_starts_ptr + sequence)
+    num_queries = tl.load(query_starts_ptr + sequence + 1) - first_query
+    step = lane // group
+    if ((first != last) | (row_tiles == 0)) & (step < num_queries):
+        columns = tl.arange(0, HEAD_TILE)
+        acc = tl.zeros([HEAD_TILE], dtype=tl.float32)
+        peak = tl.max(tl.full([PARTS], float("-inf"), dtype=tl.float32), 0)
+        total = tl.sum(tl.zeros([PARTS], dtype=tl.float32), 0)
+        if row_tiles > 0:
+            for start in range(first, last + 1, PARTS):
+                programs = start + tl.arange(0, PARTS)
+                valid = programs <= last
+                places = (2 * programs + (programs == first).to(tl.int32)) * ROWS + lane
+                part_peak = tl.load(part_peak_ptr + places, mask=valid, other=float("-inf"))
+                part_total = tl.load(part_total_ptr + places, mask=valid, other=0.0)
+                part = tl.load(
+                    part_ptr + places[:, None] * HEAD_TILE + columns[None, :],
+                    mask=valid[:, None],
+                    other=0.0,
+                )
+                new_peak = tl.maximum(peak, tl.max(part_peak, 0))
+                shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+                decay = tl.exp2(peak - shift)
+                gain = tl.exp2(part_peak - shift)
+                acc = acc * decay + tl.sum(part * gain[:, None], 0)
+                total = total * decay + tl.sum(part_total * gain, 0)
+                peak = new_peak
+        result = acc / tl.where(total == 0, 1.0, total)
+        query_token = (first_query + step).to(tl.int64)
+        tl.store(
+            out_ptr
+            + query_token * out_token_stride
+            + (head * group + lane % group) * out_head_stride
+            + columns,
+            result.to(out_ptr.dtype.element_ty),
+            mask=columns < HEAD_SIZE,
+        )
+
+
+def choose_config(head_tile: int, itemsize: int, rows: int) -> DecodeConfig:
+    """Pick tile and pipeline so that about 100 KiB of K and V are on their way a processor."""
+    tile_tokens = max(16, min(128, 16384 // (head_tile * itemsize)))
+    return DecodeConfig(
+        tile_tokens=tile_tokens,
+        num_warps=4,
+        num_stages=3 if itemsize < 4 else 2,
+        programs_per_sm=2 if rows <= 32 else 1,
+    )
+
+
+@functools.cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; a few for the interpreter, so that rows are cut there too."""
+    if device.type != "cuda":
+        return INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """Float32 inputs are multiplied in full precision, not as tf32."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def launch_decode(
+    query: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    scale: float,
+    out: torch.Tensor,
+    config: DecodeConfig | None = None,
+) -> None:
+    """Launch decode and merge; `rows_of_one_tile` must not be None. Allocates the workspace.
+
+    Args:
+        query: [num_query_tokens, num_query_heads, head_size].
+        cache: one layer's views.
+        batch: lengths, block tables and query rows, read on the device only.
+        scale: factor of the scores.
+        out: [num_query_tokens, num_query_heads, head_size], written.
+        config: how to cut and compile; None chooses.
+    """
+    rows = rows_of_one_tile(query, cache, batch)
+    assert rows is not None
+    num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
+    head_tile = max(16, triton.next_power_of_2(head_size))
+    config = config or choose_config(head_tile, query.dtype.itemsize, rows)
+    num_programs = num_multiprocessors(query.device) * config.programs_per_sm
+    parts = torch.empty(
+        2 * num_programs * rows * (head_tile + 2), dtype=torch.float32, device=query.device
+    )
+    part, peak, total = parts.split([2 * num_programs * rows * size for size in (head_tile, 1, 1)])
+    sequences = triton.next_power_of_2(batch.num_sequences)
+    group = query.shape[1] // num_kv_heads
+    shape = {
+        "HEAD_SIZE": head_size,
+        "HEAD_TILE": head_tile,
+        "ROWS": rows,
+        "TILE_TOKENS": config.tile_tokens,
+        "SEQUENCES": sequences,
+    }
+    _decode_kernel[(num_programs,)](
+        query,
+        cache.key,
+        cache.value,
+        out,
+        part,
+        peak,
+        total,
+        batch.block_tables,
+        batch.kv_lengths,
+        batch.query_starts,
+        scale * LOG2_E,
+        batch.num_sequences,
+        num_kv_heads,
+        group,
+        query.stride(0),
+        query.stride(1),
+        out.stride(0),
+        out.stride(1),
+        cache.key.stride(0),
+        cache.key.stride(1),
+        cache.key.stride(2),
+        batch.block_tables.stride(0),
+        BLOCK_SIZE=cache.block_size,
+        STAGES=config.num_stages,
+        PRECISION=dot_precision(query.dtype),
+        num_warps=config.num_warps,
+        **shape,
+    )
+    lanes = group * max(1, batch.max_query_length)
+    _merge_kernel[(batch.num_sequences, num_kv_heads, lanes)](
+        out,
+        part,
+        peak,
+        total,
+        batch.kv_lengths,
+        batch.query_starts,
+        batch.num_sequences,
+        num_programs,
+        num_kv_heads,
+        group,
+        out.stride(0),
+        out.stride(1),
+        PARTS=max(1, 4096 // head_tile),
+        num_warps=4,
+        **shape,
+    )

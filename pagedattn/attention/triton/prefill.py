@@ -1,0 +1,237 @@
+"""Prefill, chunks and mixed batches: a program a tile of queries, walking the keys it sees.
+
+Schedule. A tile has ROWS rows: consecutive query tokens times the query heads of one KV head,
+so that a loaded K tile serves the whole group. Tiles are numbered so that sequence s begins at
+tile `query_starts[s] // tokens_a_tile + s`: a program finds its sequence by bisection on the
+device. The keys that all rows see are folded in without a mask, the diagonal with one.
+
+Operations: 4 * head_size a query head and visible key. Limit: the matrix units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from pagedattn.attention.triton.decode import LOG2_E, dot_precision
+from pagedattn.attention.triton.primitives import load_kv_tile, softmax_step
+
+if TYPE_CHECKING:
+    import torch
+
+    from pagedattn.attention.batch import AttentionBatch
+    from pagedattn.kv_cache import LayerCache
+
+
+@triton.jit
+def _sequence_of_tile(query_starts_ptr, tile, num_sequences, tile_queries):
+    """Largest s with `query_starts[s] // tile_queries + s <= tile`."""
+    low = 0
+    high = num_sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        first_tile = tl.load(query_starts_ptr + middle) // tile_queries + middle
+        if first_tile <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit(do_not_specialize=["num_sequences", "group", "tile_queries"])
+def _prefill_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    out_ptr,
+    tables_ptr,
+    kv_lengths_ptr,
+    query_starts_ptr,
+    scale_log2,
+    num_sequences,
+    group,
+    tile_queries,
+    query_token_stride,
+    query_head_stride,
+    out_token_stride,
+    out_head_stride,
+    block_stride,
+    kv_head_stride,
+    token_stride,
+    table_stride,
+    HEAD_SIZE: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Attend one tile of queries. Grid: [num_kv_heads, upper bound of the tiles]."""
+    head = tl.program_id(0)
+    # the last tiles of a sequence see the most keys: they go first
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    sequence = _sequence_of_tile(query_starts_ptr, tile, num_sequences, tile_queries)
+    first_query = tl.load(query_starts_ptr + sequence)
+    num_queries = tl.load(query_starts_ptr + sequence + 1) - first_query
+    first_step = (tile - (first_query // tile_queries + sequence)) * tile_queries
+    if first_step < num_queries:
+        kv_length = tl.load(kv_lengths_ptr + sequence)
+        lanes = tl.arange(0, ROWS)
+        columns = tl.arange(0, HEAD_TILE)
+        steps = first_step + lanes // group
+        heads = head * group + lanes % group
+        real = (steps < num_queries) & (lanes < tile_queries * group)
+        mask = real[:, None] & (columns < HEAD_SIZE)[None, :]
+        query_tokens = (first_query + steps).to(tl.int64)
+        query = tl.load(
+            query_ptr
+            + query_tokens[:, None] * query_token_stride
+            + heads[:, None] * query_head_stride
+            + columns[None, :],
+            mask=mask,
+            other=0.0,
+        )
+        own = kv_length - num_queries + steps
+        # every row sees the keys before `seen_by_all`, none those from `seen_by_any` on
+        seen_by_all = tl.maximum(kv_length - num_queries + first_step + 1, 0)
+        last_step = tl.minimum(first_step + tile_queries, num_queries)
+        seen_by_any = tl.where(kv_length > 0, kv_length - num_queries + last_step, 0)
+        full_tiles = seen_by_all // TILE_TOKENS
+        all_tiles = (seen_by_any + TILE_TOKENS - 1) // TILE_TOKENS
+
+        acc = tl.zeros([ROWS, HEAD_TILE], dtype=tl.float32)
+        peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+        total = tl.zeros([ROWS], dtype=tl.float32)
+        head_offset = head.to(tl.int64) * kv_head_stride
+        table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
+        for step in tl.range(0, full_tiles, num_stages=STAGES):
+            key, value = load_kv_tile(
+                key_ptr + head_offset,
+                value_ptr + head_offset,
+                table_ptr,
+                step * TILE_TOKENS,
+                kv_length,
+                block_stride,
+                token_stride,
+                HEAD_SIZE,
+                HEAD_TILE,
+                BLOCK_SIZE,
+                TILE_TOKENS,
+            )
+            acc, peak, total = softmax_step(
+                query, key, value, None, scale_log2, acc, peak, total, False, PRECISION
+            )
+        for step in tl.range(full_tiles, all_tiles, num_stages=1):
+            key, value = load_kv_tile(
+                key_ptr + head_offset,
+                value_ptr + head_offset,
+                table_ptr,
+                step * TILE_TOKENS,
+                kv_length,
+                block_stride,
+                token_stride,
+                HEAD_SIZE,
+                HEAD_TILE,
+                BLOCK_SIZE,
+                TILE_TOKENS,
+            )
+            tokens = step * TILE_TOKENS + tl.arange(0, TILE_TOKENS)
+            visible = tokens[None, :] <= own[:, None]
+            acc, peak, total = softmax_step(
+                query, key, value, visible, scale_log2, acc, peak, total, True, PRECISION
+            )
+        result = acc / tl.where(total == 0, 1.0, total)[:, None]
+        tl.store(
+            out_ptr
+            + query_tokens[:, None] * out_token_stride
+            + heads[:, None] * out_head_stride
+            + columns[None, :],
+            result.to(out_ptr.dtype.element_ty),
+            mask=mask,
+        )
+
+
+@dataclass(frozen=True)
+class PrefillConfig:
+    """How the prefill kernel is cut and compiled.
+
+    Attributes:
+        rows: query tokens times heads of a group in a tile.
+        tile_tokens: KV tokens a step.
+        num_warps: warps a program.
+        num_stages: depth of the software pipeline.
+    """
+
+    rows: int
+    tile_tokens: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_config(head_tile: int, itemsize: int) -> PrefillConfig:
+    """Pick the tile: large for 16 bits; small for float32, which is multiplied without
+    matrix units in code that is unrolled and takes long to compile.
+    """
+    if itemsize >= 4:
+        return PrefillConfig(max(16, min(64, 4096 // head_tile)), 16, 4, 2)
+    if head_tile <= 128:
+        return PrefillConfig(128, 64, 8, 3)
+    return PrefillConfig(64, 32, 4, 3)
+
+
+def launch_prefill(
+    query: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Launch the kernel over the most tiles that the batch can have; surplus programs end.
+
+    Args:
+        query: [num_query_tokens, num_query_heads, head_size].
+        cache: one layer's views.
+        batch: lengths, block tables and query rows, read on the device only.
+        scale: factor of the scores.
+        out: [num_query_tokens, num_query_heads, head_size], written.
+    """
+    num_tokens, num_query_heads, head_size = query.shape
+    group = num_query_heads // cache.num_kv_heads
+    head_tile = max(16, triton.next_power_of_2(head_size))
+    config = choose_config(head_tile, query.dtype.itemsize)
+    rows = max(config.rows, triton.next_power_of_2(group))
+    tile_queries = rows // group
+    num_tiles = num_tokens // tile_queries + batch.num_sequences
+    _prefill_kernel[(cache.num_kv_heads, num_tiles)](
+        query,
+        cache.key,
+        cache.value,
+        out,
+        batch.block_tables,
+        batch.kv_lengths,
+        batch.query_starts,
+        scale * LOG2_E,
+        batch.num_sequences,
+        group,
+        tile_queries,
+        query.stride(0),
+        query.stride(1),
+        out.stride(0),
+        out.stride(1),
+        cache.key.stride(0),
+        cache.key.stride(1),
+        cache.key.stride(2),
+        batch.block_tables.stride(0),
+        HEAD_SIZE=head_size,
+        HEAD_TILE=head_tile,
+        BLOCK_SIZE=cache.block_size,
+        ROWS=rows,
+        TILE_TOKENS=config.tile_tokens,
+        STAGES=config.num_stages,
+        PRECISION=dot_precision(query.dtype),
+        num_warps=config.num_warps,
+    )

@@ -1,0 +1,149 @@
+"""One benchmark row of attention: inputs, launches, the error that it must keep to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pagedattn.attention import attention, get_implementation
+from pagedattn.attention.reference import reference_attention
+from pagedattn.benchmarking.gpu_timing import rotation_size
+from pagedattn.peers import SdpaContiguous
+from pagedattn.testing import AttentionInputs, ErrorBudget, error_budget, error_of, make_rotation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pagedattn.benchmarking.roofs import Roofs
+    from pagedattn.workloads import AttentionShape
+
+FASTER_THAN_POSSIBLE = 0.9
+
+
+@dataclass
+class AttentionCase:
+    """A workload on a device, for several implementations.
+
+    Attributes:
+        shape: the workload.
+        rotation: batches over disjoint blocks, together larger than twice the L2 on a GPU.
+        roofs: measured limits of the GPU; None on a CPU.
+    """
+
+    shape: AttentionShape
+    rotation: list[AttentionInputs]
+    roofs: Roofs | None
+
+    @classmethod
+    def of(cls, shape: AttentionShape, device: str, roofs: Roofs | None = None) -> AttentionCase:
+        """Make the inputs of a workload."""
+        count = rotation_size(shape.kv_bytes) if device == "cuda" else 1
+        return cls(shape, make_rotation(shape, count, device=device), roofs)
+
+    @cached_property
+    def exact(self) -> torch.Tensor:
+        """Attention over the first batch in float64."""
+        first = self.rotation[0]
+        return reference_attention(first.query, first.cache, first.batch, dtype=torch.float64)
+
+    @cached_property
+    def budget(self) -> ErrorBudget:
+        """Error allowed on the first batch."""
+        return error_budget(self.rotation[0], self.exact)
+
+    def unsupported(self, name: str) -> str | None:
+        """Why an implementation or control cannot run this case, or None."""
+        first = self.rotation[0]
+        if name == SdpaContiguous.name:
+            return SdpaContiguous().unsupported(first.batch)
+        return get_implementation(name).unsupported(first.query, first.cache, first.batch)
+
+    def launches(self, name: str) -> list[Callable[[], torch.Tensor]]:
+        """One launch for each batch of the rotation; each returns its result."""
+        if name == SdpaContiguous.name:
+            control = SdpaContiguous()
+            return [control.prepare(i.query, i.cache, i.batch) for i in self.rotation]
+
+        def launch(inputs: AttentionInputs) -> Callable[[], torch.Tensor]:
+            out = torch.empty_like(inputs.query)
+            return lambda: attention(
+                inputs.query, inputs.cache, inputs.batch, out=out, implementation=name
+            )
+
+        return [launch(inputs) for inputs in self.rotation]
+
+    def error(self, result: torch.Tensor) -> ErrorBudget:
+        """Error of a launch's result on the first batch.
+
+        Raises:
+            AssertionError: it is above the budget, or something is NaN.
+        """
+        if result.dim() == 4:  # the contiguous control's [sequences, heads, queries, head_size]
+            result = result.transpose(1, 2).flatten(0, 1)
+        error = error_of(result, self.exact)
+        assert self.budget.covers(error), f"the error {error} is above the budget {self.budget}"
+        return error
+
+    def describe(
+        self, name: str, error: ErrorBudget, seconds: float | None, peak_bytes: int | None
+    ) -> dict[str, Any]:
+        """Columns of a row for pytest-benchmark's `extra_info`.
+
+        Args:
+            name: implementation.
+            error: what `error` returned.
+            seconds: median of a launch; None if nothing was timed.
+            peak_bytes: memory that a launch allocates on top of its inputs.
+
+        Raises:
+            AssertionError: the row is faster than the memory or the matrix units allow, so
+                something was not done or not measured.
+        """
+        shape = self.shape
+        query_bytes = 2 * self.rotation[0].query.nbytes
+        row: dict[str, Any] = {
+            "area": "attention",
+            "implementation": name,
+            "workload": shape.name,
+            "device": self.rotation[0].query.device.type,
+            "kind": shape.kind,
+            "batch": shape.num_sequences,
+            "context": max(shape.kv_lengths),
+            "num_query_heads": shape.num_query_heads,
+            "num_kv_heads": shape.num_kv_heads,
+            "head_size": shape.head_size,
+            "block_size": shape.block_size,
+            "dtype": shape.dtype,
+            "bytes": shape.kv_bytes + query_bytes,
+            "flops": shape.flops,
+            "error": error.relative,
+            "error_budget": self.budget.relative,
+        }
+        if peak_bytes is not None:
+            row["peak_memory_bytes"] = peak_bytes
+        if seconds:
+            row["gb_per_s"] = row["bytes"] / seconds * 1e-9
+            row["tflop_per_s"] = shape.flops / seconds * 1e-12
+        if self.roofs is not None:
+            limit = self.roofs.limit_seconds(row["bytes"], shape.flops)
+            row["limit_us"] = limit * 1e6
+            row["measured_read_gb_per_s"] = self.roofs.read_gb_per_s
+            if seconds:
+                row["share_of_bandwidth"] = row["gb_per_s"] / self.roofs.read_gb_per_s
+                assert seconds > FASTER_THAN_POSSIBLE * limit, (
+                    f"{seconds * 1e6:.1f} µs is less than the limit of {limit * 1e6:.1f} µs"
+                )
+        return row
+
+
+def peak_memory(launch: Callable[[], object]) -> int:
+    """Bytes of GPU memory that one launch allocates at most, its inputs not counted."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    launch()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

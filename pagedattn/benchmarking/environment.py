@@ -1,0 +1,128 @@
+"""Which machine a run was on, so that a reader knows what its numbers can be compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from typing import Any
+
+_GPU_FIELDS = {
+    "name": "name",
+    "driver": "driver_version",
+    "memory_mib": "memory.total",
+    "sm_clock_mhz": "clocks.sm",
+    "sm_clock_max_mhz": "clocks.max.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "power_limit_w": "power.limit",
+    "temperature_c": "temperature.gpu",
+    "ecc": "ecc.mode.current",
+    "mig": "mig.mode.current",
+    "uuid": "uuid",
+}
+_PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "pagedattn",
+    "pytest-benchmark",
+    "vllm",
+    "flashinfer-python",
+)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def query_gpu() -> dict[str, Any] | None:
+    """State of the first GPU as nvidia-smi reports it, or None without one.
+
+    Returns:
+        name, driver, memory_mib, sm_clock_mhz, sm_clock_max_mhz, memory_clock_mhz,
+        power_limit_w, temperature_c, ecc, mig and uuid_sha256 (the id itself is not kept).
+    """
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={','.join(_GPU_FIELDS.values())}",
+        "--format=csv,noheader,nounits",
+        "--id=0",
+    ]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = [value.strip() for value in answer.stdout.strip().split(",")]
+    if len(values) != len(_GPU_FIELDS):
+        return None
+    gpu: dict[str, Any] = dict(zip(_GPU_FIELDS, map(_number, values), strict=True))
+    gpu["uuid_sha256"] = hashlib.sha256(str(gpu.pop("uuid")).encode()).hexdigest()
+    gpu["name"], gpu["driver"] = values[0], values[1]
+    return gpu
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe machine and packages for a results file.
+
+    Returns:
+        machine: what tells machines apart (cpu, gpu, gpu_uuid_sha256); gpu: None, or
+        `query_gpu` with cuda, num_sms, l2_bytes and memory_bytes; versions; num_cpus.
+    """
+    gpu = query_gpu()
+    if gpu is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            properties = torch.cuda.get_device_properties(0)
+            gpu["cuda"] = torch.version.cuda
+            gpu["num_sms"] = properties.multi_processor_count
+            gpu["l2_bytes"] = properties.L2_cache_size
+            gpu["memory_bytes"] = properties.total_memory
+    return {
+        "machine": {
+            "cpu": _cpu_name(),
+            "gpu": gpu["name"] if gpu else None,
+            "gpu_uuid_sha256": gpu["uuid_sha256"] if gpu else None,
+        },
+        "gpu": gpu,
+        "versions": _versions(),
+        "num_cpus": os.cpu_count(),
+    }
+
+
+def machine_identity(machine_info: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a results file's `machine_info` that tells machines apart."""
+    own = machine_info.get("pagedattn")
+    if isinstance(own, dict) and isinstance(own.get("machine"), dict):
+        return dict(own["machine"])
+    cpu = machine_info.get("cpu")
+    return {
+        "cpu": cpu.get("brand_raw") if isinstance(cpu, dict) else None,
+        "node": machine_info.get("node"),
+    }

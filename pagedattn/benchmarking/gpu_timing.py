@@ -1,0 +1,102 @@
+"""The time of one launch: many launches in a CUDA graph, replays timed with events."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MIN_GRAPH_SECONDS = 1e-3
+MAX_GRAPH_LAUNCHES = 1000
+HOST_CALLS = 30
+
+
+class DeviceClock:
+    """A clock that GPU work alone moves, for pytest-benchmark's `timer`.
+
+    The function under test replays a graph and advances the clock by the time the events
+    show; pytest-benchmark then reads the GPU's time where it would read the host's.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def __call__(self) -> float:
+        """Seconds of GPU work so far."""
+        return self._seconds
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock on."""
+        self._seconds += seconds
+
+
+DEVICE_CLOCK = DeviceClock()
+
+
+def rotation_size(bytes_each: int, device: torch.device | str = "cuda") -> int:
+    """How many inputs of `bytes_each` bytes are together larger than twice the L2."""
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    return 2 * l2_bytes // max(1, bytes_each) + 1
+
+
+class LaunchGraph:
+    """Launches captured in one CUDA graph, in turn, so often that a replay lasts a millisecond.
+
+    Args:
+        launches: one for each input of the rotation; each enqueues the same work on other data.
+    """
+
+    def __init__(self, launches: Sequence[Callable[[], object]]) -> None:
+        self.host_seconds = self._warm_up(launches)
+        seconds = self._time_eagerly(launches)
+        turns = max(1, round(MIN_GRAPH_SECONDS / (seconds * len(launches))))
+        turns = max(1, min(turns, MAX_GRAPH_LAUNCHES // len(launches)))
+        self.num_launches = turns * len(launches)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for launch in itertools.chain.from_iterable([launches] * turns):
+                launch()
+        self._begin = torch.cuda.Event(enable_timing=True)
+        self._end = torch.cuda.Event(enable_timing=True)
+
+    def replay(self) -> float:
+        """Replay once and return the seconds of one launch."""
+        self._begin.record()
+        self._graph.replay()
+        self._end.record()
+        self._end.synchronize()
+        return self._begin.elapsed_time(self._end) * 1e-3 / self.num_launches
+
+    @staticmethod
+    def _warm_up(launches: Sequence[Callable[[], object]]) -> float:
+        """Compile and settle; return the median seconds of host time that a launch costs."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        samples = []
+        with torch.cuda.stream(stream):
+            for launch in launches:
+                launch()
+            torch.cuda.synchronize()
+            for _ in range(HOST_CALLS):
+                begin = time.perf_counter()
+                launches[0]()
+                samples.append(time.perf_counter() - begin)
+                torch.cuda.synchronize()
+        torch.cuda.current_stream().wait_stream(stream)
+        return statistics.median(samples)
+
+    @staticmethod
+    def _time_eagerly(launches: Sequence[Callable[[], object]]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for launch in launches:
+            launch()
+        end.record()
+        end.synchronize()
+        return max(1e-6, begin.elapsed_time(end) * 1e-3 / len(launches))

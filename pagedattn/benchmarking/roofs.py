@@ -1,0 +1,67 @@
+"""What this GPU really does: read and copy bandwidth, and the rate of its matrix units."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedattn.benchmarking.gpu_timing import LaunchGraph
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READ_BYTES = 4 << 30
+MATRIX_SIZE = 8192
+REPLAYS = 10
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """Measured limits of a GPU.
+
+    Attributes:
+        read_gb_per_s: bytes read by a sum over 4 GiB, over its time; 1 GB is 1e9 bytes.
+        copy_gb_per_s: bytes read and written by a copy of 4 GiB, over its time.
+        matmul_tflop_per_s: rate of an 8192-cubed bfloat16 product of random matrices.
+    """
+
+    read_gb_per_s: float
+    copy_gb_per_s: float
+    matmul_tflop_per_s: float
+
+    def limit_seconds(self, num_bytes: int, flops: int) -> float:
+        """Least time for moving so many bytes and doing so many 16-bit matrix operations."""
+        return max(num_bytes / (self.read_gb_per_s * 1e9), flops / (self.matmul_tflop_per_s * 1e12))
+
+
+def _median_seconds(launch: Callable[[], object]) -> float:
+    graph = LaunchGraph([launch])
+    return statistics.median(graph.replay() for _ in range(REPLAYS))
+
+
+def measure_roofs(device: torch.device | str = "cuda") -> Roofs:
+    """Measure a GPU's limits; takes about a second and 8 GiB of its memory at most.
+
+    Less memory is used where less is free.
+    """
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    read_bytes = min(READ_BYTES, free_bytes // 4)
+    data = torch.randn(read_bytes // 4, device=device)
+    sums = torch.empty((), device=device)
+    read = _median_seconds(lambda: torch.sum(data, dim=0, out=sums))
+    target = torch.empty_like(data)
+    copy = _median_seconds(lambda: target.copy_(data))
+    del data, target
+    left, right = (
+        torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=torch.bfloat16) for _ in range(2)
+    )
+    product = torch.empty_like(left)
+    matmul = _median_seconds(lambda: torch.mm(left, right, out=product))
+    return Roofs(
+        read_gb_per_s=read_bytes / read * 1e-9,
+        copy_gb_per_s=2 * read_bytes / copy * 1e-9,
+        matmul_tflop_per_s=2 * MATRIX_SIZE**3 / matmul * 1e-12,
+    )

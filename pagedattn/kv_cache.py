@@ -1,0 +1,211 @@
+"""The KV cache: the tensors that hold every layer's keys and values, in blocks.
+
+This module is the one place that knows the layout. A block's keys of one head lie together,
+`[block_size, head_size]` contiguous, because that is what a program of the attention kernel
+reads; a block's keys and values of all heads lie together too, so that copying or swapping a
+block moves one contiguous range a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pagedattn.block_manager import BlockCopies
+    from pagedattn.config import CacheConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's keys and values: views, so writing to them writes to the cache.
+
+    Kernels take these by strides; only `head_size` must be contiguous.
+
+    Attributes:
+        key: [num_blocks, num_kv_heads, block_size, head_size].
+        value: the same shape, strides, dtype and device as `key`.
+
+    Raises:
+        ValueError: key and value differ in one of these, or are not as described.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.key.dim() != 4 or self.key.stride(3) != 1:
+            raise ValueError(
+                "key must be [num_blocks, num_kv_heads, block_size, head_size], contiguous in "
+                f"the last; given {tuple(self.key.shape)} with strides {self.key.stride()}"
+            )
+        for what, mine, other in (
+            ("shape", tuple(self.key.shape), tuple(self.value.shape)),
+            ("strides", self.key.stride(), self.value.stride()),
+            ("dtype", self.key.dtype, self.value.dtype),
+            ("device", self.key.device, self.value.device),
+        ):
+            if mine != other:
+                raise ValueError(
+                    f"key has {what} {mine}; value has {other}, and must have the same"
+                )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the pool."""
+        return self.key.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads."""
+        return self.key.shape[1]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block."""
+        return self.key.shape[2]
+
+    @property
+    def head_size(self) -> int:
+        """Elements of one head's key or value of one token."""
+        return self.key.shape[3]
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens that the cache can hold; slots are from 0 to this, exclusive."""
+        return self.num_blocks * self.block_size
+
+
+class KVCache:
+    """Keys and values of all layers, in `num_blocks` blocks of `block_size` tokens.
+
+    Attributes:
+        storage: [num_layers, num_blocks, 2, num_kv_heads, block_size, head_size]; index 0 of the
+            third dimension is K, 1 is V. Not initialised: a slot means nothing until written.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (num_layers, num_blocks, 2, num_kv_heads, block_size, head_size)
+        if min(shape) < 1:
+            raise ValueError(
+                "every size of a KV cache must be at least 1; "
+                f"given num_layers={num_layers}, num_blocks={num_blocks}, "
+                f"block_size={block_size}, num_kv_heads={num_kv_heads}, head_size={head_size}"
+            )
+        self.storage = torch.empty(shape, dtype=dtype, device=device)
+
+    @classmethod
+    def of(
+        cls, model: ModelConfig, cache: CacheConfig, device: torch.device | str = "cpu"
+    ) -> KVCache:
+        """Make the cache that a model needs."""
+        torch_name = "float8_e4m3fn" if cache.dtype == "float8_e4m3" else cache.dtype
+        dtype: torch.dtype = getattr(torch, torch_name)
+        return cls(
+            num_layers=model.num_layers,
+            num_blocks=cache.num_blocks,
+            block_size=cache.block_size,
+            num_kv_heads=model.num_kv_heads,
+            head_size=model.head_size,
+            dtype=dtype,
+            device=device,
+        )
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        return self.storage.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers' keys and values."""
+        return self.storage.nbytes
+
+    def layer(self, index: int) -> LayerCache:
+        """Views of one layer's keys and values."""
+        blocks = self.storage[index]
+        return LayerCache(blocks[:, 0], blocks[:, 1])
+
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        """Write tokens' K and V into their slots; changes this cache.
+
+        The plain way, for tests and for a CPU; `pagedattn.write_kv` chooses the fastest.
+
+        Args:
+            layer: index of the layer.
+            key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype.
+            value: the same shape.
+            slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
+        """
+        write_slots(self.layer(layer), key, value, slots)
+
+    def copy_blocks(self, copies: BlockCopies) -> None:
+        """Copy whole blocks of all layers, as copy on write asks; changes this cache.
+
+        All sources are read before a destination is written.
+        """
+        if len(copies):
+            device = self.storage.device
+            sources = torch.from_numpy(copies.sources).to(device, torch.int64)
+            destinations = torch.from_numpy(copies.destinations).to(device, torch.int64)
+            self.storage[:, destinations] = self.storage[:, sources]
+
+    def gather(
+        self, layer: int, block_table: NDArray[np.int32], num_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Collect one sequence's keys and values in token order: for tests and debugging.
+
+        Args:
+            layer: index of the layer.
+            block_table: int32 [at least ceil(num_tokens / block_size)], physical block ids.
+            num_tokens: tokens to collect.
+
+        Returns:
+            key, value: [num_tokens, num_kv_heads, head_size], copies.
+        """
+        view = self.layer(layer)
+        num_blocks = -(-num_tokens // view.block_size)
+        blocks = torch.as_tensor(block_table[:num_blocks], device=view.key.device).long()
+        key, value = (
+            part[blocks].transpose(1, 2).flatten(0, 1)[:num_tokens].contiguous()
+            for part in (view.key, view.value)
+        )
+        return key, value
+
+
+def write_slots(
+    cache: LayerCache, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Write tokens' K and V into slots of one layer with PyTorch's indexing; changes `cache`.
+
+    Worked example: block size 4, slot 10 is block 10 // 4 = 2, offset 10 % 4 = 2.
+
+    Args:
+        cache: the layer's views.
+        key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype.
+        value: the same shape.
+        slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
+    """
+    inside = (slots >= 0) & (slots < cache.num_slots)
+    slots = slots[inside]
+    blocks = slots // cache.block_size
+    offsets = slots % cache.block_size
+    cache.key[blocks, :, offsets] = key[inside].to(cache.key.dtype)
+    cache.value[blocks, :, offsets] = value[inside].to(cache.value.dtype)

@@ -1,0 +1,222 @@
+"""The command line of ``tools/plot.py``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pagedattn.report.results import Run, load_run, newest_file, require_one_machine, to_frame
+from pagedattn.report.rows import ResultsError
+from pagedattn.report.summary import Summary, summarise
+from pagedattn.report.text import clean, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pagedattn.report.plots import Plot
+
+STORAGE = Path(".benchmarks")
+DEFAULT_OUT = Path("figures") / "local"
+FORMATS = ("png", "svg")
+_PLOT_NAMES = ("latency", "bandwidth", "speedup", "bookkeeping")
+
+_EXAMPLES = """\
+examples:
+  python tools/plot.py
+      the newest run under .benchmarks/, drawn into figures/local/
+  python tools/plot.py run.json --out figures/h100 --baseline flashinfer
+  python tools/plot.py attention.json bookkeeping.json --formats png
+      both files joined; a later file's row replaces an earlier one's of the same name
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 2 after one sentence on stderr, or 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        _draw(options)
+        sys.stdout.flush()
+    except ResultsError as error:
+        print(clean(str(error)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader of our output left; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="plot.py",
+        description="Turn results of pytest-benchmark into plots, report.md and rows.csv.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILES",
+        help="results files (default: the newest run under .benchmarks/)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="the implementation that speedups are over (default: sdpa_contiguous if most "
+        "workloads have it, else torch likewise, else the one that most have)",
+    )
+    parser.add_argument(
+        "--formats",
+        type=_formats,
+        default=FORMATS,
+        metavar="LIST",
+        help="png, svg or png,svg (default: both)",
+    )
+    parser.add_argument(
+        "--allow-different-machines",
+        action="store_true",
+        help="join files even if they come from different machines",
+    )
+    return parser
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    asked = [name.strip().lower() for name in text.split(",")]
+    if not set(asked) <= set(FORMATS):
+        raise argparse.ArgumentTypeError(f"must be png, svg or png,svg, not {text!r}")
+    return tuple(name for name in FORMATS if name in asked)
+
+
+def _draw(options: argparse.Namespace) -> None:
+    run = load_run(options.files or [_newest()])
+    if not options.allow_different_machines:
+        require_one_machine(run)
+    summary = summarise(run.rows, options.baseline)
+    plots, written, removed = _write(run, summary, options)
+    _print_outcome(run, summary, plots)
+    out = clean(str(options.out))
+    _say(f"\nWritten to {out}: {', '.join(written)}")
+    if removed:
+        _say(f"Removed, left from an earlier run: {', '.join(removed)}")
+
+
+def _newest() -> Path:
+    newest = newest_file(STORAGE)
+    if newest is None:
+        raise ResultsError(
+            f"There is no saved run under {STORAGE}/: `tox -e bench` makes one, "
+            f"or name a results file."
+        )
+    return newest
+
+
+def _write(
+    run: Run, summary: Summary, options: argparse.Namespace
+) -> tuple[list[Plot], list[str], list[str]]:
+    """Write everything beside the output folder, then move it there.
+
+    Returns the plots, the names of the files written, and those of earlier plots removed because
+    this run has none such. Raises ResultsError, having changed nothing, if a folder cannot be used.
+    """
+    try:
+        from pagedattn.report.markdown import make_report
+        from pagedattn.report.plots import write_plots
+    except ImportError as error:
+        raise ResultsError(
+            f"Plots need pandas and matplotlib ({error}): pip install 'pagedattn[plot]'."
+        ) from None
+    out = Path(os.path.realpath(options.out))
+    if out.exists() and not out.is_dir():
+        raise ResultsError(f"The output folder {options.out} is a file.")
+    made: list[Path] = []
+    try:
+        made = _make_folders(out.parent)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
+            folder = Path(name)
+            plots = write_plots(summary, folder, options.formats)
+            text = make_report(run, summary, plots, _command(run, options))
+            (folder / "report.md").write_text(text, encoding="utf-8", newline="\n")
+            to_frame(run.rows).to_csv(folder / "rows.csv", index=False, lineterminator="\n")
+            written = sorted(path.name for path in folder.iterdir())
+            removed = _move(folder, written, out)
+            made = []
+    except OSError as error:
+        reason = f"{error.strerror or error}"
+        raise ResultsError(
+            f"The output folder {options.out} cannot be written: {reason}."
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            for path in reversed(made):
+                path.rmdir()
+    return plots, written, removed
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return the new ones, outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _move(folder: Path, names: list[str], out: Path) -> list[str]:
+    """Move the named files into `out`; remove plots that an earlier run left, and name them."""
+    for name in names:
+        if (out / name).is_dir():
+            raise ResultsError(f"{out / name} is a folder where a file must be written.")
+    out.mkdir(exist_ok=True)
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise PermissionError(13, "Permission denied")
+    for name in names:
+        shutil.move(folder / name, out / name)
+    ours = [f"{plot}.{suffix}" for plot in _PLOT_NAMES for suffix in FORMATS]
+    stale = [name for name in ours if name not in names and (out / name).is_file()]
+    for name in stale:
+        (out / name).unlink()
+    return stale
+
+
+def _command(run: Run, options: argparse.Namespace) -> str:
+    """Return the command that draws the same report again, for the report."""
+    words = ["python", "tools/plot.py", *(file.name for file in run.files)]
+    if options.baseline is not None:
+        words += ["--baseline", clean(options.baseline)]
+    if options.formats != FORMATS:
+        words += ["--formats", ",".join(options.formats)]
+    if options.allow_different_machines:
+        words.append("--allow-different-machines")
+    return shlex.join(words)
+
+
+def _print_outcome(run: Run, summary: Summary, plots: list[Plot]) -> None:
+    from pagedattn.report.tables import bookkeeping_tables, headline_tables
+
+    names = ", ".join(file.name for file in run.files)
+    _say(f"{plural(len(run.rows), 'row')} of {names}")
+    if run.num_replaced:
+        _say(f"{plural(run.num_replaced, 'row')} of earlier files replaced by a later file's")
+    if run.num_skipped:
+        _say(f"{plural(run.num_skipped, 'benchmark')} of other suites skipped")
+    for table in headline_tables(summary) or bookkeeping_tables(summary):
+        _say(f"\n{table.as_text()}")
+    for plot in plots:
+        if plot.reason is not None:
+            _say(f"\nLeft out {plot.name}: {plot.reason}.")
+
+
+def _say(text: str) -> None:
+    """Print, replacing letters that the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))

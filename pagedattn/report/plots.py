@@ -1,0 +1,72 @@
+"""All plots of a run, and the files they are written to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagedattn.report.bars import draw_bandwidth, draw_bookkeeping, draw_speedup
+from pagedattn.report.latency import draw_latency
+from pagedattn.report.style import looks_of, plain_style, save
+from pagedattn.report.text import clean, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from pagedattn.report.style import Look
+    from pagedattn.report.summary import Summary
+
+_DRAW: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
+    "latency": draw_latency,
+    "bandwidth": draw_bandwidth,
+    "speedup": draw_speedup,
+    "bookkeeping": draw_bookkeeping,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot of the report: its file names, or `reason` why the run has nothing to draw."""
+
+    name: str
+    files: tuple[str, ...]
+    alt: str
+    reason: str | None
+
+
+def write_plots(summary: Summary, folder: Path, formats: tuple[str, ...]) -> list[Plot]:
+    """Write ``NAME.FORMAT`` into `folder` for each plot that the run has data for.
+
+    The same summary gives the same bytes.
+    """
+    plots = []
+    looks = looks_of(summary.implementations)
+    with plain_style():
+        for name, draw in _DRAW.items():
+            figure = draw(summary, looks)
+            if isinstance(figure, str):
+                plots.append(Plot(name, (), "", figure))
+                continue
+            files = tuple(f"{name}.{suffix}" for suffix in formats)
+            for file in files:
+                save(figure, folder / file)
+            plots.append(Plot(name, files, _alt(name, summary), None))
+    return plots
+
+
+def _alt(name: str, summary: Summary) -> str:
+    """Say in words what a plot shows, for a reader who does not see it."""
+    if name == "bookkeeping":
+        count = sum(len(group.cases) for group in summary.bookkeeping)
+        return f"Median time with quartiles of {plural(count, 'bookkeeping operation')}"
+    count = len(summary.data_cases)
+    baseline = clean(summary.baseline or "")
+    about = {
+        "latency": "Latency against context and batch size, with quartiles",
+        "bandwidth": "Bandwidth against the measured roof",
+        "speedup": f"Speedup over {baseline}",
+    }[name]
+    return f"{about}, {plural(count, 'workload')}; the tables have the numbers"

@@ -1,0 +1,248 @@
+"""Read pytest-benchmark's results files, check them, and join several into one run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagedattn.report.rows import ResultsError, Row, expect_number, expect_object, parse_row
+from pagedattn.report.text import clean, cut, number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from os import PathLike
+
+    import pandas as pd
+
+COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
+"""The table's columns, in order: `Row` documents them."""
+
+_INT_COLUMNS = tuple(field.name for field in fields(Row) if "int" in str(field.type))
+_FLOAT_COLUMNS = tuple(field.name for field in fields(Row) if "float" in str(field.type))
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsFile:
+    """One results file: its rows, how many were not ours, and what it says of the machine.
+
+    `machine` is what tells machines apart; `about` is (label, text) pairs for a reader.
+    """
+
+    path: Path
+    rows: tuple[Row, ...]
+    num_skipped: int
+    machine: tuple[tuple[str, str], ...]
+    about: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """The file's path below the current directory, or its last part outside of it."""
+        path = self.path.resolve()
+        here = Path.cwd()
+        return clean(path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows of one or more files, sorted; `num_replaced` rows gave way to a later file's."""
+
+    files: tuple[ResultsFile, ...]
+    rows: tuple[Row, ...]
+    num_replaced: int
+
+    @property
+    def num_skipped(self) -> int:
+        """How many benchmarks of all files have no area, implementation or workload."""
+        return sum(file.num_skipped for file in self.files)
+
+
+def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataFrame:
+    """Read results files into a tidy table with one row per case and implementation.
+
+    `paths` are one or more JSON files of pytest-benchmark, with or without raw samples. A later
+    file's row replaces an earlier one's of the same ``fullname``. Files of different machines are
+    not refused here. Raises ResultsError if a file is missing, unreadable, not pytest-benchmark's
+    or broken, or if no row is ours.
+
+    The columns are those of `COLUMNS`; what a benchmark does not say is missing. Names: ``area``,
+    ``device``, ``implementation``, ``workload``, ``kind``, ``operation``, ``length_distribution``,
+    ``dtype``, ``fullname``, ``file``. Counts, as Int64: ``batch`` sequences, ``context`` tokens of
+    the longest one, ``num_sequences``, ``num_query_heads``, ``num_kv_heads``, ``head_size``
+    elements, ``block_size`` tokens, ``rounds``. Microseconds: ``median_us``, ``q1_us``, ``q3_us``,
+    ``min_us``, ``max_us``, ``limit_us``, ``host_us``. 1e9 bytes a second: ``gb_per_s``,
+    ``measured_read_gb_per_s``. 1e12 operations a second: ``tflop_per_s``. A fraction:
+    ``share_of_bandwidth``. In the benchmark's own unit: ``error``, ``error_budget``. Totals:
+    ``bytes``, ``peak_memory_bytes``, ``flops``.
+    """
+    if isinstance(paths, str) or not hasattr(paths, "__iter__"):
+        paths = [paths]
+    return to_frame(load_run([Path(path) for path in paths]).rows)
+
+
+def to_frame(rows: tuple[Row, ...]) -> pd.DataFrame:
+    """Return the table that `load` documents, of these rows in their order."""
+    import pandas as pd
+
+    data = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    dtypes = dict.fromkeys(COLUMNS, "object")
+    dtypes |= dict.fromkeys(_INT_COLUMNS, "Int64") | dict.fromkeys(_FLOAT_COLUMNS, "float64")
+    return pd.DataFrame({name: pd.Series(data[name], dtype=dtypes[name]) for name in COLUMNS})
+
+
+def load_run(paths: list[Path]) -> Run:
+    """Read and join files; raise ResultsError as `load` does."""
+    if not paths:
+        raise ResultsError("There is no results file to read: give at least one.")
+    files = tuple(read_file(path) for path in paths)
+    rows: dict[object, Row] = {}
+    num_rows = 0
+    for place, file in enumerate(files):
+        for i, row in enumerate(file.rows):
+            rows[row.fullname or (place, i)] = row
+            num_rows += 1
+    if not rows:
+        names = ", ".join(_quoted(path) for path in paths)
+        raise ResultsError(
+            f"None of the {sum(file.num_skipped for file in files)} benchmarks in {names} has the "
+            f"extra_info of this suite: area, implementation and workload."
+        )
+    ordered = tuple(sorted(rows.values(), key=lambda row: row.sort_key))
+    return Run(files, ordered, num_rows - len(rows))
+
+
+def require_one_machine(run: Run) -> None:
+    """Raise ResultsError if the run's files come from different machines."""
+    first = run.files[0]
+    for file in run.files[1:]:
+        if file.machine != first.machine:
+            raise ResultsError(
+                f"{_quoted(first.path)} and {_quoted(file.path)} come from different machines "
+                f"({_named(first)}; {_named(file)}): "
+                f"give --allow-different-machines to join them anyway."
+            )
+
+
+def newest_file(folder: Path) -> Path | None:
+    """Return the newest run in pytest-benchmark's storage `folder`, or None if it holds none.
+
+    The newest has the latest modification time, then the last name.
+    """
+    saved = [path for path in folder.glob("*/[0-9][0-9][0-9][0-9]_*.json") if path.is_file()]
+    return max(saved, key=lambda path: (path.stat().st_mtime_ns, path.name, path), default=None)
+
+
+def read_file(path: Path) -> ResultsFile:
+    """Read and check one file; raise ResultsError with a sentence that names it."""
+    try:
+        text = path.read_bytes()
+    except IsADirectoryError:
+        raise ResultsError(f"{_quoted(path)} is a folder, not a results file.") from None
+    except FileNotFoundError:
+        raise ResultsError(f"{_quoted(path)} does not exist.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ResultsError(f"{_quoted(path)} cannot be read: {reason}.") from None
+    if not text.strip():
+        raise ResultsError(f"{_quoted(path)} is empty.")
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = cut(str(error), 120)
+        raise ResultsError(f"{_quoted(path)} is not valid JSON: {reason}.") from None
+    try:
+        return _parse(path, content)
+    except ResultsError as error:
+        raise ResultsError(f"{_quoted(path)}: {error}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _parse(path: Path, content: Any) -> ResultsFile:
+    if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
+        raise ResultsError("this is not a results file of pytest-benchmark.")
+    if not content["benchmarks"]:
+        raise ResultsError("the file holds no benchmarks.")
+    info = expect_object(content.get("machine_info"), "machine_info")
+    own = expect_object(info.get("pagedattn") or {}, "machine_info.pagedattn")
+    gpu = expect_object(own.get("gpu") or {}, "machine_info.pagedattn.gpu")
+    measured = expect_object(own.get("measured") or {}, "machine_info.pagedattn.measured")
+    roofs = {}
+    if measured.get("read_gb_per_s") is not None:
+        value = expect_number(measured["read_gb_per_s"], "measured.read_gb_per_s")
+        roofs = {"cuda" if gpu else "cpu": value}
+    rows = [parse_row(benchmark, clean(path.name), roofs) for benchmark in content["benchmarks"]]
+    kept = tuple(row for row in rows if row is not None)
+    machine = _machine(info, own)
+    return ResultsFile(
+        path, kept, len(rows) - len(kept), machine, tuple(_about(content, info, own, gpu, measured))
+    )
+
+
+def _machine(info: dict[str, Any], own: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    if own.get("machine") is not None:
+        machine = expect_object(own["machine"], "machine_info.pagedattn.machine")
+    else:
+        cpu = info.get("cpu")
+        brand = cpu.get("brand_raw") if isinstance(cpu, dict) else None
+        machine = {"cpu": brand, "node": info.get("node")}
+    return tuple(sorted((clean(str(key)), clean(str(value))) for key, value in machine.items()))
+
+
+def _about(
+    content: dict[str, Any],
+    info: dict[str, Any],
+    own: dict[str, Any],
+    gpu: dict[str, Any],
+    measured: dict[str, Any],
+) -> list[tuple[str, str]]:
+    """Make the lines of a report's table about the machine, of what the file says of it."""
+    versions = expect_object(own.get("versions") or {}, "machine_info.pagedattn.versions")
+    commit = content.get("commit_info")
+    commit = commit if isinstance(commit, dict) else {}
+    changed = " with uncommitted changes" if commit.get("dirty") is True else ""
+    python = versions.get("python") or info.get("python_version")
+    lines: list[tuple[str, object, str]] = [
+        ("GPU", gpu.get("name"), ""),
+        ("GPU memory", _gib(gpu.get("memory_bytes")), " GiB"),
+        ("multiprocessors", gpu.get("num_sms"), ""),
+        ("L2 cache", _gib(gpu.get("l2_bytes"), 1 << 20), " MiB"),
+        ("driver", gpu.get("driver"), ""),
+        ("CUDA", gpu.get("cuda"), ""),
+        ("SM clock", gpu.get("sm_clock_mhz"), " MHz"),
+        ("highest SM clock", gpu.get("sm_clock_max_mhz"), " MHz"),
+        ("memory clock", gpu.get("memory_clock_mhz"), " MHz"),
+        ("power limit", gpu.get("power_limit_w"), " W"),
+        ("temperature", gpu.get("temperature_c"), " °C"),
+        ("measured read bandwidth", measured.get("read_gb_per_s"), " GB/s"),
+        ("measured copy bandwidth", measured.get("copy_gb_per_s"), " GB/s"),
+        ("CPU", dict(_machine(info, own)).get("cpu"), ""),
+        ("CPU cores", own.get("num_cpus"), ""),
+        ("Python", python, ""),
+        *((str(name), version, "") for name, version in versions.items() if name != "python"),
+        ("commit", commit.get("id"), changed),
+        ("measured at", content.get("datetime"), ""),
+    ]
+    return [
+        (clean(label), (number(value) if isinstance(value, float) else cut(str(value), 80)) + unit)
+        for label, value, unit in lines
+        if isinstance(value, str | int | float) and value not in ("", "None")
+    ]
+
+
+def _gib(value: Any, unit: int = 1 << 30) -> float | None:
+    return None if value is None else expect_number(value, "a size in bytes") / unit
+
+
+def _named(file: ResultsFile) -> str:
+    known = dict(file.machine)
+    gpu = known.get("gpu", "None")
+    names = [known.get("cpu", "an unnamed CPU"), "no GPU" if gpu == "None" else gpu]
+    return " with ".join(names)
+
+
+def _quoted(path: Path) -> str:
+    return clean(str(path)) or "''"

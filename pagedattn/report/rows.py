@@ -1,0 +1,236 @@
+"""One benchmark of a results file, checked: what was measured, how long it took, how good it is."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pagedattn.report.text import clean, cut
+
+BOOKKEEPING_AREAS = ("block_manager", "page_table")
+_AREA_ORDER = ("attention", "kv_write", "kv_cache", *BOOKKEEPING_AREAS)
+_DEVICE_ORDER = ("cuda", "cpu")
+_KIND_ORDER = ("decode", "mixed", "prefill")
+_LARGEST = 1e18
+_LONGEST_SECONDS = 1e6
+
+_TEXTS = ("kind", "operation", "length_distribution", "dtype")
+_COUNTS = (
+    "batch",
+    "context",
+    "num_sequences",
+    "num_query_heads",
+    "num_kv_heads",
+    "head_size",
+    "block_size",
+)
+_NUMBERS = (
+    "bytes",
+    "flops",
+    "gb_per_s",
+    "tflop_per_s",
+    "share_of_bandwidth",
+    "measured_read_gb_per_s",
+    "limit_us",
+    "error",
+    "error_budget",
+    "peak_memory_bytes",
+    "host_us",
+)
+
+
+class ResultsError(ValueError):
+    """A results file cannot be used; the message is one sentence for the person who gave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One case under one implementation; absent values are None.
+
+    Times are microseconds of one launch or call, over `rounds` rounds. `batch` counts sequences
+    and `context` the tokens of the longest one. `share_of_bandwidth` is a fraction of
+    `measured_read_gb_per_s`, 0 to 1. `error` and `error_budget` share the unit that the benchmark
+    chose. GB and TFLOP are powers of ten.
+    """
+
+    area: str
+    device: str
+    implementation: str
+    workload: str
+    kind: str | None
+    operation: str | None
+    batch: int | None
+    context: int | None
+    num_sequences: int | None
+    length_distribution: str | None
+    num_query_heads: int | None
+    num_kv_heads: int | None
+    head_size: int | None
+    block_size: int | None
+    dtype: str | None
+    median_us: float
+    q1_us: float
+    q3_us: float
+    min_us: float
+    max_us: float
+    rounds: int
+    gb_per_s: float | None
+    share_of_bandwidth: float | None
+    measured_read_gb_per_s: float | None
+    tflop_per_s: float | None
+    limit_us: float | None
+    error: float | None
+    error_budget: float | None
+    host_us: float | None
+    bytes: float | None
+    flops: float | None
+    peak_memory_bytes: float | None
+    fullname: str
+    file: str
+
+    @property
+    def is_bookkeeping(self) -> bool:
+        """Whether the row is of the block manager or the page table, not of data on a device."""
+        return self.area in BOOKKEEPING_AREAS
+
+    @property
+    def is_compute_bound(self) -> bool:
+        """Whether the work has 100 operations a byte or more, so that GB/s say little of it."""
+        if not self.bytes or not self.flops or self.tflop_per_s is None:
+            return False
+        return self.flops >= 100 * self.bytes
+
+    @property
+    def sort_key(self) -> tuple[Any, ...]:
+        """The order of tables: area, device, kind, size, name; CUDA before CPU."""
+        return (
+            _place(self.area, _AREA_ORDER),
+            _place(self.device, _DEVICE_ORDER),
+            _place(self.kind or "", _KIND_ORDER),
+            self.operation or "",
+            self.batch or 0,
+            self.context or 0,
+            self.num_sequences or 0,
+            self.workload,
+            self.length_distribution or "",
+            self.implementation,
+            self.fullname,
+            self.file,
+        )
+
+
+def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order), name)
+
+
+def expect_object(value: Any, what: str) -> dict[str, Any]:
+    """Return `value` if it is a JSON object, else raise ResultsError naming `what`."""
+    if not isinstance(value, dict):
+        raise ResultsError(f"{what} must be a JSON object, not {_shown(value)}.")
+    return value
+
+
+def expect_number(value: Any, what: str) -> float:
+    """Return `value` as a float if it is a number from 0 to 1e18, else raise ResultsError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+        raise ResultsError(f"{what} must be a number from 0 to {_LARGEST:g}, not {_shown(value)}.")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return "a larger number"
+    return cut(json.dumps(value), 60)
+
+
+def _text(value: Any, what: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ResultsError(f"{what} must be a string, not {_shown(value)}.")
+    return _encodable(value)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _count(value: Any, what: str) -> int | None:
+    if value is None:
+        return None
+    number = expect_number(value, what)
+    if not number.is_integer():
+        raise ResultsError(f"{what} must be a whole number, not {_shown(value)}.")
+    return int(value)
+
+
+def _times_us(stats: dict[str, Any], what: str) -> dict[str, float]:
+    names = ("min", "q1", "median", "q3", "max")
+    seconds = {name: expect_number(stats.get(name), f"{what} stats.{name}") for name in names}
+    if not 0 < seconds["median"] <= _LONGEST_SECONDS or seconds["max"] > _LONGEST_SECONDS:
+        raise ResultsError(
+            f"{what} stats must be times above 0 and up to {_LONGEST_SECONDS:g} seconds, "
+            f"not a median of {seconds['median']:g} and a maximum of {seconds['max']:g}."
+        )
+    values = [seconds[name] for name in names]
+    for i in range(len(names) - 1):
+        low, high = values[i : i + 2]
+        if low > high and not math.isclose(low, high, rel_tol=1e-9):
+            raise ResultsError(
+                f"{what} stats must have {names[i]} up to {names[i + 1]}, not {low:g} and {high:g}."
+            )
+    return {f"{name}_us": seconds[name] * 1e6 for name in names}
+
+
+def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
+    """Make a row of one entry of a results file's ``benchmarks``.
+
+    `roofs` is the file's measured read bandwidth in GB/s by device, for rows without their own.
+    A row without `gb_per_s`, `tflop_per_s` or `share_of_bandwidth` gets them from `bytes`, `flops`
+    and the median if they are known. Returns None for a row of another suite, one whose
+    ``extra_info`` has no ``area``, ``implementation`` or ``workload`` that is text. Raises
+    ResultsError for one of our rows that is broken.
+    """
+    benchmark = expect_object(benchmark, "each of benchmarks")
+    extra = benchmark.get("extra_info")
+    if not isinstance(extra, dict):
+        return None
+    names = {key: extra.get(key) for key in ("area", "implementation", "workload")}
+    if not all(isinstance(name, str) and name.strip() for name in names.values()):
+        return None
+    fullname = _text(benchmark.get("fullname"), "each fullname") or ""
+    what = f"benchmark {clean(fullname)[:120]!r}:"
+    stats = expect_object(benchmark.get("stats"), f"{what} stats")
+    texts = {key: _text(extra.get(key), f"{what} {key}") for key in _TEXTS}
+    counts = {key: _count(extra.get(key), f"{what} {key}") for key in _COUNTS}
+    numbers = {
+        key: None if extra.get(key) is None else expect_number(extra[key], f"{what} {key}")
+        for key in _NUMBERS
+    }
+    rounds = _count(stats.get("rounds"), f"{what} stats.rounds")
+    if not rounds:
+        raise ResultsError(f"{what} stats.rounds must be 1 or more, not {rounds}.")
+    device = _text(extra.get("device"), f"{what} device") or "unknown"
+    times = _times_us(stats, what)
+    _derive(numbers, times["median_us"], roofs.get(device))
+    values: dict[str, Any] = {key: _encodable(str(name)) for key, name in names.items()}
+    values |= {"device": device, "rounds": rounds, "fullname": fullname, "file": file}
+    values |= texts | counts | numbers | times
+    return Row(**values)
+
+
+def _derive(numbers: dict[str, float | None], median_us: float, roof: float | None) -> None:
+    """Fill in what follows from other values: a byte in a microsecond is 1e-3 GB/s."""
+    for rate, amount, scale in (("gb_per_s", "bytes", 1e-3), ("tflop_per_s", "flops", 1e-6)):
+        total = numbers[amount]
+        if numbers[rate] is None and total is not None:
+            numbers[rate] = total / median_us * scale
+    if numbers["measured_read_gb_per_s"] is None:
+        numbers["measured_read_gb_per_s"] = roof
+    rate_now, roof_now = numbers["gb_per_s"], numbers["measured_read_gb_per_s"]
+    if numbers["share_of_bandwidth"] is None and rate_now is not None and roof_now:
+        numbers["share_of_bandwidth"] = rate_now / roof_now

@@ -1,0 +1,157 @@
+"""The tables of a report, as cells; and cells as aligned text or markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagedattn.report.text import (
+    MISSING,
+    clean,
+    duration,
+    escape,
+    flops_rate,
+    number,
+    percent,
+    times,
+)
+
+if TYPE_CHECKING:
+    from pagedattn.report.rows import Row
+    from pagedattn.report.summary import Case, Group, Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells of text; columns from `first_number` on are aligned to the right."""
+
+    title: str
+    header: list[str]
+    lines: list[list[str]]
+    first_number: int
+
+    def as_text(self) -> str:
+        """Return the table with aligned columns, for a terminal."""
+        lines = [[clean(cell) for cell in line] for line in [self.header, *self.lines]]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = [
+            "  ".join(
+                cell.rjust(width) if place >= self.first_number else cell.ljust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([clean(self.title), *texts])
+
+    def as_markdown(self) -> str:
+        """Return the table in markdown, its names escaped."""
+        rule = ["---" if i < self.first_number else "---:" for i in range(len(self.header))]
+        lines = [[escape(cell) for cell in line] for line in [self.header, *self.lines]]
+        lines.insert(1, rule)
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def headline_tables(summary: Summary) -> list[Table]:
+    """Make a table for each area and device: a line per workload with its best implementation.
+
+    Medians are microseconds. "of the limit" is the best one's share of the measured read
+    bandwidth, or its TFLOP/s where work has 100 operations a byte or more.
+    """
+    return [_headline(group, summary.baseline) for group in summary.data]
+
+
+def _headline(group: Group, baseline: str | None) -> Table:
+    names = group.implementations
+    compares = baseline in names and len(names) > 1
+    speedup = [f"best over {baseline}"] if compares else []
+    header = ["workload", "best", "median µs", "share or rate", *speedup]
+    lines = []
+    for case in group.cases:
+        best = case.best
+        ratio = [times(case.speedup(best.implementation, baseline or ""))] if compares else []
+        medians = [
+            number(case.rows[name].median_us) if name in case.rows else MISSING for name in names
+        ]
+        line = [case.label, best.implementation, number(best.median_us), _quality(best)]
+        lines.append([*line, *ratio, *medians])
+    return Table(group.title, [*header, *(f"{name} µs" for name in names)], lines, 2)
+
+
+def _quality(row: Row) -> str:
+    """Return how near a row is to its limit: the share of bandwidth, or the rate."""
+    if row.is_compute_bound or (row.gb_per_s is None and row.tflop_per_s is not None):
+        return flops_rate(row.tflop_per_s or 0.0)
+    if row.share_of_bandwidth is not None:
+        return percent(row.share_of_bandwidth)
+    return MISSING if row.gb_per_s is None else f"{number(row.gb_per_s)} GB/s"
+
+
+def bookkeeping_tables(summary: Summary) -> list[Table]:
+    """Make a table for each bookkeeping area: each operation's median, quartiles and rounds."""
+    header = ["operation", "implementation", "median", "quartiles", "per sequence", "rounds"]
+    return [
+        Table(
+            group.title,
+            header,
+            [
+                [
+                    case.label,
+                    row.implementation,
+                    duration(row.median_us),
+                    f"{duration(row.q1_us)} to {duration(row.q3_us)}",
+                    duration(row.median_us / row.num_sequences) if row.num_sequences else MISSING,
+                    str(row.rounds),
+                ]
+                for case in group.cases
+                for row in case.rows.values()
+            ],
+            2,
+        )
+        for group in summary.bookkeeping
+    ]
+
+
+def full_tables(summary: Summary) -> list[Table]:
+    """Make a table for each area and device with a line for each case and implementation."""
+    header = [
+        "case",
+        "implementation",
+        "median µs",
+        "q1 µs",
+        "q3 µs",
+        "rounds",
+        "GB/s",
+        "share",
+        "TFLOP/s",
+        "error / budget",
+        "host µs",
+    ]
+    return [
+        Table(
+            group.title,
+            header,
+            [_full(case, row) for case in group.cases for row in case.rows.values()],
+            2,
+        )
+        for group in (*summary.data, *summary.bookkeeping)
+    ]
+
+
+def _full(case: Case, row: Row) -> list[str]:
+    error = MISSING
+    if row.error is not None:
+        budget = MISSING if row.error_budget is None else f"{row.error_budget:.2g}"
+        error = f"{row.error:.2g} / {budget}"
+    return [
+        case.label,
+        row.implementation,
+        number(row.median_us),
+        number(row.q1_us),
+        number(row.q3_us),
+        str(row.rounds),
+        number(row.gb_per_s),
+        percent(row.share_of_bandwidth),
+        number(row.tflop_per_s),
+        error,
+        number(row.host_us),
+    ]

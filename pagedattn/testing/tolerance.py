@@ -1,0 +1,87 @@
+"""How wrong a result may be: as wrong as an ordinary computation in the same precision.
+
+The budget of a case is measured on that case. An ordinary computation multiplies the inputs with
+float32 sums, as matrix units do, rounds the softmax weights to the inputs' dtype for the second
+product, and rounds the result. Its error against float64 is the measure; a kernel that adds in
+another order may err a few times as much, and a rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedattn.attention.reference import reference_attention
+
+if TYPE_CHECKING:
+    from pagedattn.testing.inputs import AttentionInputs
+
+FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """An error, or the largest that is allowed.
+
+    Attributes:
+        relative: Euclidean norm of the difference, over the norm of the exact result.
+        largest: largest absolute difference of an element.
+    """
+
+    relative: float
+    largest: float
+
+    def covers(self, error: ErrorBudget) -> bool:
+        """Whether an error is within this budget; NaN never is."""
+        return error.relative <= self.relative and error.largest <= self.largest
+
+
+def error_of(result: torch.Tensor, exact: torch.Tensor) -> ErrorBudget:
+    """Error of a result against the exact one, both in any dtype and of one shape."""
+    if exact.numel() == 0:
+        return ErrorBudget(0.0, 0.0)
+    difference = result.double() - exact.double()
+    norm = float(exact.double().norm())
+    relative = float(difference.norm()) / norm if norm else float(difference.norm())
+    return ErrorBudget(relative, float(difference.abs().max()))
+
+
+def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
+    """Error that attention over these inputs may have.
+
+    Args:
+        inputs: the case.
+        exact: its result in float64.
+
+    Returns:
+        FACTOR times the error of the ordinary computation, and one unit of rounding.
+    """
+    dtype = inputs.query.dtype
+    rounded = reference_attention(
+        inputs.query, inputs.cache, inputs.batch, dtype=torch.float32, weights_dtype=dtype
+    ).to(dtype)
+    ordinary = error_of(rounded, exact)
+    unit = torch.finfo(dtype).eps
+    largest = float(exact.abs().max()) if exact.numel() else 0.0
+    return ErrorBudget(
+        FACTOR * ordinary.relative + unit, FACTOR * ordinary.largest + unit * largest
+    )
+
+
+def check_attention(
+    result: torch.Tensor, inputs: AttentionInputs
+) -> tuple[ErrorBudget, ErrorBudget]:
+    """Compare a result with attention in float64.
+
+    Returns:
+        The error and the budget.
+
+    Raises:
+        AssertionError: the error is above the budget, or something is NaN.
+    """
+    exact = reference_attention(inputs.query, inputs.cache, inputs.batch, dtype=torch.float64)
+    error, budget = error_of(result, exact), error_budget(inputs, exact)
+    assert budget.covers(error), f"the error {error} is above the budget {budget}"
+    return error, budget

@@ -1,0 +1,32 @@
+"""What to run: named shapes, distributions of request lengths, and loaders for published traces."""
+
+from pagedattn.workloads.lengths import AZURE_CONVERSATION, LengthDistribution, RequestLengths
+from pagedattn.workloads.shapes import (
+    ALL_SHAPES,
+    CPU_DECODE,
+    CPU_PREFILL,
+    DECODE,
+    MIXED,
+    PREFILL,
+    AttentionShape,
+    find_shape,
+)
+from pagedattn.workloads.traces import MOONCAKE_BLOCK_TOKENS, Request, TraceError, load_trace
+
+__all__ = [
+    "ALL_SHAPES",
+    "AZURE_CONVERSATION",
+    "CPU_DECODE",
+    "CPU_PREFILL",
+    "DECODE",
+    "MIXED",
+    "MOONCAKE_BLOCK_TOKENS",
+    "PREFILL",
+    "AttentionShape",
+    "LengthDistribution",
+    "Request",
+    "RequestLengths",
+    "TraceError",
+    "find_shape",
+    "load_trace",
+]

@@ -1,0 +1,170 @@
+"""Wrong arguments get one sentence that says what was given and what is allowed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pagedattn import PageTable
+from pagedattn.attention import (
+    AttentionBatch,
+    attention,
+    get_implementation,
+    implementation_names,
+    register,
+    write_kv,
+)
+from pagedattn.attention import registry as registry_module
+from pagedattn.attention.torch_impl import TorchImplementation
+from pagedattn.testing import check_attention, make_inputs
+from pagedattn.workloads import AttentionShape
+
+SHAPE = AttentionShape("small", (1, 1), (7, 16), 4, 2, 64, 4, "float32")
+
+
+@pytest.fixture
+def inputs():
+    return make_inputs(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda q: q[0], "query has 2 dimensions; it must be"),
+        (lambda q: q[:1], "query has 1 tokens; the batch has 2"),
+        (lambda q: q[..., :32], "query has head_size 32; the cache has 64"),
+        (lambda q: q[:, :3], "query has 3 heads, which is no multiple of the cache's 2 KV heads"),
+        (lambda q: q.half(), r"query is torch.float16; the cache is torch.float32"),
+        (lambda q: q.transpose(1, 2).contiguous().transpose(1, 2), "query must be contiguous"),
+        (lambda q: q.to("meta"), "query is on meta; the cache is on cpu"),
+    ],
+)
+def test_a_query_that_does_not_fit_is_refused(inputs, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        attention(change(inputs.query), inputs.cache, inputs.batch)
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        (torch.empty(2, 4, 32), "out is torch.float32 .2, 4, 32."),
+        (torch.empty(2, 4, 64, dtype=torch.float16), "out is torch.float16"),
+        (torch.empty(2, 64, 4).transpose(1, 2), "out must be contiguous"),
+        (torch.empty(2, 4, 64, device="meta"), "out is on meta"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_refused(inputs, out, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        attention(inputs.query, inputs.cache, inputs.batch, out=out)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"key": torch.zeros(2, 2, 32)}, "key has shape .2, 2, 32."),
+        ({"value": torch.zeros(3, 2, 64)}, "value has shape .3, 2, 64."),
+        ({"slots": torch.zeros(2, dtype=torch.int32)}, "slots are torch.int32; they must be"),
+        ({"slots": torch.zeros(2, dtype=torch.int64, device="meta")}, "slots is on meta"),
+        ({"key": torch.zeros(2, 64, 2).transpose(1, 2)}, "key must be contiguous"),
+    ],
+)
+def test_keys_values_and_slots_that_do_not_fit_are_refused(inputs, change, sentence):
+    given = {"key": inputs.key, "value": inputs.value, "slots": inputs.batch.slots} | change
+    before = inputs.cache.key.clone()
+    with pytest.raises(ValueError, match=sentence):
+        write_kv(given["key"], given["value"], inputs.cache, given["slots"])
+    torch.testing.assert_close(inputs.cache.key, before, equal_nan=True, rtol=0, atol=0)
+
+
+def test_an_unknown_implementation_names_the_known_ones(inputs):
+    with pytest.raises(ValueError, match="no implementation 'fast'; known are triton, torch, ref"):
+        attention(inputs.query, inputs.cache, inputs.batch, implementation="fast")
+
+
+def test_what_an_implementation_cannot_take_is_said():
+    pytest.importorskip("triton")
+    inputs = make_inputs(AttentionShape("large", (1,), (3,), 1, 1, 512, 4, "float32"))
+    with pytest.raises(ValueError, match="'triton' cannot take these inputs: head_size 512"):
+        attention(inputs.query, inputs.cache, inputs.batch, implementation="triton")
+    check_attention(attention(inputs.query, inputs.cache, inputs.batch), inputs)
+
+
+def test_a_registered_implementation_is_called_by_its_name(inputs, monkeypatch):
+    monkeypatch.setattr(registry_module, "_made", dict(registry_module._made))
+
+    class Mine(TorchImplementation):
+        name = "mine"
+
+        def attention(self, query, cache, batch, scale, out):
+            super().attention(query, cache, batch, scale, out)
+            out.neg_()
+
+    register(Mine())
+    assert "mine" in implementation_names()
+    mine, own = (
+        attention(inputs.query, inputs.cache, inputs.batch, implementation=name)
+        for name in ("mine", "torch")
+    )
+    assert torch.equal(mine, -own)
+    for name in ("mine", "torch"):
+        other = Mine()
+        other.name = name
+        with pytest.raises(ValueError, match=f"named '{name}' exists"):
+            register(other)
+    assert get_implementation("mine").name == "mine"
+
+
+def page_table(lengths, block_size=4):
+    lengths = np.array(lengths)
+    width = max(1, int(-(-lengths.max(initial=0) // block_size)))
+    tables = np.arange(lengths.size * width, dtype=np.int32).reshape(lengths.size, width)
+    return PageTable(block_size, tables, lengths)
+
+
+def test_a_batch_has_the_rows_and_slots_of_its_page_table():
+    batch = AttentionBatch.of(page_table([7, 4]), [3, 1])
+    assert batch.query_starts.tolist() == [0, 3, 4]
+    assert batch.kv_lengths.tolist() == [7, 4]
+    assert batch.slots.tolist() == [4, 5, 6, 2 * 4 + 3]
+    assert (batch.max_query_length, batch.max_kv_length) == (3, 7)
+    assert (batch.num_sequences, batch.num_query_tokens) == (2, 4)
+
+
+def test_more_queries_than_tokens_are_refused():
+    with pytest.raises(ValueError, match="must be from 0 to each sequence's length"):
+        AttentionBatch.of(page_table([7, 4]), [3, 5])
+
+
+def test_a_batch_is_updated_in_place():
+    batch = AttentionBatch.of(page_table([9, 9]))
+    pointers = [batch.block_tables.data_ptr(), batch.kv_lengths.data_ptr(), batch.slots.data_ptr()]
+    other = AttentionBatch.of(page_table([3, 8]))
+    batch.update(other)
+    assert batch.kv_lengths.tolist() == [3, 8]
+    assert batch.slots.tolist() == other.slots.tolist()
+    assert batch.block_tables[:, :2].tolist() == other.block_tables.tolist()
+    assert pointers == [
+        batch.block_tables.data_ptr(),
+        batch.kv_lengths.data_ptr(),
+        batch.slots.data_ptr(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (lambda: AttentionBatch.of(page_table([30, 8])), "max_kv_length is 30"),
+        (lambda: AttentionBatch.of(page_table([3, 8]), 2), "max_query_length is 2"),
+        (lambda: AttentionBatch.of(page_table([3])), "kv_lengths has shape"),
+        (
+            lambda: dataclasses.replace(AttentionBatch.of(page_table([30, 8])), max_kv_length=9),
+            "block tables are 8 blocks wide",
+        ),
+    ],
+)
+def test_an_update_that_does_not_fit_changes_nothing(other, sentence):
+    batch = AttentionBatch.of(page_table([9, 9]))
+    with pytest.raises(ValueError, match=sentence):
+        batch.update(other())
+    assert batch.kv_lengths.tolist() == [9, 9]

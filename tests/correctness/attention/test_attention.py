@@ -1,0 +1,233 @@
+"""Every implementation gives what attention in float64 gives, on every shape it claims."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pagedattn.attention import AttentionBatch, attention
+from pagedattn.testing import check_attention, make_inputs
+from pagedattn.workloads import AttentionShape
+
+HEADS = {"mha": (4, 4), "gqa": (8, 2), "group3": (9, 3), "mqa": (8, 1)}
+HEAD_SIZES = [64, 80, 96, 128, 256]
+BLOCK_SIZES = [1, 8, 16, 32, 64, 128, 256]
+KINDS = ["decode", "prefill", "mixed"]
+ON = [
+    pytest.param(("cpu", "float16"), id="cpu-fp16"),
+    pytest.param(("cpu", "float32"), id="cpu-fp32"),
+    pytest.param(("cuda", "float16"), id="cuda-fp16", marks=pytest.mark.gpu),
+    pytest.param(("cuda", "bfloat16"), id="cuda-bf16", marks=pytest.mark.gpu),
+    pytest.param(("cuda", "float32"), id="cuda-fp32", marks=pytest.mark.gpu),
+]
+
+
+def lengths(kind, block_size, device):
+    """Query and KV lengths: one token, a block but one, a block, one more, several tiles."""
+    kv = [1, max(1, block_size - 1), block_size, block_size + 1, 2 * block_size + 5, 333]
+    if device == "cpu":  # the interpreter takes a millisecond and more for a tile
+        kv[4:] = [133]
+        if kind == "prefill":
+            kv = [min(length, 70) for length in kv]
+    if kind == "decode":
+        return (1,) * len(kv), tuple(kv)
+    if kind == "prefill":
+        return tuple(kv), tuple(kv)
+    queries = [1, 5, 1, 40, 3, 100]
+    return tuple(min(pair) for pair in zip(kv, queries, strict=False)), tuple(kv)
+
+
+def run(implementation, on, kind, heads, head_size, block_size, seed=0):
+    device, dtype = on
+    if implementation == "triton" and device == "cpu":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("beside a GPU, Triton compiles for it and does not interpret")
+    shape = AttentionShape(
+        "test", *lengths(kind, block_size, device), *HEADS[heads], head_size, block_size, dtype
+    )
+    inputs = make_inputs(shape, device=device, seed=seed)
+    out = torch.full_like(inputs.query, torch.nan)
+    attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation=implementation)
+    check_attention(out, inputs)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("on", [ON[0], *ON[2:]])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_heads_of_every_size_and_grouping_agree_with_float64(
+    implementation, on, kind, heads, head_size
+):
+    run(implementation, on, kind, heads, head_size, block_size=16, seed=head_size)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("on", ON)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_blocks_of_every_size_agree_with_float64(implementation, on, kind, block_size):
+    run(implementation, on, kind, "gqa", 64, block_size, seed=block_size)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("on", ON[2:])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize("heads", ["mha", "gqa", "mqa"])
+def test_every_combination_agrees_with_float64(on, kind, heads, head_size, block_size):
+    run("triton", on, kind, heads, head_size, block_size, seed=1)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=["torch", "triton"])
+def implementation(request, device):
+    if request.param == "triton" and device == "cpu":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("beside a GPU, Triton compiles for it and does not interpret")
+    return request.param
+
+
+def small(query_lengths=(1, 1, 1), kv_lengths=(7, 16, 33), **changes):
+    values = {"num_query_heads": 4, "num_kv_heads": 2, "head_size": 64, "block_size": 4}
+    return AttentionShape(
+        "small", query_lengths, kv_lengths, **(values | {"dtype": "float16"} | changes)
+    )
+
+
+MIXED = {"query_lengths": (20, 1, 3), "kv_lengths": (20, 16, 33)}
+
+
+@pytest.mark.parametrize("lengths", [{}, MIXED], ids=["decode", "mixed"])
+def test_where_the_blocks_lie_changes_no_bit(implementation, device, lengths):
+    results = []
+    for shuffled in (False, True):
+        inputs = make_inputs(small(**lengths), device=device, shuffled=shuffled)
+        other = make_inputs(small(**lengths), device=device, seed=5, shuffled=True)
+        # the same contents in other places: copy each block from where `other` has it
+        tables, places = other.batch.block_tables.long(), inputs.batch.block_tables.long()
+        inputs.cache.key[places], inputs.cache.value[places] = (
+            other.cache.key[tables],
+            other.cache.value[tables],
+        )
+        results.append(
+            attention(other.query, inputs.cache, inputs.batch, implementation=implementation)
+        )
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("lengths", [{}, MIXED], ids=["decode", "mixed"])
+def test_a_second_run_gives_the_same_bits_and_inputs_are_untouched(implementation, device, lengths):
+    inputs = make_inputs(small(**lengths), device=device)
+    before = [tensor.clone() for tensor in (inputs.query, inputs.cache.key, inputs.cache.value)]
+    first, second = (
+        attention(inputs.query, inputs.cache, inputs.batch, implementation=implementation)
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    after = (inputs.query, inputs.cache.key, inputs.cache.value)
+    assert all(
+        torch.equal(x.view(torch.int16), y.view(torch.int16))
+        for x, y in zip(before, after, strict=True)
+    )
+
+
+@pytest.mark.parametrize("num_tokens", [(0, 7, 33), (5, 0, 0), (0, 0, 0)])
+def test_padding_sequences_get_zeros_and_disturb_nobody(implementation, device, num_tokens):
+    inputs = make_inputs(small(), device=device)
+    inputs.batch.kv_lengths.copy_(torch.tensor(num_tokens))
+    out = torch.full_like(inputs.query, torch.nan)
+    attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation=implementation)
+    check_attention(out, inputs)
+    padding = torch.tensor(num_tokens) == 0
+    assert not out[padding].any()
+
+
+def test_padding_sequences_among_long_queries_get_zeros(implementation, device):
+    inputs = make_inputs(small((40, 30, 20), (40, 30, 20)), device=device)
+    inputs.batch.kv_lengths[1] = 0
+    out = torch.full_like(inputs.query, torch.nan)
+    attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation=implementation)
+    check_attention(out, inputs)
+    assert not out[40:70].any()
+
+
+def test_sequences_without_queries_are_passed_over(implementation, device):
+    inputs = make_inputs(small((2, 2, 2), (7, 16, 33)), device=device)
+    starts = torch.tensor([0, 3, 3, 6], dtype=torch.int32, device=device)
+    batch = dataclasses.replace(inputs.batch, query_starts=starts, max_query_length=3)
+    inputs = dataclasses.replace(inputs, batch=batch)
+    check_attention(
+        attention(inputs.query, inputs.cache, batch, implementation=implementation), inputs
+    )
+
+
+@pytest.mark.parametrize("num_sequences", [0, 2])
+def test_a_batch_without_query_tokens_gives_an_empty_result(implementation, device, num_sequences):
+    inputs = make_inputs(small(), device=device)
+    empty = AttentionBatch(
+        inputs.batch.block_tables[:num_sequences],
+        inputs.batch.kv_lengths[:num_sequences],
+        torch.zeros(num_sequences + 1, dtype=torch.int32, device=device),
+        inputs.batch.slots[:0],
+        0,
+        0,
+    )
+    out = attention(inputs.query[:0], inputs.cache, empty, implementation=implementation)
+    assert out.shape == (0, 4, 64)
+
+
+@pytest.mark.parametrize("lengths", [{}, MIXED], ids=["decode", "mixed"])
+def test_queries_and_outputs_may_be_strided(implementation, device, lengths):
+    inputs = make_inputs(small(**lengths), device=device)
+    tokens = inputs.query.shape[0]
+    fused = torch.full((tokens, 4 + 2 + 2, 64), torch.nan, dtype=torch.float16, device=device)
+    fused[:, :4] = inputs.query
+    out = torch.full((tokens, 6, 64), 7.0, dtype=torch.float16, device=device)
+    attention(
+        fused[:, :4], inputs.cache, inputs.batch, out=out[:, :4], implementation=implementation
+    )
+    check_attention(out[:, :4], inputs)
+    assert (out[:, 4:] == 7).all()
+
+
+def test_a_cache_in_another_layout_is_read_by_its_strides(implementation, device):
+    inputs = make_inputs(small(), device=device)
+    cache = dataclasses.replace(
+        inputs.cache,
+        key=inputs.cache.key.transpose(1, 2).contiguous().transpose(1, 2),
+        value=inputs.cache.value.transpose(1, 2).contiguous().transpose(1, 2),
+    )
+    assert cache.key.stride() != inputs.cache.key.stride()
+    check_attention(
+        attention(inputs.query, cache, inputs.batch, implementation=implementation), inputs
+    )
+
+
+def test_the_scale_multiplies_the_scores(implementation, device):
+    inputs = make_inputs(small(), device=device)
+    halved = dataclasses.replace(inputs, query=inputs.query * 0.5)
+    same = attention(
+        inputs.query, inputs.cache, inputs.batch, scale=0.5 / 8, implementation=implementation
+    )
+    check_attention(same, halved)
+
+
+def test_large_scores_do_not_overflow(implementation, device):
+    inputs = make_inputs(small(), device=device)
+    large = dataclasses.replace(inputs, query=inputs.query * 1000)
+    check_attention(
+        attention(large.query, large.cache, large.batch, implementation=implementation), large
+    )
+
+
+def test_the_default_implementation_is_right(device):
+    inputs = make_inputs(small(), device=device)
+    check_attention(attention(inputs.query, inputs.cache, inputs.batch), inputs)

@@ -1,0 +1,119 @@
+"""What a run says: speedups, baselines and cases with numbers worked out by hand."""
+
+import pytest
+
+from pagedattn.report import ResultsError
+from pagedattn.report.results import load_run
+from pagedattn.report.style import looks_of
+from pagedattn.report.summary import summarise
+from pagedattn.report.tables import bookkeeping_tables, headline_tables
+
+
+def _summary(made, tmp_path, content, baseline=None):
+    run = load_run([made.write(tmp_path / "run.json", content)])
+    return summarise(run.rows, baseline)
+
+
+def _rows(made, counts, num_workloads):
+    """Rows of `num_workloads` workloads, of which each implementation has the first so many."""
+    return made.file(
+        [
+            made.benchmark(
+                f"{name}-{i}", 1e-3, area="attention", implementation=name, workload=f"w{i}"
+            )
+            for name, count in counts.items()
+            for i in range(min(count, num_workloads))
+        ]
+    )
+
+
+def test_speedups_and_the_best_are_those_worked_out_by_hand(made, tmp_path):
+    summary = _summary(made, tmp_path, made.small())
+    one, eight = summary.data_cases
+    assert one.speedup("triton", "sdpa_contiguous") == pytest.approx(100 / 80)
+    assert eight.speedup("triton", "sdpa_contiguous") == pytest.approx(300 / 400)
+    assert eight.speedup("absent", "sdpa_contiguous") is None
+    assert (one.best.implementation, eight.best.implementation) == ("triton", "sdpa_contiguous")
+    (table,) = headline_tables(summary)
+    assert table.header == [
+        "workload",
+        "best",
+        "median µs",
+        "share or rate",
+        "best over sdpa_contiguous",
+        "sdpa_contiguous µs",
+        "triton µs",
+    ]
+    # 150 MB in 80 µs are 1875 GB/s, 61 % of 3087; in 300 µs 500 GB/s, 16 %
+    assert table.lines == [
+        ["decode-B1-4k", "triton", "80.00", "61 %", "1.25x", "100.0", "80.00"],
+        ["decode-B8-4k", "sdpa_contiguous", "300.0", "16 %", "1.00x", "300.0", "400.0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "chosen"),
+    [
+        ({"sdpa_contiguous": 3, "torch": 4, "triton": 4}, "sdpa_contiguous"),
+        ({"sdpa_contiguous": 2, "torch": 4, "triton": 4}, "torch"),
+        ({"sdpa_contiguous": 2, "torch": 2, "b": 3, "a": 4}, "a"),
+        ({"b": 4, "a": 4}, "a"),
+    ],
+    ids=["sdpa", "torch", "most", "tie"],
+)
+def test_the_baseline_is_the_one_that_most_workloads_have(made, tmp_path, counts, chosen):
+    assert _summary(made, tmp_path, _rows(made, counts, 4)).baseline == chosen
+
+
+def test_an_unknown_baseline_is_refused_with_the_known_ones(made, tmp_path):
+    with pytest.raises(ResultsError, match="one of sdpa_contiguous, triton, not 'nobody'"):
+        _summary(made, tmp_path, made.small(), "nobody")
+    assert _summary(made, tmp_path, made.small(), "triton").baseline == "triton"
+
+
+def test_the_same_work_measured_twice_is_two_numbered_cases(made, tmp_path):
+    rows = [
+        made.benchmark(f"{name}-{i}", 1e-3 * i, area="attention", implementation=name, workload="w")
+        for i in (1, 2)
+        for name in ("a", "b")
+    ]
+    summary = _summary(made, tmp_path, made.file(rows))
+    assert [case.label for case in summary.data_cases] == ["w", "w #2"]
+    assert [case.rows["b"].median_us for case in summary.data_cases] == pytest.approx([1e3, 2e3])
+
+
+def test_bookkeeping_has_a_table_for_each_area_with_the_time_a_sequence(made, tmp_path):
+    summary = _summary(made, tmp_path, made.cpu())
+    manager, page_table = bookkeeping_tables(summary)
+    assert manager.title == "block manager on cpu, azure-conversation"
+    assert page_table.title == "page table on cpu, azure-conversation, 256 sequences, azure"
+    line = next(
+        line for line in manager.lines if line[:2] == ["decode_step · 256 sequences", "pagedattn"]
+    )
+    # 420 µs over 256 sequences
+    assert (line[2], line[4], line[5]) == ("420 µs", "1.64 µs", "20")
+    assert [line[0] for line in page_table.lines] == ["csr", "padded"]
+
+
+def test_work_of_much_arithmetic_is_judged_by_its_operations(made, tmp_path):
+    summary = _summary(made, tmp_path, made.h100())
+    lines = {line[0]: line for table in headline_tables(summary) for line in table.lines}
+    assert lines["prefill-8k"][3].endswith("TFLOP/s")
+    assert lines["decode-B64-4k"][3].endswith("%")
+    assert lines["kv-write-8192-tokens"][1] == "triton"
+
+
+def test_an_implementation_looks_the_same_in_every_run(made, tmp_path):
+    names = _summary(made, tmp_path, made.h100()).implementations
+    together = looks_of(names)
+    assert all(looks_of([name])[name] == together[name] for name in names)
+    assert looks_of(["some_engine"]) == {
+        "some_engine": looks_of(["some_engine", "triton"])["some_engine"]
+    }
+
+
+def test_twenty_implementations_look_different():
+    looks = looks_of([f"engine_{i}" for i in range(20)]).values()
+    assert len({(look.colour, look.marker, look.hatch) for look in looks}) == 20
+    eight = looks_of([f"engine_{i}" for i in range(8)]).values()
+    assert len({look.colour for look in eight}) == 8

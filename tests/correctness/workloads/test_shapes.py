@@ -1,0 +1,160 @@
+"""Attention shapes: their bytes, their operations and their names."""
+
+import dataclasses
+
+import pytest
+
+from pagedattn.config import ConfigError
+from pagedattn.workloads import (
+    ALL_SHAPES,
+    CPU_DECODE,
+    CPU_PREFILL,
+    DECODE,
+    MIXED,
+    PREFILL,
+    AttentionShape,
+    find_shape,
+)
+
+BY_NAME = {shape.name: shape for shape in ALL_SHAPES}
+
+
+def shape_of(query_lengths, kv_lengths, **changes):
+    return AttentionShape("any", tuple(query_lengths), tuple(kv_lengths), **changes)
+
+
+def test_names_are_unique_and_find_their_shape():
+    assert len(BY_NAME) == len(ALL_SHAPES)
+    for name, shape in BY_NAME.items():
+        assert find_shape(name) is shape
+    with pytest.raises(ValueError, match=r"shape must be one of .*decode-B64-4k.*, not 'decode'"):
+        find_shape("decode")
+
+
+@pytest.mark.parametrize(
+    ("query_lengths", "kv_lengths", "kind"),
+    [
+        ((1, 1), (1, 7), "decode"),
+        ((1,), (1,), "decode"),
+        ((7, 1), (7, 1), "prefill"),
+        ((4,), (7,), "mixed"),
+        ((7, 1), (7, 2), "mixed"),
+    ],
+)
+def test_the_kind_follows_from_the_lengths(query_lengths, kv_lengths, kind):
+    assert shape_of(query_lengths, kv_lengths).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind"),
+    [
+        (DECODE, "decode"),
+        (CPU_DECODE, "decode"),
+        (PREFILL, "prefill"),
+        (CPU_PREFILL, "prefill"),
+        (MIXED, "mixed"),
+    ],
+    ids=["DECODE", "CPU_DECODE", "PREFILL", "CPU_PREFILL", "MIXED"],
+)
+def test_each_list_holds_its_kind(shapes, kind):
+    assert {shape.kind for shape in shapes} == {kind}
+
+
+@pytest.mark.parametrize("query_length", [1, 2, 5])
+@pytest.mark.parametrize("kv_length", [5, 8])
+def test_operations_count_the_keys_that_each_query_sees(query_length, kv_length):
+    first = kv_length - query_length
+    keys_seen = sum(
+        1 for query in range(first, kv_length) for key in range(kv_length) if key <= query
+    )
+    shape = shape_of(
+        (query_length, 1), (kv_length, 3), num_query_heads=4, num_kv_heads=2, head_size=32
+    )
+    assert shape.flops == 4 * 32 * 4 * (keys_seen + 3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "item_bytes"), [("bfloat16", 2), ("float32", 4), ("float8_e4m3", 1)]
+)
+def test_bytes_count_each_tokens_k_and_v_once_whatever_the_block(dtype, item_bytes):
+    for block_size in (1, 256):
+        shape = shape_of((1, 2), (5, 6), dtype=dtype, block_size=block_size)
+        assert shape.kv_bytes == 11 * 2 * 8 * 128 * item_bytes
+
+
+def test_counts_follow_from_the_lengths():
+    shape = find_shape("mixed-2k-at-8k+63x4k")
+    assert shape.num_sequences == 64
+    assert shape.num_query_tokens == 2048 + 63
+    assert max(shape.kv_lengths) == 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "num_bytes"),
+    [
+        ("decode-B1-1k", 4_194_304),
+        ("decode-B16-512", 33_554_432),
+        ("decode-B64-4k", 1_073_741_824),
+        ("decode-B64-4k-block256", 1_073_741_824),
+        ("decode-B16-2k-h40x40", 671_088_640),
+        ("decode-B64-1k-h12x12-d64", 201_326_592),
+        ("decode-B64-2k-h9x3-d64", 100_663_296),
+        ("decode-B64-2k-h64x8", 536_870_912),
+        ("decode-ragged-64k+127x512", 534_773_760),
+        ("decode-B1-128k-h8x1", 67_108_864),
+        ("decode-B16-8k-h8x1", 67_108_864),
+        ("verify4-B32-8k", 1_073_741_824),
+    ],
+)
+def test_a_named_shape_reads_the_bytes_that_its_name_says(name, num_bytes):
+    assert BY_NAME[name].kv_bytes == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [("prefill-8k", 0.549823), ("prefill-16x1k", 0.137573), ("chunk-2k-over-16k", 0.515413)],
+)
+def test_a_named_shape_does_the_operations_that_its_name_says(name, teraflops):
+    assert BY_NAME[name].flops / 1e12 == pytest.approx(teraflops, rel=1e-5)
+
+
+def test_block_size_heads_and_head_size_are_in_the_name_where_they_are_not_the_default():
+    for shape in DECODE:
+        assert (f"-block{shape.block_size}" in shape.name) == (shape.block_size != 16)
+        assert (f"-d{shape.head_size}" in shape.name) == (shape.head_size != 128)
+        heads = (shape.num_query_heads, shape.num_kv_heads)
+        assert (f"-h{heads[0]}x{heads[1]}" in shape.name) == (heads != (32, 8))
+
+
+def test_uniform_lengths_are_ragged_and_the_same_each_time():
+    shape = find_shape("decode-B64-uniform-8k")
+    assert len(set(shape.kv_lengths)) > 50
+    assert 1 <= min(shape.kv_lengths) < 1000
+    assert 7000 < max(shape.kv_lengths) <= 8192
+    assert sum(shape.kv_lengths) == 267327
+
+
+def test_cpu_shapes_are_small_and_in_float32():
+    for shape in CPU_DECODE + CPU_PREFILL:
+        assert shape.dtype == "float32"
+        assert shape.kv_bytes < 20e6
+        assert shape.flops < 1e9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_lengths": (8,), "kv_lengths": (7,)}, "at most kv_lengths, not 8 for 7"),
+        ({"query_lengths": (1, 1)}, "same sequences, 1 or more, not 2 and 1"),
+        ({"query_lengths": (), "kv_lengths": ()}, "same sequences, 1 or more, not 0 and 0"),
+        ({"kv_lengths": (True,)}, "each of kv_lengths must be a positive integer, not True"),
+        ({"query_lengths": (0,)}, "each of query_lengths must be a positive integer, not 0"),
+        ({"num_kv_heads": 3}, "num_query_heads must be a multiple of num_kv_heads, not 32 for 3"),
+        ({"block_size": 0}, "block_size must be a positive integer, not 0"),
+        ({"dtype": "int8"}, "dtype must be one of .* not 'int8'"),
+    ],
+    ids=repr,
+)
+def test_a_shape_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(shape_of((1,), (7,)), **changes)
