@@ -189,6 +189,7 @@ def launch_prefill(
     batch: AttentionBatch,
     scale: float,
     out: torch.Tensor,
+    config: PrefillConfig | None = None,
 ) -> None:
     """Launch the kernel over the most tiles that the batch can have; surplus programs end.
 
@@ -198,11 +199,12 @@ def launch_prefill(
         batch: lengths, block tables and query rows, read on the device only.
         scale: factor of the scores.
         out: [num_query_tokens, num_query_heads, head_size], written.
+        config: how to cut and compile; None chooses.
     """
     num_tokens, num_query_heads, head_size = query.shape
     group = num_query_heads // cache.num_kv_heads
     head_tile = max(16, triton.next_power_of_2(head_size))
-    config = choose_config(head_tile, query.dtype.itemsize)
+    config = config or choose_config(head_tile, query.dtype.itemsize)
     rows = max(config.rows, triton.next_power_of_2(group))
     tile_queries = rows // group
     num_tiles = num_tokens // tile_queries + batch.num_sequences
