@@ -33,6 +33,7 @@ class LayerCache:
 
     Raises:
         ValueError: key and value differ in one of these, or are not as described.
+
     """
 
     key: torch.Tensor
@@ -87,6 +88,7 @@ class KVCache:
     Attributes:
         storage: [num_layers, num_blocks, 2, num_kv_heads, block_size, head_size]; index 0 of the
             third dimension is K, 1 is V. Not initialised: a slot means nothing until written.
+
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class KVCache:
             key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype.
             value: the same shape.
             slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
+
         """
         write_slots(self.layer(layer), key, value, slots)
 
@@ -179,6 +182,7 @@ class KVCache:
 
         Returns:
             key, value: [num_tokens, num_kv_heads, head_size], copies.
+
         """
         view = self.layer(layer)
         num_blocks = -(-num_tokens // view.block_size)
@@ -202,6 +206,7 @@ def write_slots(
         key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype.
         value: the same shape.
         slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
+
     """
     inside = (slots >= 0) & (slots < cache.num_slots)
     slots = slots[inside]

@@ -24,6 +24,7 @@ class CsrPageTable:
         indptr: int32 [num_sequences + 1]; sequence i has `indices[indptr[i] : indptr[i + 1]]`.
         indices: int32 [num_entries], physical block ids in logical order.
         last_block_len: int32 [num_sequences], tokens in the last block, 1 to block_size.
+
     """
 
     indptr: NDArray[np.int32]
@@ -44,6 +45,7 @@ class PageTable:
         block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's last block
             are 0 and mean nothing.
         num_tokens: int64 [num_sequences], the lengths.
+
     """
 
     block_size: int
@@ -60,6 +62,7 @@ class PageTable:
 
         Raises:
             UnknownSequenceError: a sequence is not live.
+
         """
         block_tables, num_tokens = manager.block_tables(sequence_ids)
         return cls(manager.block_size, block_tables, num_tokens)
@@ -86,6 +89,7 @@ class PageTable:
 
         Raises:
             ValueError: a count is negative or more than the sequence has.
+
         """
         if isinstance(num_last_tokens, int) and num_last_tokens == 1 and self.num_tokens.all():
             return self._slots_at(np.arange(self.num_sequences), self.num_tokens - 1)

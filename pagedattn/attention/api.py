@@ -35,6 +35,7 @@ def write_kv(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
+
     """
     expected = (slots.shape[0], cache.num_kv_heads, cache.head_size)
     for name, tensor in (("key", key), ("value", value)):
@@ -81,6 +82,7 @@ def attention(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the implementation does not
             support these inputs.
+
     """
     _check(
         query.dim() == 3,

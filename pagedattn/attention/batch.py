@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,7 @@ class AttentionBatch:
             the cache is not written: the way to pad a batch.
         max_query_length: no sequence has more query tokens (a bound, known to the host).
         max_kv_length: no sequence has more tokens (a bound, known to the host).
+
     """
 
     block_tables: torch.Tensor
@@ -61,6 +62,7 @@ class AttentionBatch:
 
         Raises:
             ValueError: a query length is negative or above the sequence's length.
+
         """
         slots = page_table.slots(query_lengths)
         lengths = np.broadcast_to(np.asarray(query_lengths, np.int64), page_table.num_tokens.shape)
@@ -99,6 +101,7 @@ class AttentionBatch:
 
         Raises:
             ValueError: it does not fit; nothing was changed.
+
         """
         for name in ("max_query_length", "max_kv_length"):
             if getattr(other, name) > getattr(self, name):
@@ -121,13 +124,3 @@ class AttentionBatch:
         self.block_tables[:, :width].copy_(other.block_tables)
         for field in ("kv_lengths", "query_starts", "slots"):
             getattr(self, field).copy_(getattr(other, field))
-
-    def to(self, device: torch.device | str) -> AttentionBatch:
-        """Return this batch with its tensors on a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return AttentionBatch(
-            **{
-                name: value.to(device) if isinstance(value, torch.Tensor) else value
-                for name, value in values.items()
-            }
-        )

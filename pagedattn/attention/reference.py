@@ -33,6 +33,7 @@ def dense_attention(
 
     Returns:
         [num_queries, num_query_heads, head_size].
+
     """
     group = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(group, dim=1)
@@ -71,6 +72,7 @@ def reference_attention(
 
     Returns:
         [num_query_tokens, num_query_heads, head_size] in `dtype`.
+
     """
     scale = cache.head_size**-0.5 if scale is None else scale
     out = torch.zeros(query.shape, dtype=dtype, device=query.device)
@@ -100,7 +102,7 @@ class ReferenceImplementation:
         self,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,  # noqa: ARG002
+        batch: AttentionBatch,
     ) -> str | None:
         """Everything is supported."""
         return None

@@ -55,6 +55,7 @@ def register(implementation: Implementation) -> None:
 
     Raises:
         ValueError: the name is taken.
+
     """
     if implementation.name in _BUILT_IN or implementation.name in _made:
         raise ValueError(f"an implementation named {implementation.name!r} exists already")
@@ -72,6 +73,7 @@ def get_implementation(name: str) -> Implementation:
     Raises:
         ValueError: there is none; the sentence lists those there are.
         ImportError: a package that it needs is missing.
+
     """
     if name not in _made:
         if name not in _BUILT_IN:

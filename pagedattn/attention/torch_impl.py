@@ -28,7 +28,7 @@ class TorchImplementation:
         self,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,  # noqa: ARG002
+        batch: AttentionBatch,
     ) -> str | None:
         """Everything is supported."""
         return None

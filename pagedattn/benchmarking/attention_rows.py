@@ -31,6 +31,7 @@ class AttentionCase:
         shape: the workload.
         rotation: batches over disjoint blocks, together larger than twice the L2 on a GPU.
         roofs: measured limits of the GPU; None on a CPU.
+
     """
 
     shape: AttentionShape
@@ -80,6 +81,7 @@ class AttentionCase:
 
         Raises:
             AssertionError: it is above the budget, or something is NaN.
+
         """
         if result.dim() == 4:  # the contiguous control's [sequences, heads, queries, head_size]
             result = result.transpose(1, 2).flatten(0, 1)
@@ -101,6 +103,7 @@ class AttentionCase:
         Raises:
             AssertionError: the row is faster than the memory or the matrix units allow, so
                 something was not done or not measured.
+
         """
         shape = self.shape
         query_bytes = 2 * self.rotation[0].query.nbytes

@@ -46,6 +46,7 @@ def query_gpu() -> dict[str, Any] | None:
     Returns:
         name, driver, memory_mib, sm_clock_mhz, sm_clock_max_mhz, memory_clock_mhz,
         power_limit_w, temperature_c, ecc, mig and uuid_sha256 (the id itself is not kept).
+
     """
     command = [
         "nvidia-smi",
@@ -93,6 +94,7 @@ def describe_machine() -> dict[str, Any]:
     Returns:
         machine: what tells machines apart (cpu, gpu, gpu_uuid_sha256); gpu: None, or
         `query_gpu` with cuda, num_sms, l2_bytes and memory_bytes; versions; num_cpus.
+
     """
     gpu = query_gpu()
     if gpu is not None:

@@ -50,6 +50,7 @@ class LaunchGraph:
 
     Args:
         launches: one for each input of the rotation; each enqueues the same work on other data.
+
     """
 
     def __init__(self, launches: Sequence[Callable[[], object]]) -> None:

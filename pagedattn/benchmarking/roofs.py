@@ -26,6 +26,7 @@ class Roofs:
         read_gb_per_s: bytes read by a sum over 4 GiB, over its time; 1 GB is 1e9 bytes.
         copy_gb_per_s: bytes read and written by a copy of 4 GiB, over its time.
         matmul_tflop_per_s: rate of an 8192-cubed bfloat16 product of random matrices.
+
     """
 
     read_gb_per_s: float
@@ -49,19 +50,25 @@ def measure_roofs(device: torch.device | str = "cuda") -> Roofs:
     """
     free_bytes, _ = torch.cuda.mem_get_info(device)
     read_bytes = min(READ_BYTES, free_bytes // 4)
-    data = torch.randn(read_bytes // 4, device=device)
-    sums = torch.empty((), device=device)
-    read = _median_seconds(lambda: torch.sum(data, dim=0, out=sums))
-    target = torch.empty_like(data)
-    copy = _median_seconds(lambda: target.copy_(data))
-    del data, target
+    read, copy = _read_and_copy_seconds(read_bytes, device)
+    return Roofs(
+        read_gb_per_s=read_bytes / read * 1e-9,
+        copy_gb_per_s=2 * read_bytes / copy * 1e-9,
+        matmul_tflop_per_s=2 * MATRIX_SIZE**3 / _matmul_seconds(device) * 1e-12,
+    )
+
+
+def _read_and_copy_seconds(num_bytes: int, device: torch.device | str) -> tuple[float, float]:
+    source = torch.randn(num_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    total = torch.empty((), device=device)
+    read = _median_seconds(lambda: torch.sum(source, dim=0, out=total))
+    return read, _median_seconds(lambda: target.copy_(source))
+
+
+def _matmul_seconds(device: torch.device | str) -> float:
     left, right = (
         torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=torch.bfloat16) for _ in range(2)
     )
     product = torch.empty_like(left)
-    matmul = _median_seconds(lambda: torch.mm(left, right, out=product))
-    return Roofs(
-        read_gb_per_s=read_bytes / read * 1e-9,
-        copy_gb_per_s=2 * read_bytes / copy * 1e-9,
-        matmul_tflop_per_s=2 * MATRIX_SIZE**3 / matmul * 1e-12,
-    )
+    return _median_seconds(lambda: torch.mm(left, right, out=product))

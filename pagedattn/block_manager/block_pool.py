@@ -18,6 +18,7 @@ class OutOfBlocksError(RuntimeError):
     Attributes:
         needed: blocks the operation needs.
         free: blocks that were free.
+
     """
 
     def __init__(self, needed: int, free: int) -> None:
@@ -37,6 +38,7 @@ class BlockPool:
 
     Args:
         num_blocks: blocks in the pool, 1 to 2**31 - 1.
+
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -70,6 +72,7 @@ class BlockPool:
 
         Raises:
             OutOfBlocksError: fewer are free; the pool is unchanged.
+
         """
         self.require(count)
         top = self._num_free

@@ -21,6 +21,7 @@ class BlockCopies:
     Attributes:
         sources: int32 [num_copies], blocks to read. May repeat.
         destinations: int32 [num_copies], blocks to write. Distinct, and never a source.
+
     """
 
     sources: NDArray[np.int32]
@@ -51,6 +52,7 @@ class BlockManager:
         >>> copies = manager.append([sequence])  # the eighth token fits the second block
         >>> manager.num_free_blocks, len(copies)
         (6, 0)
+
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -96,6 +98,7 @@ class BlockManager:
             block_tables: int32 [num_sequences, max_blocks], physical ids in logical order, 0
                 past a sequence's last block; max_blocks is the longest sequence's.
             num_tokens: int64 [num_sequences].
+
         """
         rows = self._sequences.rows_of(sequence_ids)
         num_tokens = self._sequences.num_tokens[rows]
@@ -121,6 +124,7 @@ class BlockManager:
         Raises:
             OutOfBlocksError: the pool has too few free blocks.
             ValueError: a length is not a whole number of at least 1.
+
         """
         lengths = self._lengths(num_tokens)
         blocks_each = self._blocks_for(lengths)
@@ -149,6 +153,7 @@ class BlockManager:
             OutOfBlocksError: the pool has too few free blocks.
             UnknownSequenceError: a sequence is not live.
             ValueError: a sequence is given twice, or a count is not at least 1.
+
         """
         sequences = self._sequences
         rows = sequences.rows_of(sequence_ids)
@@ -195,6 +200,7 @@ class BlockManager:
         Raises:
             UnknownSequenceError: the sequence is not live.
             ValueError: `num_forks` is less than 1.
+
         """
         if num_forks < 1:
             raise ValueError(f"num_forks is {num_forks}; it must be at least 1")
@@ -215,6 +221,7 @@ class BlockManager:
         Raises:
             UnknownSequenceError: a sequence is not live, for one because it was freed before.
             ValueError: a sequence is given twice.
+
         """
         rows = self._sequences.rows_of(sequence_ids)
         places, columns = ragged_columns(self._blocks_for(self._sequences.num_tokens[rows]))

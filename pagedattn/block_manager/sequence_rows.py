@@ -58,12 +58,13 @@ class SequenceRows:
     Attributes:
         num_tokens: int64 [rows], the tokens of each row's sequence; 0 in an unused row.
         block_tables: int32 [rows, columns], physical ids in logical order; 0 past the end.
+
     """
 
     def __init__(self) -> None:
         self.num_tokens = np.zeros(16, dtype=np.int64)
         self.block_tables = np.zeros((16, 16), dtype=np.int32)
-        self._ids = np.full(16, _NOT_LIVE)
+        self._ids: NDArray[np.int64] = np.full(16, _NOT_LIVE)
         self._next_ids = np.arange(16)
         self._unused = np.arange(15, -1, -1)
         self._num_live = 0
@@ -76,7 +77,7 @@ class SequenceRows:
 
     def live_ids(self) -> NDArray[np.int64]:
         """Ids of the live sequences, in order of their rows; int64 [num_live]."""
-        return self._ids[self._ids != _NOT_LIVE]
+        return self._ids[np.flatnonzero(self._ids != _NOT_LIVE)]
 
     def rows_of(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
         """Rows of distinct live sequences; int64 [num_sequences].
@@ -84,6 +85,7 @@ class SequenceRows:
         Raises:
             UnknownSequenceError: an id is not live.
             ValueError: an id is given twice, or something is not a whole number.
+
         """
         ids = whole_numbers(sequence_ids, "sequence ids")
         rows = ids & _ROW_MASK

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from pagedattn.attention.batch import AttentionBatch
     from pagedattn.kv_cache import LayerCache
@@ -45,6 +46,7 @@ class SdpaContiguous:
         Returns:
             A launch that returns
             [num_sequences, num_query_heads, max_query_length, head_size].
+
         """
         num_blocks = -(-batch.max_kv_length // cache.block_size)
         blocks = batch.block_tables[:, :num_blocks].long()
@@ -82,6 +84,7 @@ class IndexPut:
             value: the same shape.
             cache: one layer's views, written by the launch.
             slots: int64 [num_tokens], all inside the cache.
+
         """
         blocks, offsets = slots // cache.block_size, slots % cache.block_size
 

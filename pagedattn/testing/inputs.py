@@ -27,6 +27,7 @@ class AttentionInputs:
         value: the same for V.
         cache: one layer; slots that no sequence uses hold NaN.
         batch: page table and lengths; padding entries name a block full of NaN.
+
     """
 
     query: torch.Tensor
@@ -73,6 +74,7 @@ def make_rotation(
 
     Returns:
         The batches; they share one cache, standard normal where it is used and NaN elsewhere.
+
     """
     dtype: torch.dtype = getattr(torch, shape.dtype)
     lengths = np.array(shape.kv_lengths, dtype=np.int64)

@@ -26,7 +26,7 @@ class TritonImplementation:
         self,
         query: torch.Tensor,
         cache: LayerCache,
-        batch: AttentionBatch,  # noqa: ARG002
+        batch: AttentionBatch,
     ) -> str | None:
         """Say what the kernels cannot take, or None."""
         if cache.head_size > MAX_HEAD_SIZE:

@@ -43,6 +43,7 @@ class DecodeConfig:
         num_warps: warps a program.
         num_stages: depth of the software pipeline.
         programs_per_sm: programs for each multiprocessor.
+
     """
 
     tile_tokens: int
@@ -280,13 +281,13 @@ def _merge_kernel(
 
 
 def choose_config(head_tile: int, itemsize: int, rows: int) -> DecodeConfig:
-    """Pick tile and pipeline so that about 100 KiB of K and V are on their way a processor."""
+    """Pick tile and pipeline: K and V of 32 KiB a stage, three programs a processor."""
     tile_tokens = max(16, min(128, 16384 // (head_tile * itemsize)))
     return DecodeConfig(
         tile_tokens=tile_tokens,
         num_warps=4,
-        num_stages=3 if itemsize < 4 else 2,
-        programs_per_sm=2 if rows <= 32 else 1,
+        num_stages=2,
+        programs_per_sm=3 if rows <= 16 else 2,
     )
 
 
@@ -320,6 +321,7 @@ def launch_decode(
         scale: factor of the scores.
         out: [num_query_tokens, num_query_heads, head_size], written.
         config: how to cut and compile; None chooses.
+
     """
     rows = rows_of_one_tile(query, cache, batch)
     assert rows is not None

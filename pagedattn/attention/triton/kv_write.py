@@ -72,6 +72,7 @@ def launch_kv_write(
         value: the same shape.
         cache: one layer's views, written.
         slots: int64 [num_tokens]; a slot outside the cache is skipped.
+
     """
     if slots.shape[0] == 0:
         return

@@ -164,6 +164,7 @@ class PrefillConfig:
         tile_tokens: KV tokens a step.
         num_warps: warps a program.
         num_stages: depth of the software pipeline.
+
     """
 
     rows: int
@@ -173,13 +174,14 @@ class PrefillConfig:
 
 
 def choose_config(head_tile: int, itemsize: int) -> PrefillConfig:
-    """Pick the tile: large for 16 bits; small for float32, which is multiplied without
-    matrix units in code that is unrolled and takes long to compile.
+    """Pick the tile: large for 16 bits, small for float32.
+
+    Float32 is multiplied without matrix units, in unrolled code that takes long to compile.
     """
     if itemsize >= 4:
         return PrefillConfig(max(16, min(64, 4096 // head_tile)), 16, 4, 2)
     if head_tile <= 128:
-        return PrefillConfig(128, 64, 8, 3)
+        return PrefillConfig(256, 64, 8, 2)
     return PrefillConfig(64, 32, 4, 3)
 
 
@@ -200,6 +202,7 @@ def launch_prefill(
         scale: factor of the scores.
         out: [num_query_tokens, num_query_heads, head_size], written.
         config: how to cut and compile; None chooses.
+
     """
     num_tokens, num_query_heads, head_size = query.shape
     group = num_query_heads // cache.num_kv_heads

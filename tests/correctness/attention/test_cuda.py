@@ -8,9 +8,8 @@ import torch
 
 from pagedattn import KVCache, PageTable
 from pagedattn.attention import AttentionBatch, attention, write_kv
-from pagedattn.testing import AttentionInputs, check_attention
+from pagedattn.testing import AttentionInputs, check_attention, make_inputs
 from pagedattn.workloads import AttentionShape, find_shape
-from pagedattn.testing import make_inputs
 
 pytestmark = pytest.mark.gpu
 
@@ -69,12 +68,13 @@ def test_a_captured_step_follows_lengths_tables_and_slots_updated_in_place(query
         assert torch.equal(cache.layer(0).value[blocks, :, offsets], value)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_step_never_waits_for_the_gpu():
     inputs = make_inputs(find_shape("decode-B8-1k"), device="cuda")
     write_kv(inputs.key, inputs.value, inputs.cache, inputs.batch.slots)
     attention(inputs.query, inputs.cache, inputs.batch)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         write_kv(inputs.key, inputs.value, inputs.cache, inputs.batch.slots)
         attention(inputs.query, inputs.cache, inputs.batch)
     finally:

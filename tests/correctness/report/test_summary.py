@@ -1,8 +1,10 @@
 """What a run says: speedups, baselines and cases with numbers worked out by hand."""
 
+import doctest
+
 import pytest
 
-from pagedattn.report import ResultsError
+from pagedattn.report import ResultsError, style, text
 from pagedattn.report.results import load_run
 from pagedattn.report.style import looks_of
 from pagedattn.report.summary import summarise
@@ -117,3 +119,9 @@ def test_twenty_implementations_look_different():
     assert len({(look.colour, look.marker, look.hatch) for look in looks}) == 20
     eight = looks_of([f"engine_{i}" for i in range(8)]).values()
     assert len({look.colour for look in eight}) == 8
+
+
+@pytest.mark.parametrize("module", [style, text], ids=["style", "text"])
+def test_the_examples_in_docstrings_hold(module):
+    outcome = doctest.testmod(module)
+    assert outcome.attempted > 0 == outcome.failed
