@@ -1,0 +1,112 @@
+"""The GPU's clock, rounds, roofs, and rows that are too good to be true."""
+
+import time
+
+import pytest
+import torch
+
+from pagedattn.benchmarking import DeviceClock, LaunchGraph, Roofs, rotation_size
+from pagedattn.benchmarking.attention_rows import AttentionCase
+from pagedattn.benchmarking.rounds import rounds_within
+from pagedattn.testing import ErrorBudget
+from pagedattn.workloads import AttentionShape
+
+SHAPE = AttentionShape("tiny", (1, 1), (16, 32), 4, 2, 64, 16, "float32")
+ROOFS = Roofs(read_gb_per_s=1000.0, copy_gb_per_s=900.0, matmul_tflop_per_s=100.0)
+
+
+def test_the_device_clock_moves_only_when_it_is_told():
+    clock = DeviceClock()
+    begin = clock()
+    time.sleep(0.01)
+    assert clock() == begin
+    clock.advance(2.5e-6)
+    assert clock() - begin == 2.5e-6
+
+
+def test_rounds_fill_the_time_within_their_bounds():
+    assert rounds_within(lambda: time.sleep(0.01), seconds=0.1, least=1, most=1000) in range(5, 11)
+    assert rounds_within(lambda: None, seconds=0.1, most=77) == 77
+    assert rounds_within(lambda: time.sleep(0.02), seconds=0.01, least=5) == 5
+
+
+def test_the_first_call_is_not_what_the_rounds_are_counted_from():
+    calls = []
+
+    def slow_at_first():
+        calls.append(None)
+        time.sleep(0.2 if len(calls) == 1 else 0.001)
+
+    assert rounds_within(slow_at_first, seconds=0.1, least=1) > 10
+
+
+def test_the_limit_is_the_slower_of_memory_and_arithmetic():
+    assert ROOFS.limit_seconds(10**9, 0) == pytest.approx(1e-3)
+    assert ROOFS.limit_seconds(0, 10**12) == pytest.approx(1e-2)
+    assert ROOFS.limit_seconds(10**9, 10**12) == pytest.approx(1e-2)
+
+
+def test_a_row_faster_than_its_limit_is_refused():
+    case = AttentionCase.of(SHAPE, "cpu")
+    case.roofs = ROOFS
+    row = case.describe("torch", ErrorBudget(0.0, 0.0), 1e-3, None)
+    moved = (16 + 32) * 2 * 2 * 64 * 4 + 2 * (2 * 4 * 64 * 4)
+    assert row["bytes"] == moved
+    assert row["limit_us"] == pytest.approx(moved / 1000e9 * 1e6)
+    assert row["gb_per_s"] == pytest.approx(moved / 1e-3 * 1e-9)
+    assert row["share_of_bandwidth"] == pytest.approx(row["gb_per_s"] / 1000)
+    with pytest.raises(AssertionError, match="is less than the limit"):
+        case.describe("torch", ErrorBudget(0.0, 0.0), 1e-9, None)
+
+
+@pytest.mark.parametrize("name", ["torch", "reference", "sdpa_contiguous"])
+def test_a_case_runs_and_checks_each_implementation(name):
+    lengths = (32, 32) if name == "sdpa_contiguous" else (16, 32)
+    case = AttentionCase.of(AttentionShape("tiny", (1, 1), lengths, 4, 2, 64, 16, "float32"), "cpu")
+    assert case.unsupported(name) is None
+    (launch,) = case.launches(name)
+    result = launch()
+    assert case.budget.covers(case.error(result))
+    with pytest.raises(AssertionError, match="above the budget"):
+        case.error(result + 0.01)
+
+
+@pytest.mark.parametrize(
+    ("query_lengths", "kv_lengths"), [((20, 20), (20, 20)), ((4, 4), (30, 30)), ((1,), (1,))]
+)
+def test_the_contiguous_control_is_causal_as_the_paged_ones(query_lengths, kv_lengths):
+    shape = AttentionShape("dense", query_lengths, kv_lengths, 4, 2, 64, 16, "float32")
+    case = AttentionCase.of(shape, "cpu")
+    (launch,) = case.launches("sdpa_contiguous")
+    case.error(launch())
+
+
+def test_a_dense_control_refuses_ragged_lengths():
+    case = AttentionCase.of(SHAPE, "cpu")
+    assert "differ in length" in case.unsupported("sdpa_contiguous")
+
+
+@pytest.mark.gpu
+def test_a_copy_of_known_bytes_takes_the_time_that_its_bandwidth_says(roofs):
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    graph = LaunchGraph([lambda: target.copy_(source)])
+    seconds = sorted(graph.replay() for _ in range(9))[4]
+    assert 2 * source.nbytes / seconds * 1e-9 == pytest.approx(roofs.copy_gb_per_s, rel=0.1)
+
+
+@pytest.mark.gpu
+def test_a_rotation_is_larger_than_twice_the_l2():
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    for bytes_each in (1, 4 << 20, l2_bytes, 1 << 40):
+        assert rotation_size(bytes_each) * bytes_each > 2 * l2_bytes
+    assert rotation_size(1 << 40) == 1
+
+
+@pytest.mark.gpu
+def test_all_inputs_of_a_rotation_are_launched_equally_often():
+    counts = torch.zeros(3, device="cuda")
+    graph = LaunchGraph([lambda i=i: counts[i].add_(1) for i in range(3)])
+    counts.zero_()
+    graph.replay()
+    assert counts.tolist() == [graph.num_launches / 3] * 3

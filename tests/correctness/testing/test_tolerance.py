@@ -1,0 +1,126 @@
+"""The error budget refuses what is wrong and lets through what is only rounded."""
+
+import pytest
+import torch
+
+from pagedattn.attention.reference import reference_attention
+from pagedattn.testing import (
+    ErrorBudget,
+    check_attention,
+    error_budget,
+    error_of,
+    make_inputs,
+    make_rotation,
+)
+from pagedattn.workloads import AttentionShape
+
+DTYPES = ["float16", "bfloat16", "float32"]
+
+
+def shape(dtype="float16", kv_lengths=(1, 15, 16, 17, 300)):
+    return AttentionShape("test", (1,) * len(kv_lengths), kv_lengths, 4, 2, 64, 16, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_exact_result_rounded_once_is_within_the_budget(dtype):
+    inputs = make_inputs(shape(dtype))
+    exact = reference_attention(inputs.query, inputs.cache, inputs.batch, dtype=torch.float64)
+    error, budget = check_attention(exact.to(inputs.query.dtype), inputs)
+    assert budget.covers(error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wrong", ["a key too few", "a key too many", "a scale 1 % off", "NaN"])
+def test_a_wrong_result_is_refused(dtype, wrong):
+    inputs = make_inputs(shape(dtype))
+    lengths = inputs.batch.kv_lengths
+    original = lengths.clone()
+    scale = None
+    if wrong == "a key too few":
+        lengths[4] -= 1
+    elif wrong == "a key too many":
+        lengths[1] += 1
+        inputs.cache.key.nan_to_num_(0.0)
+        inputs.cache.value.nan_to_num_(0.0)
+    elif wrong == "a scale 1 % off":
+        scale = 1.01 / 8
+    result = reference_attention(inputs.query, inputs.cache, inputs.batch, scale)
+    lengths.copy_(original)
+    if wrong == "NaN":
+        result[2, 1, 5] = torch.nan
+    with pytest.raises(AssertionError, match="above the budget"):
+        check_attention(result.to(inputs.query.dtype), inputs)
+
+
+def test_one_wrong_element_is_refused():
+    inputs = make_inputs(shape())
+    result = reference_attention(inputs.query, inputs.cache, inputs.batch).half()
+    result[4, 0, 0] += 0.02
+    with pytest.raises(AssertionError, match="above the budget"):
+        check_attention(result, inputs)
+
+
+def test_a_budget_does_not_cover_nan():
+    assert ErrorBudget(1.0, 1.0).covers(ErrorBudget(1.0, 1.0))
+    assert not ErrorBudget(1.0, 1.0).covers(ErrorBudget(float("nan"), 0.0))
+    assert not ErrorBudget(1.0, 1.0).covers(ErrorBudget(0.0, float("nan")))
+
+
+def test_the_error_is_the_distance_over_the_norm():
+    exact = torch.tensor([3.0, 4.0])
+    error = error_of(torch.tensor([3.0, 4.5]), exact)
+    assert error == ErrorBudget(relative=0.1, largest=0.5)
+    assert error_of(exact[:0], exact[:0]) == ErrorBudget(0.0, 0.0)
+
+
+def test_lower_precision_has_the_larger_budget():
+    budgets = []
+    for dtype in ("float32", "float16", "bfloat16"):
+        inputs = make_inputs(shape(dtype))
+        exact = reference_attention(inputs.query, inputs.cache, inputs.batch, dtype=torch.float64)
+        budgets.append(error_budget(inputs, exact).relative)
+    assert budgets[0] * 100 < budgets[1] < budgets[2] < 0.02
+
+
+def test_slots_without_a_token_hold_nan_and_the_others_do_not():
+    inputs = make_inputs(shape(), extra_columns=2)
+    held = torch.zeros(inputs.cache.num_blocks, 16, dtype=torch.bool)
+    for row, length in zip(
+        inputs.batch.block_tables, inputs.batch.kv_lengths.tolist(), strict=True
+    ):
+        for token in range(length):
+            held[row[token // 16], token % 16] = True
+    for part in (inputs.cache.key, inputs.cache.value):
+        nan = part.isnan().all(dim=3).all(dim=1)
+        assert torch.equal(nan, ~held)
+        assert not part.isnan().any(dim=3).any(dim=1)[held].any()
+    padding = inputs.batch.block_tables[0, 1:]
+    assert inputs.cache.key[padding.long()].isnan().all()
+
+
+def test_batches_of_a_rotation_share_no_block_and_differ():
+    rotation = make_rotation(shape(), 3, seed=1)
+    blocks = [
+        {int(b) for b in inputs.batch.block_tables.flatten()} - {inputs.cache.num_blocks - 1}
+        for inputs in rotation
+    ]
+    assert not blocks[0] & blocks[1]
+    assert not blocks[1] & blocks[2]
+    assert not torch.equal(rotation[0].query, rotation[1].query)
+    assert rotation[0].cache.key.data_ptr() == rotation[2].cache.key.data_ptr()
+
+
+def test_unshuffled_tables_ascend_and_shuffled_ones_do_not():
+    flat, mixed = (
+        make_inputs(shape(), shuffled=shuffled, extra_columns=0).batch.block_tables[4].tolist()
+        for shuffled in (False, True)
+    )
+    assert flat == sorted(flat)
+    assert mixed != sorted(mixed)
+
+
+def test_the_same_seed_gives_the_same_inputs():
+    first, second, other = (make_inputs(shape(), seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.query, second.query)
+    assert torch.equal(first.batch.block_tables, second.batch.block_tables)
+    assert not torch.equal(first.query, other.query)
