@@ -95,12 +95,12 @@ class TorchImplementation:
         first_tokens = torch.arange(num_blocks, device=held.device) * cache.block_size
         used = first_tokens < batch.kv_lengths[:, None]
         blocks = batch.block_tables[:, :num_blocks].long().masked_fill(~used, 0)
-        keep = held[:, None, :, None]
+        heads = torch.arange(cache.num_kv_heads, device=held.device)
+        # one gather straight into [num_sequences, num_kv_heads, num_blocks, block_size, ...]
+        places = (blocks[:, None], heads[:, None])
+        padding = ~held[:, None, :, None]
         key, value = (
-            part[blocks]  # [num_sequences, num_blocks, num_kv_heads, block_size, head_size]
-            .transpose(1, 2)
-            .flatten(2, 3)[:, :, : batch.max_kv_length]
-            .masked_fill(~keep, 0)
+            part[places].flatten(2, 3)[:, :, : batch.max_kv_length].masked_fill_(padding, 0)
             for part in (cache.key, cache.value)
         )
         return key, value

@@ -90,7 +90,7 @@ class BlockPool:
 
         A block whose count reaches zero is free again.
         """
-        np.subtract.at(self._ref_counts, blocks, 1)
+        np.subtract.at(self._ref_counts, blocks.astype(np.intp), np.int32(1))
         dead = blocks[self._ref_counts[blocks] == 0]
         if dead.size == 0:
             return

@@ -209,7 +209,7 @@ def _print_outcome(run: Run, summary: Summary, plots: list[Plot]) -> None:
         _say(f"{plural(run.num_replaced, 'row')} of earlier files replaced by a later file's")
     if run.num_skipped:
         _say(f"{plural(run.num_skipped, 'benchmark')} of other suites skipped")
-    for table in headline_tables(summary) or bookkeeping_tables(summary):
+    for table in [*headline_tables(summary), *bookkeeping_tables(summary)]:
         _say(f"\n{table.as_text()}")
     for plot in plots:
         if plot.reason is not None:

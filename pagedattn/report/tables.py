@@ -13,6 +13,7 @@ from pagedattn.report.text import (
     flops_rate,
     number,
     percent,
+    plural,
     times,
 )
 
@@ -87,28 +88,26 @@ def _quality(row: Row) -> str:
 
 
 def bookkeeping_tables(summary: Summary) -> list[Table]:
-    """Make a table for each bookkeeping area: each operation's median, quartiles and rounds."""
-    header = ["operation", "implementation", "median", "quartiles", "per sequence", "rounds"]
-    return [
-        Table(
-            group.title,
-            header,
-            [
-                [
-                    case.label,
-                    row.implementation,
-                    duration(row.median_us),
-                    f"{duration(row.q1_us)} to {duration(row.q3_us)}",
-                    duration(row.median_us / row.num_sequences) if row.num_sequences else MISSING,
-                    str(row.rounds),
-                ]
-                for case in group.cases
-                for row in case.rows.values()
-            ],
-            2,
-        )
-        for group in summary.bookkeeping
+    """Make a table for each bookkeeping area: medians, a column for each number of sequences."""
+    return [_bookkeeping(group) for group in summary.bookkeeping]
+
+
+def _bookkeeping(group: Group) -> Table:
+    rows = [row for case in group.cases for row in case.rows.values()]
+    sizes = sorted({row.num_sequences for row in rows if row.num_sequences is not None})
+    medians: dict[tuple[str, str, str], dict[int | None, str]] = {}
+    for row in rows:
+        names = (row.operation or MISSING, row.workload, row.implementation)
+        medians.setdefault(names, {})[row.num_sequences] = duration(row.median_us)
+    columns: list[int | None] = [*sizes]
+    if any(row.num_sequences is None for row in rows):
+        columns.append(None)
+    titles = [plural(size, "sequence") if size is not None else "median" for size in columns]
+    lines = [
+        [*names, *(cells.get(size, MISSING) for size in columns)]
+        for names, cells in medians.items()
     ]
+    return Table(group.title, ["operation", "workload", "implementation", *titles], lines, 3)
 
 
 def full_tables(summary: Summary) -> list[Table]:

@@ -43,17 +43,15 @@ def record(benchmark, distribution, lengths):
     """Group a row and fill its columns."""
 
     def fill(area, operation):
-        workload = f"{distribution}-B{lengths.size}"
-        benchmark.group = f"{operation}-{workload}"
+        benchmark.group = operation
         benchmark.extra_info.update(
             area=area,
             operation=operation,
             implementation="pagedattn",
-            workload=workload,
+            workload=distribution,
             device="cpu",
             num_sequences=int(lengths.size),
             num_prompt_tokens=int(lengths.sum()),
-            length_distribution=distribution,
             block_size=BLOCK_SIZE,
         )
 

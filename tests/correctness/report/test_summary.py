@@ -84,17 +84,25 @@ def test_the_same_work_measured_twice_is_two_numbered_cases(made, tmp_path):
     assert [case.rows["b"].median_us for case in summary.data_cases] == pytest.approx([1e3, 2e3])
 
 
-def test_bookkeeping_has_a_table_for_each_area_with_the_time_a_sequence(made, tmp_path):
-    summary = _summary(made, tmp_path, made.cpu())
-    manager, page_table = bookkeeping_tables(summary)
-    assert manager.title == "block manager on cpu, azure-conversation"
-    assert page_table.title == "page table on cpu, azure-conversation, 256 sequences, azure"
-    line = next(
-        line for line in manager.lines if line[:2] == ["decode_step · 256 sequences", "pagedattn"]
-    )
-    # 420 µs over 256 sequences
-    assert (line[2], line[4], line[5]) == ("420 µs", "1.64 µs", "20")
-    assert [line[0] for line in page_table.lines] == ["csr", "padded"]
+def test_bookkeeping_has_a_table_for_each_area_with_a_column_for_each_size(made, tmp_path):
+    rows = [
+        made.benchmark(
+            f"append-{size}-{where}",
+            size * 1e-6,
+            area="block_manager",
+            implementation="pagedattn",
+            workload=where,
+            operation="append",
+            num_sequences=size,
+        )
+        for size, where in ((256, "azure"), (64, "azure"), (64, "uniform"))
+    ]
+    (table,) = bookkeeping_tables(_summary(made, tmp_path, made.file(rows)))
+    assert table.header[3:] == ["64 sequences", "256 sequences"]
+    assert table.lines == [
+        ["append", "azure", "pagedattn", "64 µs", "256 µs"],
+        ["append", "uniform", "pagedattn", "64 µs", "-"],
+    ]
 
 
 def test_work_of_much_arithmetic_is_judged_by_its_operations(made, tmp_path):
