@@ -91,7 +91,7 @@ class PageTable:
             ValueError: a count is negative or more than the sequence has.
 
         """
-        if isinstance(num_last_tokens, int) and num_last_tokens == 1 and self.num_tokens.all():
+        if type(num_last_tokens) is int and num_last_tokens == 1 and self.num_tokens.all():
             return self._slots_at(np.arange(self.num_sequences), self.num_tokens - 1)
         counts = np.broadcast_to(np.asarray(num_last_tokens, np.int64), self.num_tokens.shape)
         if ((counts < 0) | (counts > self.num_tokens)).any():

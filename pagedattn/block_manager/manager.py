@@ -157,7 +157,7 @@ class BlockManager:
         """
         sequences = self._sequences
         rows = sequences.rows_of(sequence_ids)
-        if isinstance(num_new_tokens, int) and num_new_tokens == 1:
+        if type(num_new_tokens) is int and num_new_tokens == 1:  # True is no count
             counts = np.int64(1)
         else:
             counts = self._lengths(num_new_tokens)
