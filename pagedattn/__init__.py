@@ -15,9 +15,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pagedattn.block_manager import (
+    Admission,
     BlockCopies,
     BlockManager,
+    BlockStatistics,
+    CacheKeys,
     OutOfBlocksError,
+    Snapshot,
+    SnapshotError,
+    SwappedOutError,
     UnknownSequenceError,
 )
 from pagedattn.config import CacheConfig, ConfigError, ModelConfig
@@ -30,9 +36,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Admission",
     "BlockCopies",
     "BlockManager",
+    "BlockStatistics",
     "CacheConfig",
+    "CacheKeys",
     "ConfigError",
     "CsrPageTable",
     "KVCache",
@@ -41,6 +50,9 @@ __all__ = [
     "OutOfBlocksError",
     "PageTable",
     "Sequence",
+    "Snapshot",
+    "SnapshotError",
+    "SwappedOutError",
     "UnknownSequenceError",
 ]
 

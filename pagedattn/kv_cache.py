@@ -159,16 +159,32 @@ class KVCache:
         """
         write_slots(self.layer(layer), key, value, slots)
 
-    def copy_blocks(self, copies: BlockCopies) -> None:
-        """Copy whole blocks of all layers, as copy on write asks; changes this cache.
+    def copy_blocks(self, copies: BlockCopies, source: KVCache | None = None) -> None:
+        """Copy whole blocks of all layers; changes this cache.
 
         All sources are read before a destination is written.
+
+        Args:
+            copies: which blocks, as copy on write or a swap asks.
+            source: the cache that `copies.sources` are blocks of, for a swap: a cache of the
+                same layers and blocks on another device; by default this one.
+
+        Raises:
+            ValueError: the two caches differ in more than their number of blocks; nothing was copied.
+
         """
+        source = self if source is None else source
+        mine, theirs = self.storage, source.storage
+        if (len(mine), mine.shape[2:], mine.dtype) != (len(theirs), theirs.shape[2:], theirs.dtype):
+            raise ValueError(
+                "blocks can be copied between caches that differ in their number of blocks alone; "
+                f"given {tuple(theirs.shape)} of {theirs.dtype} to copy into "
+                f"{tuple(mine.shape)} of {mine.dtype}"
+            )
         if len(copies):
-            device = self.storage.device
-            sources = torch.from_numpy(copies.sources).to(device, torch.int64)
-            destinations = torch.from_numpy(copies.destinations).to(device, torch.int64)
-            self.storage[:, destinations] = self.storage[:, sources]
+            sources = torch.from_numpy(copies.sources).to(theirs.device, torch.int64)
+            destinations = torch.from_numpy(copies.destinations).to(mine.device, torch.int64)
+            mine[:, destinations] = theirs[:, sources].to(mine.device)
 
     def gather(
         self, layer: int, block_table: NDArray[np.int32], num_tokens: int

@@ -53,18 +53,21 @@ class PageTable:
     num_tokens: NDArray[np.int64]
 
     @classmethod
-    def of(cls, manager: BlockManager, sequence_ids: ArrayLike) -> PageTable:
+    def of(cls, manager: BlockManager, sequence_ids: ArrayLike, layer_group: int = 0) -> PageTable:
         """Take the page table of a batch from a block manager, as a copy.
 
         Args:
             manager: the block manager; unchanged.
             sequence_ids: distinct live sequences, in the batch's order.
+            layer_group: which group of layers; one with a sliding window has entries of 0 for
+                blocks that have left it.
 
         Raises:
             UnknownSequenceError: a sequence is not live.
+            SwappedOutError: a sequence is in host memory.
 
         """
-        block_tables, num_tokens = manager.block_tables(sequence_ids)
+        block_tables, num_tokens = manager.block_tables(sequence_ids, layer_group)
         return cls(manager.block_size, block_tables, num_tokens)
 
     @property

@@ -1,15 +1,23 @@
-"""The physical blocks: which are free, and how many page-table entries refer to each."""
+"""The physical blocks: how many references each has, and in which order free ones are reused."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pagedattn.block_manager.ragged import distinct, nonzero
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-MAX_BLOCKS = 2**31 - 1
+    from pagedattn.block_manager.prefix_index import BlockDigests
+
+MAX_BLOCKS = 2**30  # positions in the queue are int32
+_NOT_QUEUED = 0
 
 
 class OutOfBlocksError(RuntimeError):
@@ -17,13 +25,13 @@ class OutOfBlocksError(RuntimeError):
 
     Attributes:
         needed: blocks the operation needs.
-        free: blocks that were free.
+        free: blocks that were free for it.
 
     """
 
-    def __init__(self, needed: int, free: int) -> None:
+    def __init__(self, needed: int, free: int, pool: str = "") -> None:
         super().__init__(
-            f"the operation needs {needed} blocks and {free} are free: "
+            f"the operation needs {needed} {pool}blocks and {free} are free: "
             "free or preempt a sequence first"
         )
         self.needed = needed
@@ -33,11 +41,26 @@ class OutOfBlocksError(RuntimeError):
 class BlockPool:
     """A pool of `num_blocks` blocks with reference counts.
 
-    Free ids lie on a stack, so the block that was freed last is handed out first. Host memory:
-    12 bytes a block.
+    Free blocks are reused in this order: those that hold nothing, last freed first; those never
+    used; those whose contents can still be found, least recently freed first. All but the
+    never used stand in one queue, an array with room at both ends:
+
+        queue:  [ ... | empty, empty | cached, (stale), cached, ... | ... ]
+                      ^ head, next                              tail ^
+
+    An entry counts while `place` of its block points back at it. A block that is found again
+    leaves by resetting its place; its stale entry is skipped later. Blocks that may still be
+    read by work in flight are held back under the step's number until `settle`.
+
+    Host memory: 14 bytes a block.
 
     Args:
-        num_blocks: blocks in the pool, 1 to 2**31 - 1.
+        num_blocks: blocks in the pool, 1 to 2**30.
+
+    Attributes:
+        digests: which blocks hold what can be found, or None; evicted blocks are forgotten there.
+        busy_step: newest step that may still read blocks; 0 if none.
+        num_evicted: blocks that were handed out although their contents could be found.
 
     """
 
@@ -45,27 +68,57 @@ class BlockPool:
         if not 1 <= num_blocks <= MAX_BLOCKS:
             raise ValueError(f"num_blocks is {num_blocks}; it must be from 1 to {MAX_BLOCKS}")
         self.num_blocks = num_blocks
-        self._stack = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
-        self._num_free = num_blocks
+        self.digests: BlockDigests | None = None
+        self.num_evicted = 0
+        self.busy_step = 0
         self._ref_counts = np.zeros(num_blocks, dtype=np.int32)
-        self._scratch = np.zeros(num_blocks, dtype=np.int32)
+        # position in the queue + 1; or minus the number of a deferred batch; or not queued
+        self._place = np.zeros(num_blocks, dtype=np.int32)
+        self._queue = np.empty(num_blocks + num_blocks // 2 + 16, dtype=np.int32)
+        self._head = self._tail = self._queue.size
+        self._num_empty = 0
+        self._num_cached = 0
+        self._next_unused = 0
+        self._deferred: deque[tuple[int, int, NDArray[np.int32]]] = deque()  # step, batch, blocks
+        self._batch = 0
+        self._num_deferred = 0
 
     @property
     def num_free(self) -> int:
-        """Blocks that nothing refers to."""
-        return self._num_free
+        """Blocks that can be handed out, those whose contents can be found included."""
+        return self._num_empty + self._num_cached + self.num_blocks - self._next_unused
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks whose contents can still be found."""
+        return self._num_cached
+
+    @property
+    def num_deferred(self) -> int:
+        """Unreferenced blocks that work in flight may still read."""
+        return self._num_deferred
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that something refers to."""
+        return self.num_blocks - self.num_free - self._num_deferred
 
     def ref_counts(self, blocks: NDArray[np.int32]) -> NDArray[np.int32]:
-        """How many page-table entries refer to each of `blocks`; same shape, int32."""
+        """How many block-table entries refer to each of `blocks`; same shape, int32."""
         return self._ref_counts[blocks]
 
-    def require(self, count: int) -> None:
+    def num_reusable(self, blocks: NDArray[np.int32]) -> int:
+        """How many of the distinct `blocks` are free, so that using them takes free blocks."""
+        return int(np.count_nonzero(self._place[blocks] > 0))
+
+    def require(self, count: int, free: int | None = None) -> None:
         """Raise `OutOfBlocksError` unless `count` blocks are free."""
-        if count > self._num_free:
-            raise OutOfBlocksError(count, self._num_free)
+        free = self.num_free if free is None else free
+        if count > free:
+            raise OutOfBlocksError(count, free)
 
     def take(self, count: int) -> NDArray[np.int32]:
-        """Hand out `count` free blocks, each with one reference.
+        """Hand out `count` free blocks, each with one reference; their contents are forgotten.
 
         Returns:
             int32 [count], distinct ids.
@@ -75,36 +128,202 @@ class BlockPool:
 
         """
         self.require(count)
-        top = self._num_free
-        blocks = self._stack[top - count : top][::-1].copy()
-        self._num_free = top - count
+        recycled = min(count, self._num_empty)
+        blocks = self._queue[self._head : self._head + recycled]
+        self._head += recycled
+        self._num_empty -= recycled
+        unused = min(count - recycled, self.num_blocks - self._next_unused)
+        if unused:
+            fresh = np.arange(self._next_unused, self._next_unused + unused, dtype=np.int32)
+            self._next_unused += unused
+            blocks = np.concatenate([blocks, fresh]) if recycled else fresh
+        if recycled + unused < count:
+            blocks = np.concatenate([blocks, self._evict(count - recycled - unused)])
+        elif not unused:
+            blocks = blocks.copy()
+        self._place[blocks] = _NOT_QUEUED
         self._ref_counts[blocks] = 1
         return blocks
 
+    def _evict(self, count: int) -> NDArray[np.int32]:
+        """Take `count` cached blocks from the head of the queue, least recently freed first."""
+        evicted = []
+        self._num_cached -= count
+        window = count + 16
+        while count:
+            entries = self._queue[self._head : min(self._head + window, self._tail)]
+            positions = np.arange(self._head + 1, self._head + 1 + entries.size, dtype=np.int32)
+            valid = nonzero(self._place[entries] == positions)[:count]
+            evicted.append(entries[valid])
+            count -= valid.size
+            self._head += entries.size if count else int(valid[-1]) + 1
+            window *= 2
+        blocks = np.concatenate(evicted)
+        self.num_evicted += blocks.size
+        if self.digests is not None:
+            self.digests.forget(blocks)
+        return blocks
+
     def retain(self, blocks: NDArray[np.int32], count: int = 1) -> None:
-        """Add `count` references to each of the distinct ids `blocks`."""
+        """Add `count` references to each of the distinct, referenced `blocks`."""
         self._ref_counts[blocks] += count
+
+    def retain_found(self, blocks: NDArray[np.int32]) -> None:
+        """Add a reference for each entry of `blocks` (ids may repeat), free or not."""
+        idle = blocks[self._ref_counts[blocks] == 0]
+        if idle.size:
+            idle = distinct(idle)
+            queued = self.num_reusable(idle)
+            self._num_cached -= queued
+            self._num_deferred -= idle.size - queued
+            self._place[idle] = _NOT_QUEUED
+        np.add.at(self._ref_counts, blocks.astype(np.intp), np.int32(1))
 
     def release(self, blocks: NDArray[np.int32]) -> None:
         """Drop one reference for each entry of `blocks` (ids may repeat).
 
-        A block whose count reaches zero is free again.
+        A block whose count reaches zero is free again, or waits for the work in flight. Of those
+        that can be found, the first in `blocks` are evicted first.
         """
         np.subtract.at(self._ref_counts, blocks.astype(np.intp), np.int32(1))
         dead = blocks[self._ref_counts[blocks] == 0]
         if dead.size == 0:
             return
-        # an id may stand in `dead` several times: keep the place that was written last
-        places = np.arange(dead.size, dtype=np.int32)
-        self._scratch[dead] = places
-        dead = dead[self._scratch[dead] == places]
-        top = self._num_free
-        self._stack[top : top + dead.size] = dead
-        self._num_free = top + dead.size
+        # an id may stand in `dead` several times: keep the last, so that a block shared by
+        # several sequences follows the tails of all of them
+        marks = np.arange(dead.size, dtype=np.int32)
+        self._place[dead] = marks
+        dead = dead[self._place[dead] == marks]
+        if self.busy_step:
+            self._defer(dead, self.busy_step)
+        else:
+            self._push(dead)
+
+    def _defer(self, blocks: NDArray[np.int32], step: int) -> None:
+        self._batch = self._batch % MAX_BLOCKS + 1
+        self._place[blocks] = -self._batch
+        self._deferred.append((step, self._batch, blocks))
+        self._num_deferred += blocks.size
+
+    def put_back(self, blocks: NDArray[np.int32]) -> None:
+        """Release blocks that an operation which failed had taken: nothing reads them."""
+        busy_step, self.busy_step = self.busy_step, 0
+        self.release(blocks)
+        self.busy_step = busy_step
+
+    def num_freed_by(self, blocks: NDArray[np.int32]) -> int:
+        """How many blocks `release(blocks)` would make free at once."""
+        if self.busy_step:
+            return 0
+        each, counts = np.unique(blocks, return_counts=True)
+        return int(np.count_nonzero(self._ref_counts[each] == counts))
+
+    def settle(self, step: int) -> None:
+        """Free what waited for `step` and those before it, unless it was found meanwhile."""
+        while self._deferred and self._deferred[0][0] <= step:
+            _, batch, blocks = self._deferred.popleft()
+            blocks = blocks[self._place[blocks] == -batch]
+            self._num_deferred -= blocks.size
+            self._push(blocks)
+
+    def forget(self, blocks: NDArray[np.int32]) -> None:
+        """Make the contents of the distinct `blocks` impossible to find; free ones are empty."""
+        assert self.digests is not None
+        self.digests.forget(blocks)
+        cached = blocks[self._place[blocks] > 0]
+        self._num_cached -= cached.size
+        self._push_empty(cached)
+
+    def _push(self, blocks: NDArray[np.int32]) -> None:
+        """Queue unreferenced blocks: those that can be found at the tail, others at the head."""
+        if self.digests is None:
+            self._push_empty(blocks)
+            return
+        hashed = self.digests.hashed[blocks]
+        self._push_empty(blocks[~hashed])
+        cached = blocks[hashed]
+        if cached.size:
+            self._make_room(0, cached.size)
+            stop = self._tail + cached.size
+            self._queue[self._tail : stop] = cached
+            self._place[cached] = np.arange(self._tail + 1, stop + 1, dtype=np.int32)
+            self._tail = stop
+            self._num_cached += cached.size
+
+    def _push_empty(self, blocks: NDArray[np.int32]) -> None:
+        if blocks.size == 0:
+            return
+        self._make_room(blocks.size, 0)
+        start = self._head - blocks.size
+        self._queue[start : self._head] = blocks[::-1]
+        self._place[blocks[::-1]] = np.arange(start + 1, self._head + 1, dtype=np.int32)
+        self._head = start
+        self._num_empty += blocks.size
+
+    def _make_room(self, before: int, after: int) -> None:
+        """Drop stale entries and centre the queue when one of its ends is reached."""
+        if before <= self._head and self._tail + after <= self._queue.size:
+            return
+        entries = self._queue[self._head : self._tail]
+        positions = np.arange(self._head + 1, self._tail + 1, dtype=np.int32)
+        # an empty block that is queued a second time has one entry that counts
+        entries = entries[self._place[entries] == positions]
+        spare = self._queue.size - entries.size - before - after
+        # without a prefix cache only the head moves
+        self._head = before + (spare if self.digests is None else spare // 2)
+        self._tail = self._head + entries.size
+        self._queue[self._head : self._tail] = entries
+        self._place[entries] = np.arange(self._head + 1, self._tail + 1, dtype=np.int32)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Copies of what `restore` needs: counts, and ids in the order of their reuse."""
+        live = [blocks[self._place[blocks] == -batch] for _, batch, blocks in self._deferred]
+        steps = [
+            np.full(b.size, step) for b, (step, _, _) in zip(live, self._deferred, strict=True)
+        ]
+        entries = self._queue[self._head : self._tail]
+        positions = np.arange(self._head + 1, self._tail + 1)
+        queued = entries[self._place[entries] == positions]
+        return {
+            "ref_counts": self._ref_counts.copy(),
+            "empty": queued[: self._num_empty],
+            "cached": queued[self._num_empty :],
+            "deferred": np.concatenate([np.empty(0, np.int32), *live]),
+            "deferred_steps": np.concatenate([np.empty(0, np.int64), *steps]),
+            "counters": np.array([self._next_unused, self.num_evicted]),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]], busy_step: int) -> None:
+        """Make this pool, which is as new but for its digests, what `state` says."""
+        self._ref_counts[:] = state["ref_counts"]
+        self._next_unused, self.num_evicted = state["counters"].tolist()
+        self._push_empty(state["empty"][::-1])
+        self._push(state["cached"])
+        for step in np.unique(state["deferred_steps"]).tolist():
+            blocks = state["deferred"][state["deferred_steps"] == step]
+            self._defer(blocks, step)
+        self.busy_step = busy_step
 
     def check_integrity(self) -> None:
-        """Raise `AssertionError` unless the free stack holds just the unreferenced blocks."""
-        free = np.sort(self._stack[: self._num_free])
-        unreferenced = np.flatnonzero(self._ref_counts == 0)
-        assert np.array_equal(free, unreferenced), "the free stack and the counts disagree"
+        """Raise `AssertionError` unless each unreferenced block waits in exactly one place."""
         assert (self._ref_counts >= 0).all(), "a reference count is negative"
+        empty = self._queue[self._head : self._head + self._num_empty]
+        entries = self._queue[self._head : self._tail]
+        positions = np.arange(self._head + 1, self._tail + 1)
+        queued = entries[self._place[entries] == positions]
+        assert np.array_equal(queued[: empty.size], empty), "a stale entry among the empty blocks"
+        cached = queued[empty.size :]
+        assert cached.size == self._num_cached, "cached blocks are miscounted"
+        waiting = [blocks[self._place[blocks] == -batch] for _, batch, blocks in self._deferred]
+        deferred = np.concatenate([np.empty(0, np.int32), *waiting])
+        assert deferred.size == self._num_deferred, "deferred blocks are miscounted"
+        unused = np.arange(self._next_unused, self.num_blocks)
+        free = np.sort(np.concatenate([queued, deferred, unused]))
+        idle = nonzero(self._ref_counts == 0)
+        assert np.array_equal(free, idle), "the queue and the reference counts disagree"
+        if self.digests is not None:
+            hashed = self.digests.hashed
+            assert hashed[cached].all(), "a cached block cannot be found"
+            assert not hashed[empty].any(), "an empty block can be found"
+            assert not hashed[unused].any(), "a block that was never used can be found"
+        assert not self._place[self._ref_counts > 0].any(), "a referenced block is queued"

@@ -1,4 +1,4 @@
-"""The block manager: sequences grow, fork and end; blocks are shared until written."""
+"""The block manager: sequences are admitted, grow, fork, move to the host and end."""
 
 from __future__ import annotations
 
@@ -7,42 +7,59 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pagedattn.block_manager.block_pool import BlockPool
-from pagedattn.block_manager.sequence_rows import SequenceRows, ragged_columns, whole_numbers
+from pagedattn.block_manager import growth, swapping
+from pagedattn.block_manager.admission import FullBlocks, look_up, open_rows, share
+from pagedattn.block_manager.block_pool import OutOfBlocksError
+from pagedattn.block_manager.prefix_hash import CacheKeys, Prompts, token_ids_of
+from pagedattn.block_manager.ragged import distinct, ragged, token_counts
+from pagedattn.block_manager.snapshot import Snapshot, SnapshotError
+from pagedattn.block_manager.state import ManagerState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import ArrayLike, NDArray
+
+    from pagedattn.block_manager.copies import BlockCopies, CopyBlocks
 
 
 @dataclass(frozen=True)
-class BlockCopies:
-    """Blocks whose contents must be copied before the next token is written.
+class Admission:
+    """Sequences that `BlockManager.admit` made.
 
     Attributes:
-        sources: int32 [num_copies], blocks to read. May repeat.
-        destinations: int32 [num_copies], blocks to write. Distinct, and never a source.
+        sequence_ids: int64 [num_prompts].
+        num_cached_tokens: int64 [num_prompts], tokens at each prompt's beginning whose K and V
+            are in the cache; a multiple of the block size and less than the prompt's length.
 
     """
 
-    sources: NDArray[np.int32]
-    destinations: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        """Blocks to copy."""
-        return int(self.sources.size)
+    sequence_ids: NDArray[np.int64]
+    num_cached_tokens: NDArray[np.int64]
 
 
-class BlockManager:
-    """Maps the tokens of many sequences to blocks of one pool (SOSP '23, §4.2 and §4.3).
+class BlockManager(ManagerState):
+    """Maps the tokens of many sequences to blocks of one pool (SOSP '23, §4.2 to §4.5).
 
     A sequence of n tokens holds `ceil(n / block_size)` blocks, so its waste is less than one
-    block. Forks share all blocks; a shared block is copied when one of its owners is about to
-    write into it (copy on write). Every operation takes a batch, and one that raises has changed
-    nothing.
+    block. Blocks are shared by forks, and by prompts that begin alike; a shared block is copied
+    when one of its owners is about to write into it. Every operation takes a batch, and one that
+    raises has changed nothing.
+
+    The engine's part: the tokens given to `admit`, `allocate` and `append` are written by the
+    step that follows, in every layer before that step's attention reads them. An engine that
+    frees blocks while steps still run says so with `start_step` and `finish_step`.
 
     Args:
         num_blocks: blocks in the pool.
         block_size: tokens a block.
+        num_host_blocks: blocks of host memory to swap to.
+        prefix_caching: whether `admit` finds and keeps full blocks by their contents.
+        seed: makes the prefix hashes the same in every process; by default they are unpredictable.
+        windows: a layer group for each entry, with its sliding window in tokens, or None for
+            full attention. Each group has its own block tables.
+        watermark: share of the pool that `allocate`, `admit` and `swap_in` leave free, so that
+            running sequences can grow; 0 to 1.
 
     Example:
         >>> manager = BlockManager(num_blocks=8, block_size=4)
@@ -52,68 +69,44 @@ class BlockManager:
         >>> copies = manager.append([sequence])  # the eighth token fits the second block
         >>> manager.num_free_blocks, len(copies)
         (6, 0)
+        >>> first = manager.admit([[1, 2, 3, 4, 5]])
+        >>> manager.admit([[1, 2, 3, 4, 6]]).num_cached_tokens  # they begin with the same block
+        array([4])
 
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size is {block_size}; it must be at least 1 token")
-        self.block_size = block_size
-        self._pool = BlockPool(num_blocks)
-        self._sequences = SequenceRows()
+    @classmethod
+    def restore(cls, snapshot: Snapshot) -> BlockManager:
+        """Make a manager in the state of a snapshot.
 
-    # -- what is there ---------------------------------------------------------------------
+        Steps that were in flight wait for `finish_step`.
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks in the pool, free or not."""
-        return self._pool.num_blocks
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks that no sequence refers to."""
-        return self._pool.num_free
-
-    @property
-    def num_sequences(self) -> int:
-        """Live sequences."""
-        return self._sequences.num_live
-
-    def sequence_ids(self) -> NDArray[np.int64]:
-        """Ids of all live sequences; int64 [num_sequences]."""
-        return self._sequences.live_ids()
-
-    def num_tokens(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
-        """Tokens of each sequence; int64 [num_sequences]."""
-        return self._sequences.num_tokens[self._sequences.rows_of(sequence_ids)]
-
-    def ref_counts(self, block_ids: ArrayLike) -> NDArray[np.int32]:
-        """How many block tables refer to each block; int32, in the shape of `block_ids`."""
-        return self._pool.ref_counts(np.asarray(block_ids, dtype=np.int32))
-
-    def block_tables(self, sequence_ids: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Block tables of a batch, padded, and the sequences' lengths.
-
-        Returns:
-            block_tables: int32 [num_sequences, max_blocks], physical ids in logical order, 0
-                past a sequence's last block; max_blocks is the longest sequence's.
-            num_tokens: int64 [num_sequences].
+        Raises:
+            SnapshotError: the snapshot contradicts itself.
 
         """
-        rows = self._sequences.rows_of(sequence_ids)
-        num_tokens = self._sequences.num_tokens[rows]
-        max_blocks = -(-int(num_tokens.max(initial=0)) // self.block_size)
-        return self._sequences.block_tables[rows, :max_blocks], num_tokens
+        settings = snapshot.settings
+        try:
+            seed = bytes.fromhex(settings["seed"]) if settings["prefix_caching"] else None
+            manager = cls(
+                settings["num_blocks"],
+                settings["block_size"],
+                num_host_blocks=settings["num_host_blocks"],
+                prefix_caching=settings["prefix_caching"],
+                seed=seed,
+                windows=settings["windows"],
+                watermark=settings["watermark"],
+            )
+            manager._become(settings, snapshot.arrays)
+            manager.check_integrity()
+        except (KeyError, IndexError, ValueError, TypeError, AssertionError) as error:
+            raise SnapshotError(f"the snapshot contradicts itself: {error}") from error
+        return manager
 
-    def can_allocate(self, num_tokens: ArrayLike) -> bool:
-        """Whether `allocate` would find the blocks for prompts of these lengths."""
-        lengths = self._lengths(num_tokens)
-        return int(self._blocks_for(lengths).sum()) <= self.num_free_blocks
-
-    # -- what changes ----------------------------------------------------------------------
+    # -- sequences begin -------------------------------------------------------------------
 
     def allocate(self, num_tokens: ArrayLike) -> NDArray[np.int64]:
-        """Make a sequence for each prompt length, all or none.
+        """Make a sequence for each prompt length, all or none; no contents are looked up or kept.
 
         Args:
             num_tokens: a length or a flat list of them, each at least 1.
@@ -126,148 +119,392 @@ class BlockManager:
             ValueError: a length is not a whole number of at least 1.
 
         """
-        lengths = self._lengths(num_tokens)
-        blocks_each = self._blocks_for(lengths)
-        total = int(blocks_each.sum())
-        self._pool.require(total)
-        self._sequences.reserve(lengths.size, int(blocks_each.max(initial=0)))
-        rows = self._sequences.add(lengths.size)
-        places, columns = ragged_columns(blocks_each)
-        self._sequences.block_tables[rows[places], columns] = self._pool.take(total)
-        self._sequences.num_tokens[rows] = lengths
-        return self._sequences.ids(rows)
+        lengths = token_counts(num_tokens)
+        none = np.zeros_like(lengths)
+        ends = self._tables.blocks_for(lengths)
+        self._poll()
+        total = self._groups.count * int(ends.sum())
+        self._pool.require(total + self._num_kept_free)
+        first = [none] * self._groups.count
+        rows = open_rows(self._tables, self._pool, lengths, none, first, ends)
+        return self._tables.rows.ids(rows)
 
-    def append(self, sequence_ids: ArrayLike, num_new_tokens: ArrayLike = 1) -> BlockCopies:
+    def admit(
+        self,
+        prompts: Sequence[ArrayLike],
+        keys: CacheKeys | Sequence[CacheKeys | None] | None = None,
+        *,
+        max_new_tokens: int | None = None,
+    ) -> Admission:
+        """Make a sequence for each prompt, all or none; full blocks that are there are shared.
+
+        A prompt shares the longest beginning of full blocks that the cache holds or that an
+        earlier prompt of the same call brings, but never its last token, whose output is needed.
+
+        Args:
+            prompts: token ids of each, int [num_prompt_tokens], from 0 to 2**31 - 1.
+            keys: what else the contents depend on, for all prompts or one for each.
+            max_new_tokens: take in no more than so many tokens of each prompt after the cached
+                ones, a chunk; the rest is given to `append`. Prompts of such a call share with
+                what was there before it, and not with each other.
+
+        Raises:
+            OutOfBlocksError: the pool has too few free blocks.
+            ValueError: a prompt is empty or holds something else than token ids; keys do not fit.
+
+        """
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        batch = Prompts.of(prompts, keys)
+        self._poll()
+        if self._cache is None:
+            taken = np.minimum(batch.lengths, max_new_tokens or batch.lengths)
+            return Admission(self.allocate(taken), np.zeros_like(taken))
+        hasher, size = self._cache.hasher, self.block_size
+        starts = np.cumsum(batch.lengths) - batch.lengths
+        roots = [hasher.root if key is None else hasher.root_of(key) for key in batch.keys]
+        media = {i: hasher.media_of(key) for i, key in enumerate(batch.keys) if key and key.media}
+        num_full = batch.lengths // size
+        digests = hasher.chain(batch.tokens, starts, num_full, roots, media)
+        owners, columns = ragged(np.zeros_like(num_full), num_full)
+        if max_new_tokens is None:
+            full = FullBlocks.of(owners, columns, digests)
+        else:
+            full = FullBlocks(owners, columns, digests, np.arange(owners.size))
+        cached = look_up(full, (batch.lengths - 1) // size, self._cache.index, self._groups)
+        taken = batch.lengths
+        if max_new_tokens is not None:
+            taken = np.minimum(taken, cached.num_hit * size + max_new_tokens)
+        rows = share(
+            full, cached, taken, self._tables, self._pool, self._cache, self._num_kept_free,
+            self._steps.note_written,
+        )  # fmt: skip
+        state = self._tables.rows
+        state.num_known[rows] = taken
+        last = taken // size
+        state.chain[rows] = np.array(
+            [np.frombuffer(root, np.uint64) for root in roots], np.uint64
+        ).reshape(-1, 4)
+        some = np.flatnonzero(last)
+        state.chain[rows[some]] = digests[(np.cumsum(num_full) - num_full + last - 1)[some]]
+        places, positions = ragged(last * size, taken)
+        state.tails[rows[places], positions % size] = batch.tokens[starts[places] + positions]
+        num_cached = cached.num_hit * size
+        self._cache.num_lookup_tokens += batch.tokens.size
+        self._cache.num_hit_tokens += int(num_cached.sum())
+        return Admission(state.ids(rows), num_cached)
+
+    # -- sequences grow, fork and end ------------------------------------------------------
+
+    def append(
+        self,
+        sequence_ids: ArrayLike,
+        num_new_tokens: ArrayLike = 1,
+        *,
+        token_ids: ArrayLike | None = None,
+        copy: CopyBlocks | None = None,
+    ) -> BlockCopies:
         """Make room for the next tokens of each sequence: the step of a decode batch.
 
         Args:
-            sequence_ids: distinct live sequences.
+            sequence_ids: distinct live sequences that are not swapped out.
             num_new_tokens: tokens to add, one number for all or one a sequence, at least 1.
+            token_ids: the new tokens, sequence after sequence, int [num_new_tokens in all]:
+                blocks that they fill can be found by later prompts. Only for sequences that
+                `admit` made and whose earlier tokens are all known. Tokens that are not known yet
+                may be given to `record` later.
+            copy: carries out the copies, for one `KVCache.copy_blocks`; if it raises, nothing
+                has changed.
 
         Returns:
-            The copies to carry out before the new tokens' K and V are written: one for each
-            sequence that was about to write into a block it shares, but for the last of a
-            block's owners, who keeps it.
+            The copies to carry out, unless `copy` did, before the new tokens' K and V are
+            written: one for each sequence (and layer group) that was about to write into a block
+            it shares, but for the last of a block's owners, who keeps it.
 
         Raises:
             OutOfBlocksError: the pool has too few free blocks.
             UnknownSequenceError: a sequence is not live.
-            ValueError: a sequence is given twice, or a count is not at least 1.
+            SwappedOutError: a sequence is in host memory.
+            ValueError: a sequence is given twice, a count is not at least 1, or the token ids
+                are not those that follow.
 
         """
-        sequences = self._sequences
-        rows = sequences.rows_of(sequence_ids)
-        if type(num_new_tokens) is int and num_new_tokens == 1:  # True is no count
-            counts = np.int64(1)
-        else:
-            counts = self._lengths(num_new_tokens)
-            if counts.size not in (1, rows.size):
-                raise ValueError(f"{counts.size} token counts were given for {rows.size} sequences")
-        lengths = sequences.num_tokens[rows]
-        blocks_before, offsets = np.divmod(lengths, self.block_size)
-        partly_filled = offsets > 0
-        blocks_before += partly_filled
-        grown = lengths + counts
-        new_blocks = self._blocks_for(grown) - blocks_before
+        rows = self._tables.rows.resident_rows_of(sequence_ids)
+        counts = self._counts(num_new_tokens, rows)
+        tokens = None
+        if token_ids is not None and self._cache is not None:
+            tokens = self._following(rows, counts, token_ids, self._tables.rows.num_tokens[rows])
+        self._poll()
+        planned = growth.plan(self._tables, self._pool, rows, counts)
+        self._pool.require(planned.num_needed, planned.num_free)
+        self._pool.require(self._groups.count * planned.writers.size)
+        copies = growth.carry_out(planned, self._tables, self._pool, copy)
+        self.num_copied_blocks += len(copies)
+        if tokens is not None and self._cache is not None:
+            self._cache.record(
+                self._tables, self._pool, rows, tokens, counts, self._steps.note_written
+            )
+        return copies
 
-        last_columns = blocks_before - 1
-        last_blocks = sequences.block_tables[rows, last_columns]
-        shared = partly_filled & (self._pool.ref_counts(last_blocks) > 1)
-        writers = self._copying_writers(last_blocks, np.flatnonzero(shared))
+    def record(
+        self, sequence_ids: ArrayLike, token_ids: ArrayLike, num_tokens: ArrayLike = 1
+    ) -> None:
+        """Say which tokens were appended without `token_ids`; blocks they fill can be found.
 
-        num_new = int(new_blocks.sum())
-        self._pool.require(writers.size + num_new)
-        if num_new:
-            sequences.reserve(0, int((blocks_before + new_blocks).max()))
-        sources = last_blocks[writers]
-        destinations = self._pool.take(writers.size)
-        if writers.size:
-            sequences.block_tables[rows[writers], last_columns[writers]] = destinations
-            self._pool.release(sources)
-        if num_new:
-            places, columns = ragged_columns(new_blocks)
-            columns += blocks_before[places]
-            sequences.block_tables[rows[places], columns] = self._pool.take(num_new)
-        sequences.num_tokens[rows] = grown
-        return BlockCopies(sources, destinations)
-
-    def fork(self, sequence_id: int, num_forks: int = 1) -> NDArray[np.int64]:
-        """Make `num_forks` sequences that share all blocks of one (SOSP '23, §4.4).
-
-        Returns:
-            int64 [num_forks], the ids of the forks. No block is copied until one diverges.
+        Args:
+            sequence_ids: distinct live sequences, made by `admit`, not swapped out.
+            token_ids: int [num_tokens in all], sequence after sequence, following those that
+                are known.
+            num_tokens: how many for each, one number for all or one a sequence, at least 1.
 
         Raises:
-            UnknownSequenceError: the sequence is not live.
+            ValueError: the token ids do not fit, or more would be known than were appended.
+
+        """
+        rows = self._tables.rows.resident_rows_of(sequence_ids)
+        counts = self._counts(num_tokens, rows)
+        if self._cache is None:
+            return
+        known = self._tables.rows.num_known[rows]
+        tokens = self._following(rows, counts, token_ids, known)
+        behind = known + counts > self._tables.rows.num_tokens[rows]
+        if behind.any():
+            row = rows[np.argmax(behind)]
+            raise ValueError(
+                f"sequence {int(self._tables.rows.ids(row))} has "
+                f"{int(self._tables.rows.num_tokens[row])} tokens; append first, then record"
+            )
+        self._cache.record(self._tables, self._pool, rows, tokens, counts, self._steps.note_written)
+
+    def fork(self, sequence_ids: ArrayLike, num_forks: int = 1) -> NDArray[np.int64]:
+        """Make sequences that share all blocks of others (SOSP '23, §4.4).
+
+        Args:
+            sequence_ids: a live sequence or several, which may repeat: as a step of beam search
+                keeps some beams twice and others not at all.
+            num_forks: forks of each, at least 1.
+
+        Returns:
+            int64 [num_sequences * num_forks], each parent's forks together. They belong to their
+            parent's group. No block is copied until one diverges.
+
+        Raises:
+            UnknownSequenceError: a sequence is not live.
+            SwappedOutError: a sequence is in host memory.
             ValueError: `num_forks` is less than 1.
 
         """
         if num_forks < 1:
             raise ValueError(f"num_forks is {num_forks}; it must be at least 1")
-        row = int(self._sequences.rows_of([sequence_id])[0])
-        num_tokens = self._sequences.num_tokens[row]
-        num_blocks = int(self._blocks_for(num_tokens))
-        self._sequences.reserve(num_forks, num_blocks)
-        rows = self._sequences.add(num_forks)
-        table = self._sequences.block_tables[row, :num_blocks]
-        self._sequences.block_tables[rows, :num_blocks] = table
-        self._sequences.num_tokens[rows] = num_tokens
-        self._pool.retain(table, num_forks)
-        return self._sequences.ids(rows)
+        state, lists = self._tables.rows, self._tables.lists
+        parents = np.repeat(state.parents_of(sequence_ids), num_forks)
+        self._tables.reserve(parents.size)
+        rows = state.add(parents.size)
+        old, new = self._tables.all_lists_of(parents), self._tables.all_lists_of(rows)
+        ends = self._tables.per_list(self._tables.blocks_for(state.num_tokens[parents]))
+        first = lists.first[old]
+        lists.open(new, first, ends)
+        blocks = lists.entries[lists.addresses(old, first, ends)]
+        lists.entries[lists.addresses(new, first, ends)] = blocks
+        self._pool.retain_found(blocks)
+        for name in ("num_tokens", "num_known", "group", "chain", "tails"):
+            values = getattr(state, name)
+            values[rows] = values[parents]
+        state.forked[rows] = state.forked[parents] = True
+        return state.ids(rows)
 
     def free(self, sequence_ids: ArrayLike) -> None:
         """End sequences; a block goes back to the pool with its last owner.
+
+        Full blocks whose tokens are known stay findable until they are evicted, those least
+        recently freed first and of a sequence its tail first.
 
         Raises:
             UnknownSequenceError: a sequence is not live, for one because it was freed before.
             ValueError: a sequence is given twice.
 
         """
-        rows = self._sequences.rows_of(sequence_ids)
-        places, columns = ragged_columns(self._blocks_for(self._sequences.num_tokens[rows]))
-        entries = (rows[places], columns)
-        self._pool.release(self._sequences.block_tables[entries])
-        self._sequences.block_tables[entries] = 0
-        self._sequences.remove(rows)
+        rows = self._tables.rows.rows_of(sequence_ids)
+        self._poll()
+        self._end(rows)
 
-    def check_integrity(self) -> None:
-        """Raise `AssertionError` unless counts, tables and the pool agree.
+    def drop(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
+        """Preempt by recomputation: end the whole groups of these sequences (SOSP '23, §4.5).
 
-        Each block's reference count is the number of block-table entries that name it, and a
-        block is free exactly if nothing names it. Cost: linear in the pool and the tables.
+        Returns:
+            int64 [num_dropped], all members' ids. Admitted again with their tokens, they find
+            what the prefix cache still holds.
+
         """
-        self._pool.check_integrity()
-        self._sequences.check_integrity()
-        tables = self._sequences.block_tables
-        used = np.arange(tables.shape[1]) < self._blocks_for(self._sequences.num_tokens)[:, None]
-        references = np.bincount(tables[used], minlength=self.num_blocks)
-        assert not tables[~used].any(), "an entry past a sequence's end is not 0"
-        counts = self._pool.ref_counts(np.arange(self.num_blocks, dtype=np.int32))
-        assert np.array_equal(references, counts), "reference counts differ from the tables"
+        rows = self._tables.rows.group_rows(self._tables.rows.rows_of(sequence_ids))
+        ids = self._tables.rows.ids(rows)
+        self._poll()
+        self._end(rows)
+        return ids
+
+    def _end(self, rows: NDArray[np.int64]) -> None:
+        swapped = self._tables.rows.swapped[rows] if self._tables.rows.num_swapped else None
+        resident = rows
+        if swapped is not None and swapped.any():
+            resident = rows[~swapped]
+            self._release_host(self._tables.held(rows[swapped]))
+        self._pool.release(self._tables.lists.entries[self._tables.held(resident)][::-1])
+        self._tables.lists.close(self._tables.all_lists_of(rows))
+        self._tables.rows.remove(rows)
+
+    # -- preemption ------------------------------------------------------------------------
+
+    def swap_out(self, sequence_ids: ArrayLike, *, copy: CopyBlocks | None = None) -> BlockCopies:
+        """Preempt by swapping: move whole groups to the host's pool, all or none.
+
+        Args:
+            sequence_ids: live sequences; all members of their groups move with them.
+            copy: carries out the copies; if it raises, no sequence has moved.
+
+        Returns:
+            Copies from blocks of the pool to blocks of the host's, each block once. Unless `copy`
+            did, carry them out before the next step writes to the pool.
+
+        Raises:
+            OutOfBlocksError: the host's pool has too few free blocks.
+            SwappedOutError: a group is there already.
+
+        """
+        rows = self._tables.rows.group_rows(self._tables.rows.resident_rows_of(sequence_ids))
+        self._poll()
+        move = swapping.plan_out(self._tables, self._host, rows)
+        if self._host is None:
+            raise OutOfBlocksError(move.num_needed, 0, "host ")
+        self._host.require(move.num_needed)
+        copies = swapping.carry_out(move, self._tables, self._pool, self._host, copy)
+        if self._cache is not None and self._host.digests is not None:
+            hashed = self._cache.index.hashed[copies.sources]
+            digests = self._cache.index.digests[copies.sources[hashed]]
+            self._host.digests.insert(copies.destinations[hashed], digests)
+        self._tables.rows.set_swapped(rows, swapped=True)
+        self.num_swapped_out_blocks += len(copies)
+        return copies
+
+    def swap_in(self, sequence_ids: ArrayLike, *, copy: CopyBlocks | None = None) -> BlockCopies:
+        """Bring whole groups back from the host's pool, all or none.
+
+        Args:
+            sequence_ids: live sequences that are swapped out; their whole groups move.
+            copy: carries out the copies; if it raises, no sequence has moved.
+
+        Returns:
+            Copies from blocks of the host's pool to blocks of the pool. A block whose contents
+            the prefix cache still holds is shared, and not copied.
+
+        Raises:
+            OutOfBlocksError: the pool has too few free blocks.
+            ValueError: a sequence is not swapped out.
+
+        """
+        rows = self._swapped_groups(sequence_ids)
+        if rows.size == 0:
+            return growth.NO_COPIES
+        assert self._host is not None
+        self._poll()
+        move = self._plan_in(rows)
+        self._pool.require(move.num_needed, move.num_free)
+        held = self._tables.held(rows)
+        hosted = self._tables.lists.entries[held]
+        copies = swapping.carry_out(move, self._tables, self._host, self._pool, copy)
+        if self._cache is not None and self._host.digests is not None:
+            hashed = self._host.digests.hashed[copies.sources]
+            digests = self._host.digests.digests[copies.sources[hashed]]
+            self._cache.register(self._pool, copies.destinations[hashed], digests)
+            self._host.forget(distinct(hosted))
+        self._tables.rows.set_swapped(rows, swapped=False)
+        self.num_swapped_in_blocks += len(copies)
+        return copies
+
+    # -- work in flight --------------------------------------------------------------------
+
+    def start_step(self, is_done: Callable[[], bool] | None = None) -> int:
+        """Say that work was launched that reads blocks as the tables name them now.
+
+        Blocks that are freed from now on are handed out again only when this step is done.
+
+        Args:
+            is_done: asked when blocks are needed, for one `torch.cuda.Event.query`; without it,
+                call `finish_step`.
+
+        Returns:
+            The step's number: 1, 2, ...
+
+        """
+        step = self._steps.start(is_done)
+        self._settle()
+        return step
+
+    def finish_step(self, step: int) -> None:
+        """Say that `step` and all before it are done: what waited for them is free.
+
+        Raises:
+            ValueError: no such step was started.
+
+        """
+        self._steps.finish(step)
+        self._settle()
+
+    def fail_step(self, step: int) -> None:
+        """Say that `step` and all after it did not do their work, and read no more.
+
+        The blocks that they were to write cannot be found any longer. The sequences of these
+        steps are still there, with contents that were never written: `drop` them.
+
+        Raises:
+            ValueError: no such step was started.
+
+        """
+        lost = self._steps.fail(step)
+        self._settle()
+        if lost is None:
+            self.reset_prefix_cache()
+        elif self._cache is not None:
+            self._pool.forget(lost[self._cache.index.hashed[lost]])
+
+    def reset_prefix_cache(self) -> None:
+        """Make nothing findable that is there now, as after new weights were loaded."""
+        if self._cache is not None:
+            self._pool.forget(np.flatnonzero(self._cache.index.hashed).astype(np.int32))
+            self._cache.index.clear()
 
     # -- helpers ---------------------------------------------------------------------------
 
-    def _blocks_for(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        return -(-num_tokens // self.block_size)
+    def _following(
+        self,
+        rows: NDArray[np.int64],
+        counts: NDArray[np.int64] | np.int64,
+        token_ids: ArrayLike,
+        positions: NDArray[np.int64],
+    ) -> NDArray[np.int32]:
+        """Check token ids that are to follow the known ones at `positions`."""
+        tokens = token_ids_of(token_ids)
+        total = int(counts.sum()) if counts.ndim else int(counts) * rows.size
+        if tokens.size != total:
+            raise ValueError(f"{tokens.size} token ids were given for {total} new tokens")
+        known = self._tables.rows.num_known[rows]
+        if (known < 0).any():
+            sequence = int(self._tables.rows.ids(rows[np.argmax(known < 0)]))
+            raise ValueError(
+                f"the tokens of sequence {sequence} are unknown: it was made by allocate, or "
+                "the prefix cache was off; use admit"
+            )
+        if (known != positions).any():
+            at = int(np.argmax(known != positions))
+            sequence = int(self._tables.rows.ids(rows[at]))
+            raise ValueError(
+                f"tokens {int(known[at])} to {int(positions[at]) - 1} of sequence {sequence} are "
+                "not known yet: record them first"
+            )
+        return tokens
 
-    @staticmethod
-    def _lengths(num_tokens: ArrayLike) -> NDArray[np.int64]:
-        lengths = whole_numbers(num_tokens, "token counts")
-        if lengths.size and lengths.min() < 1:
-            raise ValueError(f"a token count is {lengths.min()}; each must be at least 1")
-        return lengths
-
-    def _copying_writers(
-        self, last_blocks: NDArray[np.int32], writers: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Those of `writers` (places in the batch) that need a copy of their last block.
-
-        If all owners of a block write in the same call, the first of them keeps it.
-        """
-        if writers.size == 0:
-            return writers
-        blocks, first, num_writers = np.unique(
-            last_blocks[writers], return_index=True, return_counts=True
-        )
-        keeps = first[num_writers == self._pool.ref_counts(blocks)]
-        return np.delete(writers, keeps)
+    def _release_host(self, places: NDArray[np.int64]) -> None:
+        assert self._host is not None
+        blocks = self._tables.lists.entries[places]
+        self._host.release(blocks)
+        if self._host.digests is not None:
+            self._host.forget(distinct(blocks))

@@ -1,4 +1,4 @@
-"""The rows that live sequences occupy: ids, lengths and block tables as arrays."""
+"""The rows that live sequences occupy: ids, lengths and what is known of their tokens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pagedattn.block_manager.ragged import whole_numbers
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike, NDArray
 
 ROW_BITS = 20
 MAX_SEQUENCES = 1 << ROW_BITS
 _ROW_MASK = MAX_SEQUENCES - 1
 _NOT_LIVE = np.iinfo(np.int64).min
+_PER_SEQUENCE = ("num_tokens", "num_known", "group", "forked", "swapped", "chain", "tails")
 
 
 class UnknownSequenceError(LookupError):
@@ -25,27 +30,12 @@ class UnknownSequenceError(LookupError):
         self.sequence_id = sequence_id
 
 
-def whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:
-    """Return `values` as a one-dimensional int64 array; refuse fractions and booleans."""
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.ndim > 1 or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"{what} must be a whole number or a flat list of them; "
-            f"this is an array of {array.dtype} with {array.ndim} dimensions"
-        )
-    return array.astype(np.int64, copy=False).reshape(-1)
+class SwappedOutError(RuntimeError):
+    """A sequence is in host memory; swap its group in before it is used."""
 
-
-def ragged_columns(counts: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers and column numbers of a ragged array, row after row.
-
-    Worked example: counts [2, 0, 3] gives rows [0, 0, 2, 2, 2] and columns [0, 1, 0, 1, 2].
-    """
-    rows = np.repeat(np.arange(counts.size), counts)
-    starts = np.cumsum(counts) - counts
-    return rows, np.arange(rows.size) - starts[rows]
+    def __init__(self, sequence_id: int) -> None:
+        super().__init__(f"sequence {sequence_id} is swapped out: swap it in first")
+        self.sequence_id = sequence_id
 
 
 class SequenceRows:
@@ -57,27 +47,40 @@ class SequenceRows:
 
     Attributes:
         num_tokens: int64 [rows], the tokens of each row's sequence; 0 in an unused row.
-        block_tables: int32 [rows, columns], physical ids in logical order; 0 past the end.
+        num_known: int64 [rows], how many of them are known by id; -1 if they never will be.
+        group: int64 [rows], id of the sequence from which all of a group were forked.
+        forked: bool [rows], whether the last block may be shared with a fork.
+        swapped: bool [rows], whether the blocks are in the host pool.
+        chain: uint64 [rows, 4], digest of the last full known block, or the root.
+        tails: int32 [rows, block_size], the known tokens after it.
 
     """
 
-    def __init__(self) -> None:
-        self.num_tokens = np.zeros(16, dtype=np.int64)
-        self.block_tables = np.zeros((16, 16), dtype=np.int32)
-        self._ids: NDArray[np.int64] = np.full(16, _NOT_LIVE)
-        self._next_ids = np.arange(16)
-        self._unused = np.arange(15, -1, -1)
-        self._num_live = 0
-        self._scratch = np.zeros(16, dtype=np.int64)
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self._ids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._next_ids = np.empty(0, dtype=np.int64)
+        self._unused = np.empty(0, dtype=np.int64)
+        self._scratch = np.empty(0, dtype=np.int64)
+        self.num_tokens = np.empty(0, dtype=np.int64)
+        self.num_known = np.empty(0, dtype=np.int64)
+        self.group = np.empty(0, dtype=np.int64)
+        self.forked = np.empty(0, dtype=bool)
+        self.swapped = np.empty(0, dtype=bool)
+        self.chain = np.empty((0, 4), dtype=np.uint64)
+        self.tails = np.empty((0, block_size), dtype=np.int32)
+        self.num_live = 0
+        self.num_swapped = 0
+        self._grow(16)
 
     @property
-    def num_live(self) -> int:
-        """Sequences that are live."""
-        return self._num_live
+    def capacity(self) -> int:
+        """Rows, live or not."""
+        return self._ids.size
 
-    def live_ids(self) -> NDArray[np.int64]:
-        """Ids of the live sequences, in order of their rows; int64 [num_live]."""
-        return self._ids[np.flatnonzero(self._ids != _NOT_LIVE)]
+    def live_rows(self) -> NDArray[np.int64]:
+        """Rows of the live sequences; int64 [num_live]."""
+        return np.flatnonzero(self._ids != _NOT_LIVE)
 
     def rows_of(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
         """Rows of distinct live sequences; int64 [num_sequences].
@@ -87,14 +90,7 @@ class SequenceRows:
             ValueError: an id is given twice, or something is not a whole number.
 
         """
-        ids = whole_numbers(sequence_ids, "sequence ids")
-        rows = ids & _ROW_MASK
-        known = rows < self._ids.size
-        if not known.all():
-            raise UnknownSequenceError(int(ids[np.argmin(known)]))
-        live = self._ids[rows] == ids
-        if not live.all():
-            raise UnknownSequenceError(int(ids[np.argmin(live)]))
+        rows, ids = self._known_rows(sequence_ids)
         places = np.arange(rows.size)
         self._scratch[rows] = places
         first = self._scratch[rows] == places
@@ -102,41 +98,76 @@ class SequenceRows:
             raise ValueError(f"sequence {int(ids[np.argmin(first)])} is given twice in one call")
         return rows
 
-    def reserve(self, num_new: int, num_columns: int) -> None:
-        """Grow the arrays for `num_new` more sequences and tables of `num_columns` blocks."""
-        rows = self._ids.size
-        wanted_rows = rows
-        while wanted_rows < self._num_live + num_new:
-            wanted_rows *= 2
-        columns = self.block_tables.shape[1]
-        while columns < num_columns:
-            columns *= 2
-        if wanted_rows > MAX_SEQUENCES:
+    def resident_rows_of(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
+        """`rows_of`, and none of them swapped out: else `SwappedOutError`."""
+        rows = self.rows_of(sequence_ids)
+        self._require_resident(rows)
+        return rows
+
+    def parents_of(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
+        """Rows of live sequences that are not swapped out; ids may repeat."""
+        rows, _ = self._known_rows(sequence_ids)
+        self._require_resident(rows)
+        return rows
+
+    def _known_rows(self, sequence_ids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ids = whole_numbers(sequence_ids, "sequence ids")
+        rows = ids & _ROW_MASK
+        if rows.size and rows.max() >= self._ids.size:
+            raise UnknownSequenceError(int(ids[np.argmax(rows >= self._ids.size)]))
+        live = self._ids[rows] == ids
+        if not live.all():
+            raise UnknownSequenceError(int(ids[np.argmin(live)]))
+        return rows, ids
+
+    def _require_resident(self, rows: NDArray[np.int64]) -> None:
+        if self.num_swapped:
+            swapped = self.swapped[rows]
+            if swapped.any():
+                raise SwappedOutError(int(self._ids[rows[np.argmax(swapped)]]))
+
+    def group_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of all members of the groups that `rows` belong to, in order of rows."""
+        live = self.live_rows()
+        return live[np.isin(self.group[live], self.group[rows])]
+
+    def num_missing(self, num_new: int) -> int:
+        """How many rows must be added for `num_new` more sequences, doubling the capacity."""
+        wanted = self.capacity
+        while wanted < self.num_live + num_new:
+            wanted *= 2
+        if wanted > MAX_SEQUENCES:
             raise ValueError(
-                f"{self._num_live} sequences are live and {num_new} more were asked for; "
+                f"{self.num_live} sequences are live and {num_new} more were asked for; "
                 f"a manager holds {MAX_SEQUENCES}"
             )
-        if (wanted_rows, columns) == self.block_tables.shape:
-            return
-        tables = np.zeros((wanted_rows, columns), dtype=np.int32)
-        tables[:rows, : self.block_tables.shape[1]] = self.block_tables
-        grown = wanted_rows - rows
-        if grown:
-            fresh = np.arange(rows, wanted_rows)
-            self.num_tokens = np.concatenate([self.num_tokens, np.zeros(grown, np.int64)])
-            self._ids = np.concatenate([self._ids, np.full(grown, _NOT_LIVE)])
-            self._next_ids = np.concatenate([self._next_ids, fresh])
-            self._unused = np.concatenate([fresh[::-1], self._unused])
-            self._scratch = np.zeros(wanted_rows, dtype=np.int64)
-        self.block_tables = tables
+        return wanted - self.capacity
+
+    def _grow(self, count: int) -> None:
+        fresh = np.arange(self.capacity, self.capacity + count)
+        self._unused = np.concatenate([fresh[::-1], self._unused])
+        self._ids = np.concatenate([self._ids, np.full(count, _NOT_LIVE)])
+        self._next_ids = np.concatenate([self._next_ids, fresh])
+        for name in ("_scratch", *_PER_SEQUENCE):
+            old = getattr(self, name)
+            more = np.zeros((count, *old.shape[1:]), dtype=old.dtype)
+            setattr(self, name, np.concatenate([old, more]))
+
+    def grow(self, count: int) -> None:
+        """Add `count` unused rows."""
+        if count:
+            self._grow(count)
 
     def add(self, count: int) -> NDArray[np.int64]:
         """Open `count` rows, for which there must be room; returns the rows, int64 [count]."""
-        top = self._ids.size - self._num_live
+        top = self.capacity - self.num_live
         rows = self._unused[top - count : top][::-1].copy()
         self._ids[rows] = self._next_ids[rows]
         self._next_ids[rows] += MAX_SEQUENCES
-        self._num_live += count
+        self.group[rows] = self._ids[rows]
+        self.num_known[rows] = -1
+        self.forked[rows] = False
+        self.num_live += count
         return rows
 
     def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -145,18 +176,52 @@ class SequenceRows:
 
     def remove(self, rows: NDArray[np.int64]) -> None:
         """Close `rows`; their block tables must have been cleared."""
-        top = self._ids.size - self._num_live
+        top = self.capacity - self.num_live
         self._ids[rows] = _NOT_LIVE
         self.num_tokens[rows] = 0
+        if self.num_swapped:
+            self.num_swapped -= int(np.count_nonzero(self.swapped[rows]))
+            self.swapped[rows] = False
         self._unused[top : top + rows.size] = rows[::-1]
-        self._num_live -= rows.size
+        self.num_live -= rows.size
+
+    def set_swapped(self, rows: NDArray[np.int64], *, swapped: bool) -> None:
+        """Note where the blocks of `rows` are, which must all have been elsewhere."""
+        self.swapped[rows] = swapped
+        self.num_swapped += rows.size if swapped else -rows.size
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Copies of what `restore` needs; the arrays of live rows are in order of rows."""
+        live = self.live_rows()
+        arrays = {name: getattr(self, name)[live] for name in _PER_SEQUENCE}
+        return arrays | {
+            "ids": self._ids[live],
+            "next_ids": self._next_ids.copy(),
+            "unused": self._unused[: self.capacity - self.num_live].copy(),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """Make these rows, which are as new, what `state` says; the live rows."""
+        self.grow(state["next_ids"].size - self.capacity)
+        rows = state["ids"] & _ROW_MASK
+        self._ids[rows] = state["ids"]
+        self._next_ids[:] = state["next_ids"]
+        self._unused[: state["unused"].size] = state["unused"]
+        for name in _PER_SEQUENCE:
+            getattr(self, name)[rows] = state[name]
+        self.num_live = rows.size
+        self.num_swapped = int(np.count_nonzero(self.swapped))
+        return rows
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` unless live and unused rows partition the table."""
-        live = np.flatnonzero(self._ids != _NOT_LIVE)
-        unused = self._unused[: self._ids.size - self._num_live]
+        live = self.live_rows()
+        unused = self._unused[: self.capacity - self.num_live]
         both = np.sort(np.concatenate([live, unused]))
-        assert np.array_equal(both, np.arange(self._ids.size)), "rows are lost or used twice"
+        assert np.array_equal(both, np.arange(self.capacity)), "rows are lost or used twice"
         assert (self._ids[live] & _ROW_MASK == live).all(), "an id does not name its row"
         assert (self.num_tokens[live] > 0).all(), "a live sequence is empty"
+        assert (self.num_known[live] <= self.num_tokens[live]).all(), "more is known than is there"
         assert not self.num_tokens[unused].any(), "an unused row has tokens"
+        assert not self.swapped[unused].any(), "an unused row is swapped out"
+        assert self.num_swapped == np.count_nonzero(self.swapped), "swapped rows are miscounted"

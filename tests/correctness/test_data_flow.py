@@ -20,10 +20,9 @@ IMPLEMENTATIONS = ["reference", "torch", "triton"]
 def shuffled_manager():
     """Eight blocks, some of which were used and given back, so that new ones are in no order."""
     manager = BlockManager(num_blocks=8, block_size=BLOCK_SIZE)
-    first, second, third = manager.allocate([4, 8, 4])  # blocks 0, then 1 and 2, then 3
-    manager.free([first])
-    manager.free([third])
-    manager.free([second])
+    first, second, third, fourth = manager.allocate([4, 4, 4, 4])  # blocks 0, 1, 2, 3
+    for sequence in (first, fourth, second, third):
+        manager.free([sequence])  # the last that is freed is reused first
     return manager
 
 

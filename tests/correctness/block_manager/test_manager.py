@@ -11,17 +11,24 @@ from pagedattn.block_manager import manager as manager_module
 
 def state(manager):
     """All that an operation could change, as bytes."""
-    pool, rows = manager._pool, manager._sequences
+    pool, rows, lists = manager._pool, manager._tables.rows, manager._tables.lists
+    live = rows.live_rows()
     arrays = (
-        pool._stack[: pool.num_free],
+        pool._queue[pool._head : pool._tail],
+        pool._place,
         pool._ref_counts,
-        rows.num_tokens,
-        rows.block_tables,
         rows._ids,
         rows._next_ids,
-        rows._unused[: rows._ids.size - rows.num_live],
+        rows._unused[: rows.capacity - rows.num_live],
+        rows.num_tokens,
+        rows.forked,
+        rows.swapped,
+        lists.entries[manager._tables.held(live)],
+        lists.first,
+        lists.start,
+        lists.limit,
     )
-    return [array.tobytes() for array in arrays]
+    return [pool.num_free, *(array.tobytes() for array in arrays)]
 
 
 def tables(manager, ids):
@@ -290,21 +297,27 @@ def test_ids_are_never_used_again():
         manager.free(ids)
 
 
-@pytest.mark.parametrize("damage", ["count", "table", "free", "tail", "length"])
+@pytest.mark.parametrize("damage", ["count", "table", "queue", "place", "length", "extent", "row"])
 def test_damage_is_found(damage):
     manager = BlockManager(8, 4)
     (sequence,) = manager.allocate([6])
+    manager.free(manager.allocate([8]))
     manager.check_integrity()
+    pool, rows, lists = manager._pool, manager._tables.rows, manager._tables.lists
     if damage == "count":
-        manager._pool._ref_counts[tables(manager, [sequence])[0][0]] += 1
+        pool._ref_counts[tables(manager, [sequence])[0][0]] += 1
     elif damage == "table":
-        manager._sequences.block_tables[0, 0] = 7
-    elif damage == "free":
-        manager._pool._stack[0] = tables(manager, [sequence])[0][0]
-    elif damage == "tail":
-        manager._sequences.block_tables[0, 2] = 5
+        lists.entries[lists.start[0]] = 7
+    elif damage == "queue":
+        pool._queue[pool._head] = tables(manager, [sequence])[0][0]
+    elif damage == "place":
+        pool._place[tables(manager, [sequence])[0][0]] = 1
+    elif damage == "length":
+        rows.num_tokens[0] = 9
+    elif damage == "extent":
+        lists.limit[0] += 8
     else:
-        manager._sequences.num_tokens[0] = 9
+        rows.num_live += 1
     with pytest.raises(AssertionError):
         manager.check_integrity()
 

@@ -1,0 +1,195 @@
+"""The block tables of all sequences, in one array."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pagedattn.block_manager.ragged import ragged
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_NO_EXTENT = -1
+
+
+def _extent_sizes() -> NDArray[np.int64]:
+    """Two sizes an octave: 8, 12, 16, 24, 32, ..."""
+    powers = 8 << np.arange(28, dtype=np.int64)
+    return np.stack([powers, powers * 3 // 2], axis=1).reshape(-1)
+
+
+_SIZES = _extent_sizes()
+
+
+class BlockLists:
+    """Growing lists of block ids, each in an extent of one array.
+
+    A list has columns `first` to its end, which its owner knows; what lay before `first` has
+    left a sliding window. Column c of list i is `entries[start[i] + c]`, and columns below
+    `limit[i]` have room. A list that outgrows its extent moves to a larger one, so an append
+    costs the same whatever the length, and a long list takes no room from short ones.
+
+    Attributes:
+        entries: int32 [num_entries], physical block ids.
+        start: int64 [num_lists], where column 0 would be; negative is possible if it is gone.
+        first: int64 [num_lists], the first column that is kept.
+        limit: int64 [num_lists], the column at which the extent ends.
+
+    """
+
+    def __init__(self, num_lists: int) -> None:
+        self.entries = np.zeros(256, dtype=np.int32)
+        self.start = np.zeros(num_lists, dtype=np.int64)
+        self.first = np.zeros(num_lists, dtype=np.int64)
+        self.limit = np.zeros(num_lists, dtype=np.int64)
+        self._size_class = np.full(num_lists, _NO_EXTENT, dtype=np.int8)
+        self._free: dict[int, list[int]] = {}  # origins of unused extents of each size
+        self._end = 0  # entries from here on were never in an extent
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory."""
+        per_list = (self.start, self.first, self.limit, self._size_class)
+        return self.entries.nbytes + sum(array.nbytes for array in per_list)
+
+    def open_lists(self) -> NDArray[np.int64]:
+        """Numbers of the lists that are open, ascending."""
+        return np.flatnonzero(self._size_class != _NO_EXTENT)
+
+    def add_lists(self, count: int) -> None:
+        """Make `count` more lists, closed."""
+        for name in ("start", "first", "limit"):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros(count, np.int64)]))
+        self._size_class = np.concatenate([self._size_class, np.full(count, _NO_EXTENT, np.int8)])
+
+    def open(
+        self, lists: NDArray[np.int64], first: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> None:
+        """Give closed `lists` room for the columns `first` to `ends`."""
+        classes = np.searchsorted(_SIZES, ends - first).astype(np.int8)
+        origins = self._take_extents(classes)
+        self._size_class[lists] = classes
+        self.first[lists] = first
+        self.start[lists] = origins - first
+        self.limit[lists] = first + _SIZES[classes]
+
+    def close(self, lists: NDArray[np.int64]) -> None:
+        """Give back the extents of `lists`."""
+        self._give_extents(self._size_class[lists], self._origins(lists))
+        self._size_class[lists] = _NO_EXTENT
+
+    def extend(
+        self, lists: NDArray[np.int64], ends: NDArray[np.int64], wanted: NDArray[np.int64]
+    ) -> None:
+        """Make room below the columns `wanted` in open `lists`, whose columns end at `ends`."""
+        short = np.flatnonzero(wanted > self.limit[lists])
+        if short.size == 0:
+            return
+        lists, ends, wanted = lists[short], ends[short], wanted[short]
+        first = self.first[lists]
+        rows, columns = ragged(first, ends)
+        kept = self.entries[self.start[lists][rows] + columns]
+        self.close(lists)
+        # half as much again, so that the moves of a growing list stay few
+        self.open(lists, first, np.maximum(wanted, first + (ends - first) * 3 // 2))
+        self.entries[self.start[lists][rows] + columns] = kept
+
+    def addresses(
+        self, lists: NDArray[np.int64], first: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Places in `entries` of the columns `first` to `ends`, list after list."""
+        rows, columns = ragged(first, ends)
+        return self.start[lists][rows] + columns
+
+    def padded(self, lists: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Lists as rows, 0 where a list has no column; int32 [num_lists, largest end]."""
+        width = int(ends.max(initial=0))
+        columns = np.arange(width)
+        first = self.first[lists]
+        if first.any():
+            places = self.start[lists][:, None] + columns
+            kept = (columns >= first[:, None]) & (columns < ends[:, None])
+            return np.where(kept, self.entries[np.where(kept, places, 0)], np.int32(0))
+        if self._end + width > self.entries.size:
+            self._resize(self._end + width)
+        # overlapping rows, one from each entry on: taking some of them copies runs of entries
+        windows = np.ndarray(
+            (self.entries.size - width + 1, width), np.int32, self.entries, strides=(4, 4)
+        )
+        table: NDArray[np.int32] = windows[self.start[lists]]
+        table *= columns < ends[:, None]
+        return table
+
+    def _origins(self, lists: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.limit[lists] + self.start[lists] - _SIZES[self._size_class[lists]]
+
+    def _take_extents(self, classes: NDArray[np.int8]) -> NDArray[np.int64]:
+        by_class = _by_class(classes)
+        missing = sum(
+            int(_SIZES[size_class]) * max(0, places.size - len(self._free.get(size_class, ())))
+            for size_class, places in by_class
+        )
+        if self._end + missing > self.entries.size:
+            self._make_room(int(_SIZES[classes].sum()))
+        origins = np.empty(classes.size, dtype=np.int64)
+        for size_class, places in by_class:
+            unused = self._free.get(size_class, [])
+            reused = min(len(unused), places.size)
+            if reused:
+                origins[places[:reused]] = unused[-reused:]
+                del unused[-reused:]
+            size = int(_SIZES[size_class])
+            origins[places[reused:]] = self._end + np.arange(places.size - reused) * size
+            self._end += (places.size - reused) * size
+        return origins
+
+    def _make_room(self, wanted: int) -> None:
+        """Make the array take `wanted` more entries; close the gaps if they are half of it."""
+        gaps = sum(int(_SIZES[size_class]) * len(free) for size_class, free in self._free.items())
+        if gaps > self._end // 2:
+            lists = self.open_lists()
+            sizes = _SIZES[self._size_class[lists]]
+            old = self._origins(lists)
+            new = np.cumsum(sizes) - sizes
+            rows, offsets = ragged(np.zeros_like(sizes), sizes)
+            packed = self.entries[old[rows] + offsets]
+            self.start[lists] += new - old
+            self.entries[: packed.size] = packed
+            self._end = packed.size
+            self._free.clear()
+        if self._end + wanted > self.entries.size:
+            self._resize(self._end + wanted)
+
+    def _give_extents(self, classes: NDArray[np.int8], origins: NDArray[np.int64]) -> None:
+        for size_class, places in _by_class(classes):
+            self._free.setdefault(size_class, []).extend(origins[places].tolist())
+
+    def _resize(self, wanted: int) -> None:
+        entries = np.zeros(wanted + wanted // 4, dtype=np.int32)
+        entries[: self._end] = self.entries[: self._end]
+        self.entries = entries
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` unless extents, used and unused, tile the array."""
+        lists = self.open_lists()
+        origins = self._origins(lists)
+        assert (self.start[lists] + self.first[lists] >= origins).all(), "a list leaves its extent"
+        sizes = _SIZES[self._size_class[lists]]
+        for size_class, unused in self._free.items():
+            origins = np.concatenate([origins, np.array(unused, np.int64)])
+            sizes = np.concatenate([sizes, np.full(len(unused), _SIZES[size_class])])
+        order = np.argsort(origins)
+        ends = np.cumsum(sizes[order])
+        assert np.array_equal(origins[order], ends - sizes[order]), "extents overlap or are lost"
+        assert self._end == int(sizes.sum()) <= self.entries.size, "the array's end is wrong"
+
+
+def _by_class(classes: NDArray[np.int8]) -> list[tuple[int, NDArray[np.intp]]]:
+    """Each class that occurs, with the places where it does."""
+    if classes.size == 1:
+        return [(int(classes[0]), np.zeros(1, np.intp))]
+    present = np.flatnonzero(np.bincount(classes, minlength=1)) if classes.size else ()
+    return [(int(size_class), np.flatnonzero(classes == size_class)) for size_class in present]

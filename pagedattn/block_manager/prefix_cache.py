@@ -1,0 +1,132 @@
+"""Prefix caching: full blocks become findable, by what they and their prefix hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pagedattn.block_manager.prefix_hash import PrefixHasher
+from pagedattn.block_manager.prefix_index import PrefixIndex
+from pagedattn.block_manager.ragged import first_of_each, nonzero, ragged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pagedattn.block_manager.block_pool import BlockPool
+    from pagedattn.block_manager.sequence_tables import SequenceTables
+
+
+class PrefixCache:
+    """Hashes tokens as they become known, and registers the blocks they fill.
+
+    Args:
+        index: digest to block; the pool evicts from it.
+        hasher: how digests are made.
+
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, seed: bytes | None) -> None:
+        self.index = PrefixIndex(num_blocks)
+        self.hasher = PrefixHasher(block_size, seed)
+        self.num_lookup_tokens = 0
+        self.num_hit_tokens = 0
+
+    def register(
+        self, pool: BlockPool, blocks: NDArray[np.int32], digests: NDArray[np.uint64]
+    ) -> NDArray[np.int32]:
+        """Make full blocks findable; of several that hold the same, one.
+
+        A block that is in use stays the one that is found. One that is free gives way to the
+        block that is in use, and becomes empty.
+
+        Args:
+            pool: the blocks' pool.
+            blocks: int32 [num_blocks], distinct and referenced.
+            digests: uint64 [num_blocks, 4].
+
+        Returns:
+            int32, those that became findable.
+
+        """
+        if blocks.size > 1:
+            chosen = first_of_each(digests) == np.arange(blocks.size)
+            blocks, digests = blocks[chosen], digests[chosen]
+        held = self.index.find(digests)
+        if (held >= 0).any():
+            idle = (held >= 0) & (pool.ref_counts(held) == 0)
+            pool.forget(held[idle])
+            chosen = (held < 0) | idle
+            blocks, digests = blocks[chosen], digests[chosen]
+        self.index.insert(blocks, digests)
+        return blocks
+
+    def record(
+        self,
+        tables: SequenceTables,
+        pool: BlockPool,
+        rows: NDArray[np.int64],
+        tokens: NDArray[np.int32],
+        counts: NDArray[np.int64] | np.int64,
+        written: Callable[[NDArray[np.int32]], None],
+    ) -> None:
+        """Take in the next token ids of sequences and register the blocks they complete.
+
+        Args:
+            tables: the sequences; `num_known`, `tails` and `chain` change.
+            pool: the blocks' pool.
+            rows: int64 [num_sequences].
+            tokens: int32 [sum of counts], sequence after sequence.
+            counts: int64 [num_sequences], or one for all, at least 1.
+            written: told of the blocks that became findable.
+
+        """
+        known = tables.rows.num_known[rows]
+        size = tables.groups.block_size
+        offsets = known % size
+        tables.rows.num_known[rows] = known + counts
+        if counts.size == 1 and counts == 1:
+            tables.rows.tails[rows, offsets] = tokens
+            full = nonzero(offsets == size - 1)
+            if full.size == 0:
+                return
+            rows, known = rows[full], known[full]
+            tokens = tables.rows.tails[rows].reshape(-1)
+            starts, num_full = np.arange(full.size) * size, np.ones(full.size, np.int64)
+            columns = known // size
+        else:
+            # what was known of each last block, then what is new
+            totals = offsets + counts
+            ends = np.cumsum(totals)
+            starts = ends - totals
+            joined = np.empty(int(ends[-1]), np.int32)
+            places, columns = ragged(np.zeros_like(offsets), offsets)
+            joined[starts[places] + columns] = tables.rows.tails[rows[places], columns]
+            places, columns = ragged(offsets, totals)
+            joined[starts[places] + columns] = tokens
+            num_full = totals // size
+            places, columns = ragged(num_full * size, totals)
+            tables.rows.tails[rows[places], columns % size] = joined[starts[places] + columns]
+            tokens = joined
+            grew = nonzero(num_full)
+            rows, starts, num_full, known = rows[grew], starts[grew], num_full[grew], known[grew]
+            places, numbers = ragged(np.zeros_like(num_full), num_full)
+            columns = known[places] // size + numbers
+            if grew.size == 0:
+                return
+        parents = [chain.tobytes() for chain in tables.rows.chain[rows]]
+        digests = self.hasher.chain(tokens, starts, num_full, parents)
+        if columns.size == rows.size:
+            tables.rows.chain[rows] = digests
+        else:
+            tables.rows.chain[rows] = digests[np.cumsum(num_full) - 1]
+            rows = rows[places]
+        for group in range(tables.groups.count):
+            blocks = tables.lists.entries[tables.at(rows, group, columns)]
+            keys = tables.groups.keys(digests, group)
+            if tables.groups.windows[group] is not None:
+                kept = columns >= tables.lists.first[tables.lists_of(rows, group)]
+                blocks, keys = blocks[kept], keys[kept]
+            written(self.register(pool, blocks, keys))

@@ -1,0 +1,181 @@
+"""What a block is found by: a hash chained over its prefix.
+
+The digest of a full block is SHA-256 over its parent's digest, its tokens and what else its K and
+V depend on, so equal digests mean equal prefixes, up to a collision of SHA-256. The first parent
+is a root that is random for each manager unless a seed is given: whoever can choose prompts
+cannot know which digests they make (CVE-2025-25183 was vLLM 0.7's predictable hash). A salt parts
+tenants: without the same salt no block is shared, and whether a prompt was quick says nothing of
+the prompts of others (CVE-2025-46570, a timing side channel).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pagedattn.block_manager.ragged import whole_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+DIGEST_BYTES = 32
+MAX_TOKEN_ID = 2**31 - 1
+_ROOT_TAG = b"pagedattn prefix root 1"
+
+
+@dataclass(frozen=True)
+class CacheKeys:
+    """What else, beside its tokens, a prompt's K and V depend on, or who may share them.
+
+    Attributes:
+        adapter: name of the adapter (LoRA) that runs, or None.
+        salt: sequences share blocks only with those of the same salt; or None.
+        media: images and the like whose placeholder tokens look alike: pairs of the position of
+            the first placeholder in the prompt, in tokens, and a digest of the content.
+
+    """
+
+    adapter: str | None = None
+    salt: str | None = None
+    media: tuple[tuple[int, bytes], ...] = ()
+
+    def __post_init__(self) -> None:
+        for position, content in self.media:
+            if not isinstance(position, int) or position < 0 or not isinstance(content, bytes):
+                raise ValueError(
+                    "media must be pairs of a position in tokens, 0 or more, and bytes; "
+                    f"given {position!r} and {content!r}"
+                )
+
+
+def _framed(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "little") + part
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as one flat array.
+
+    Attributes:
+        tokens: int32 [num_tokens], all prompts one after the other.
+        lengths: int64 [num_prompts].
+        keys: a prompt's keys, or None, for each.
+
+    """
+
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    keys: Sequence[CacheKeys | None]
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[ArrayLike],
+        keys: CacheKeys | Sequence[CacheKeys | None] | None,
+    ) -> Prompts:
+        """Check and join prompts.
+
+        Raises:
+            ValueError: a prompt is empty or has something else than token ids from 0 to
+                2**31 - 1, or there is not one key a prompt, or media lies outside its prompt.
+
+        """
+        parts: list[NDArray[Any]] = [
+            prompt
+            if isinstance(prompt, np.ndarray) and prompt.ndim == 1 and prompt.dtype.kind == "i"
+            else whole_numbers(prompt, "a prompt's token ids")
+            for prompt in prompts
+        ]
+        lengths = np.array([part.size for part in parts], dtype=np.int64)
+        if (lengths == 0).any():
+            raise ValueError(f"prompt {int(np.argmin(lengths))} is empty; it needs 1 token")
+        each = [keys] * len(parts) if keys is None or isinstance(keys, CacheKeys) else list(keys)
+        if len(each) != len(parts):
+            raise ValueError(f"{len(each)} keys were given for {len(parts)} prompts")
+        for number, (key, length) in enumerate(zip(each, lengths.tolist(), strict=True)):
+            if key is not None and any(position >= length for position, _ in key.media):
+                raise ValueError(f"prompt {number} has {length} tokens, and media behind its end")
+        tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        return cls(token_ids_of(tokens), lengths, each)
+
+
+def token_ids_of(values: ArrayLike) -> NDArray[np.int32]:
+    """Return token ids as int32 [num_tokens]; refuse what is none."""
+    tokens = whole_numbers(values, "token ids")
+    # as an unsigned number, a negative one is above the limit too
+    if tokens.size and tokens.view(np.uint64).max() > MAX_TOKEN_ID:
+        bad = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise ValueError(f"a token id is {bad}; it must be from 0 to {MAX_TOKEN_ID}")
+    return tokens.astype("<i4")
+
+
+class PrefixHasher:
+    """Chains digests over blocks of tokens.
+
+    Args:
+        block_size: tokens a block.
+        seed: equal seeds give equal digests in every process; None takes 32 random bytes.
+
+    """
+
+    def __init__(self, block_size: int, seed: bytes | None = None) -> None:
+        self.block_size = block_size
+        self.seed = os.urandom(DIGEST_BYTES) if seed is None else bytes(seed)
+        self.root = self.root_of(None)
+
+    def root_of(self, keys: CacheKeys | None) -> bytes:
+        """Parent of a prompt's first block: the seed, the adapter and the salt."""
+        named = (None, None) if keys is None else (keys.adapter, keys.salt)
+        parts = [b"\0" if key is None else b"\1" + _framed(key.encode()) for key in named]
+        return hashlib.sha256(_framed(_ROOT_TAG) + _framed(self.seed) + b"".join(parts)).digest()
+
+    def media_of(self, keys: CacheKeys | None) -> dict[int, bytes]:
+        """What media adds to the blocks it begins in: logical block to bytes."""
+        added: dict[int, bytes] = {}
+        for position, content in sorted(keys.media) if keys else ():
+            block, offset = divmod(position, self.block_size)
+            added[block] = added.get(block, b"") + offset.to_bytes(8, "little") + _framed(content)
+        return added
+
+    def chain(
+        self,
+        tokens: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        num_blocks: NDArray[np.int64],
+        parents: Sequence[bytes],
+        media: Mapping[int, Mapping[int, bytes]] | None = None,
+    ) -> NDArray[np.uint64]:
+        """Digests of full blocks of several sequences.
+
+        Args:
+            tokens: int32 [num_tokens].
+            starts: int64 [num_sequences], where in `tokens` each sequence's blocks begin.
+            num_blocks: int64 [num_sequences], full blocks of each.
+            parents: the digest before each sequence's first block here.
+            media: `media_of` for the numbers of those sequences that have any.
+
+        Returns:
+            uint64 [sum of num_blocks, 4], sequence after sequence.
+
+        """
+        digests: list[bytes] = []
+        add, sha256 = digests.append, hashlib.sha256
+        data = tokens.tobytes()
+        width = 4 * self.block_size
+        begins = (4 * starts).tolist()
+        for number, (begin, count) in enumerate(zip(begins, num_blocks.tolist(), strict=True)):
+            digest = parents[number]
+            added = media.get(number) if media else None
+            for column, at in enumerate(range(begin, begin + count * width, width)):
+                block = digest + data[at : at + width]
+                if added and column in added:
+                    block += added[column]
+                digest = sha256(block).digest()
+                add(digest)
+        return np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 4)

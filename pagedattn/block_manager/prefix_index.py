@@ -1,0 +1,139 @@
+"""From a digest to the block that holds its K and V: an open-addressing table of arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pagedattn.block_manager.ragged import nonzero
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class BlockDigests:
+    """The digest of each block that holds a full, known prefix.
+
+    Attributes:
+        digests: uint64 [num_blocks, 4]; meaningless where `hashed` is False.
+        hashed: bool [num_blocks].
+
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.digests = np.zeros((num_blocks, 4), dtype=np.uint64)
+        self.hashed = np.zeros(num_blocks, dtype=bool)
+
+    def insert(self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
+        """Note the digests of `blocks`."""
+        self.digests[blocks] = digests
+        self.hashed[blocks] = True
+
+    def forget(self, blocks: NDArray[np.int32]) -> None:
+        """Make `blocks` hold nothing that can be found."""
+        self.hashed[blocks] = False
+
+
+class PrefixIndex(BlockDigests):
+    """Finds blocks by digest, a batch at a time.
+
+    Open addressing with double hashing. The table holds block ids alone: a candidate counts only
+    if all 256 bits of its block's digest are those that are looked for, so two digests that
+    share a place, or all 64 bits that the place is made from, are never taken for each other.
+    Forgetting a block costs nothing: its entry no longer matches, and goes when the table is
+    rebuilt. Host memory: 33 bytes a block for the digests and 7 to 10.5 for the table.
+
+    Args:
+        num_blocks: blocks in the pool.
+
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        super().__init__(num_blocks)
+        # 2**k or 3 * 2**k, so that steps of 6 n + 1 reach every place
+        size = 12
+        while size < 1.75 * num_blocks:
+            size = size * 4 // 3 if size % 3 == 0 else size * 3 // 2
+        self._table = np.zeros(size, dtype=np.int32)  # block id + 1, or 0
+        self._num_entries = 0
+
+    def find(self, digests: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Blocks with these digests, or -1.
+
+        Args:
+            digests: uint64 [num_digests, 4].
+
+        Returns:
+            int32 [num_digests].
+
+        """
+        found = np.full(len(digests), -1, dtype=np.int32)
+        searched = np.arange(len(digests))
+        places, steps = self._places(digests)
+        while searched.size:
+            entries = self._table[places]
+            occupied = nonzero(entries)  # an empty place ends a search
+            if occupied.size == 0:
+                break
+            blocks, searched = entries[occupied] - 1, searched[occupied]
+            equal = self.digests[blocks, 0] == digests[searched, 0]
+            equal &= self.hashed[blocks]
+            alike = nonzero(equal)
+            if alike.size:
+                same = self.digests[blocks[alike]] == digests[searched[alike]]
+                equal[alike] = same[:, 1] & same[:, 2] & same[:, 3]
+                found[searched[equal]] = blocks[equal]
+            np.logical_not(equal, out=equal)
+            searched, rest = searched[equal], occupied[equal]
+            steps = steps[rest]
+            places = self._advance(places[rest], steps)
+        return found
+
+    def insert(self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
+        """Make `blocks` findable.
+
+        Args:
+            blocks: int32 [num_blocks], distinct.
+            digests: uint64 [num_blocks, 4], distinct, and none of them in the index.
+
+        """
+        super().insert(blocks, digests)
+        if self._num_entries + blocks.size > 0.75 * self._table.size:
+            self._table[:] = 0
+            self._num_entries = 0
+            blocks = nonzero(self.hashed).astype(np.int32)
+            digests = self.digests[blocks]
+        places, steps = self._places(digests)
+        entries = blocks + np.int32(1)
+        self._num_entries += entries.size
+        while entries.size:
+            free = self._table[places] == 0
+            self._table[places[free]] = entries[free]  # of several for one place, the last stays
+            rest = nonzero(self._table[places] != entries)
+            entries, steps = entries[rest], steps[rest]
+            places = self._advance(places[rest], steps)
+
+    def clear(self) -> None:
+        """Forget every block."""
+        self.hashed[:] = False
+        self._table[:] = 0
+        self._num_entries = 0
+
+    def _places(self, digests: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        size = self._table.size
+        places = (digests[:, 0] % np.uint64(size)).astype(np.intp)
+        steps = (digests[:, 1] % np.uint64(size // 6)).astype(np.intp) * 6 + 1
+        return places, steps
+
+    def _advance(self, places: NDArray[np.intp], steps: NDArray[np.intp]) -> NDArray[np.intp]:
+        moved = places + steps
+        moved[moved >= self._table.size] -= self._table.size
+        return moved
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` unless just the hashed blocks are found, each by its digest."""
+        hashed = nonzero(self.hashed)
+        assert np.array_equal(self.find(self.digests[hashed]), hashed), "a block is not found"
+        held = np.count_nonzero(self._table)
+        assert held <= self._num_entries <= self._table.size, "the table's entries are miscounted"

@@ -1,0 +1,120 @@
+"""A block manager's whole state as a value: to print, to keep in a file, to load again."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+FORMAT = 1
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_FULL, _CACHED, _EMPTY, _DEFERRED = "█", "░", "·", "▒"
+
+
+class SnapshotError(ValueError):
+    """A file is not a snapshot of a block manager."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State of a `BlockManager` at one moment; nothing that happens later changes it.
+
+    It holds the seed of the prefix hashes and digests of what was cached, though no tokens but
+    those of partly filled blocks: treat a file of it like a dump of memory.
+
+    Attributes:
+        settings: constructor arguments and counters; plain JSON values.
+        arrays: the arrays, by name.
+
+    """
+
+    settings: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a `.npz` file, which `load` and numpy read."""
+        arrays: dict[str, Any] = dict(self.arrays)
+        arrays["settings"] = np.frombuffer(json.dumps(dict(self.settings)).encode(), np.uint8)
+        with open(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Snapshot:
+        """Read a file that `save` wrote.
+
+        Raises:
+            SnapshotError: it is no such file, or of another version.
+            OSError: it cannot be read.
+
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            settings = json.loads(arrays.pop("settings").tobytes())
+            version = settings["format"]
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise SnapshotError(f"{path} is not a block manager's snapshot: {error}") from None
+        if version != FORMAT:
+            raise SnapshotError(f"{path} has format {version}; this version reads {FORMAT}")
+        return cls(settings, arrays)
+
+    def __str__(self) -> str:
+        return self.draw()
+
+    def draw(self, columns: int = 64) -> str:
+        """Draw the pool, a character a block, for a terminal.
+
+        A letter is a sequence group (in turn A to Z), small where its last block still has room;
+        a digit is a block that several block tables name, and how many (9: nine or more).
+
+        Args:
+            columns: blocks a line.
+
+        """
+        settings, arrays = self.settings, self.arrays
+        num_blocks = settings["num_blocks"]
+        cells = np.full(num_blocks, _EMPTY)
+        cells[arrays["pool_cached"]] = _CACHED
+        cells[arrays["pool_deferred"]] = _DEFERRED
+        groups = np.unique(arrays["group"])
+        names = [_LETTERS[i % len(_LETTERS)] for i in range(groups.size)]
+        size, num_layer_groups = settings["block_size"], len(settings["windows"])
+        listed = np.cumsum(arrays["list_ends"] - arrays["list_first"])
+        for number, (start, stop) in enumerate(
+            zip([0, *listed[:-1].tolist()], listed.tolist(), strict=True)
+        ):
+            sequence = number // num_layer_groups
+            if arrays["swapped"][sequence]:
+                continue
+            name = names[int(np.searchsorted(groups, arrays["group"][sequence]))]
+            blocks = arrays["blocks"][start:stop]
+            cells[blocks] = name
+            if arrays["num_tokens"][sequence] % size:
+                cells[blocks[-1:]] = name.lower()
+        counts = arrays["pool_ref_counts"]
+        for block in np.flatnonzero(counts > 1):
+            cells[block] = str(min(int(counts[block]), 9))
+        used = int(np.count_nonzero(counts))
+        cached, deferred = arrays["pool_cached"].size, arrays["pool_deferred"].size
+        title = (
+            f"{num_blocks} blocks of {size} tokens: {used} used by "
+            f"{arrays['num_tokens'].size - int(arrays['swapped'].sum())} sequences, "
+            f"{cached} cached {_CACHED}, {deferred} deferred {_DEFERRED}, "
+            f"{num_blocks - used - cached - deferred} empty {_EMPTY}"
+        )
+        lines = [title]
+        width = len(str(num_blocks - 1))
+        for start in range(0, num_blocks, columns):
+            row = "".join(cells[start : start + columns])
+            parts = [row[i : i + 8] for i in range(0, len(row), 8)]
+            lines.append(f"{start:>{width}} {' '.join(parts)}")
+        return "\n".join(lines)
