@@ -170,7 +170,7 @@ class KVCache:
                 same layers and blocks on another device; by default this one.
 
         Raises:
-            ValueError: the two caches differ in more than their number of blocks; nothing was copied.
+            ValueError: the caches differ in more than their number of blocks; nothing is copied.
 
         """
         source = self if source is None else source

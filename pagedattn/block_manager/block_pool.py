@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_BLOCKS = 2**30  # positions in the queue are int32
 _NOT_QUEUED = 0
 
+# unreferenced blocks, and where each was queued
+Idle = tuple["NDArray[np.int32]", "NDArray[np.int32]"]
+
 
 class OutOfBlocksError(RuntimeError):
     """More blocks were asked for than are free; nothing was changed.
@@ -168,16 +171,34 @@ class BlockPool:
         """Add `count` references to each of the distinct, referenced `blocks`."""
         self._ref_counts[blocks] += count
 
-    def retain_found(self, blocks: NDArray[np.int32]) -> None:
-        """Add a reference for each entry of `blocks` (ids may repeat), free or not."""
+    def retain_found(self, blocks: NDArray[np.int32]) -> Idle:
+        """Add a reference for each entry of `blocks` (ids may repeat), free or not.
+
+        Returns:
+            What `undo_retain` needs.
+
+        """
         idle = blocks[self._ref_counts[blocks] == 0]
         if idle.size:
             idle = distinct(idle)
-            queued = self.num_reusable(idle)
+        places = self._place[idle]
+        if idle.size:
+            queued = int(np.count_nonzero(places > 0))
             self._num_cached -= queued
             self._num_deferred -= idle.size - queued
             self._place[idle] = _NOT_QUEUED
         np.add.at(self._ref_counts, blocks.astype(np.intp), np.int32(1))
+        return idle, places
+
+    def undo_retain(self, blocks: NDArray[np.int32], idle: Idle) -> None:
+        """Undo `retain_found(blocks)`, after which blocks may have been taken, and no more."""
+        np.subtract.at(self._ref_counts, blocks.astype(np.intp), np.int32(1))
+        ids, places = idle
+        stays = (places < 0) | (places > self._head)
+        self._place[ids[stays]] = places[stays]
+        self._num_deferred += int(np.count_nonzero(places < 0))
+        self._num_cached += int(np.count_nonzero(places[stays] > 0))
+        self._push(ids[~stays])  # blocks that were queued behind these have been taken
 
     def release(self, blocks: NDArray[np.int32]) -> None:
         """Drop one reference for each entry of `blocks` (ids may repeat).
@@ -194,6 +215,7 @@ class BlockPool:
         marks = np.arange(dead.size, dtype=np.int32)
         self._place[dead] = marks
         dead = dead[self._place[dead] == marks]
+        self._place[dead] = _NOT_QUEUED
         if self.busy_step:
             self._defer(dead, self.busy_step)
         else:
@@ -218,19 +240,33 @@ class BlockPool:
         each, counts = np.unique(blocks, return_counts=True)
         return int(np.count_nonzero(self._ref_counts[each] == counts))
 
-    def settle(self, step: int) -> None:
-        """Free what waited for `step` and those before it, unless it was found meanwhile."""
-        while self._deferred and self._deferred[0][0] <= step:
+    def settle(self, done: int, newest_running: int) -> None:
+        """Free what waited for work that is done, unless it was found meanwhile.
+
+        Args:
+            done: the newest step that is done with all before it.
+            newest_running: the newest step that may still read blocks, 0 if none; what waited
+                for a later one, which failed, waits for this.
+
+        """
+        self.busy_step = newest_running
+        while self._deferred and self._deferred[0][0] <= done:
             _, batch, blocks = self._deferred.popleft()
             blocks = blocks[self._place[blocks] == -batch]
             self._num_deferred -= blocks.size
             self._push(blocks)
+        if self._deferred and self._deferred[-1][0] > newest_running:
+            self._deferred = deque(
+                (min(step, newest_running), batch, blocks) for step, batch, blocks in self._deferred
+            )
 
     def forget(self, blocks: NDArray[np.int32]) -> None:
         """Make the contents of the distinct `blocks` impossible to find; free ones are empty."""
         assert self.digests is not None
+        blocks = blocks[self.digests.hashed[blocks]]
         self.digests.forget(blocks)
         cached = blocks[self._place[blocks] > 0]
+        self._place[cached] = _NOT_QUEUED
         self._num_cached -= cached.size
         self._push_empty(cached)
 

@@ -88,15 +88,13 @@ class Snapshot:
         groups = np.unique(arrays["group"])
         names = [_LETTERS[i % len(_LETTERS)] for i in range(groups.size)]
         size, num_layer_groups = settings["block_size"], len(settings["windows"])
-        listed = np.cumsum(arrays["list_ends"] - arrays["list_first"])
-        for number, (start, stop) in enumerate(
-            zip([0, *listed[:-1].tolist()], listed.tolist(), strict=True)
-        ):
+        ends = np.cumsum(arrays["list_ends"] - arrays["list_first"])
+        lists = np.split(arrays["blocks"], ends[:-1]) if ends.size else []
+        for number, blocks in enumerate(lists):
             sequence = number // num_layer_groups
             if arrays["swapped"][sequence]:
                 continue
             name = names[int(np.searchsorted(groups, arrays["group"][sequence]))]
-            blocks = arrays["blocks"][start:stop]
             cells[blocks] = name
             if arrays["num_tokens"][sequence] % size:
                 cells[blocks[-1:]] = name.lower()

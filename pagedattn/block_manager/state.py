@@ -319,5 +319,4 @@ class ManagerState:
         """Free what waited for steps that are done."""
         for pool in (self._pool, self._host):
             if pool is not None:
-                pool.settle(self._steps.oldest_running - 1)
-                pool.busy_step = self._steps.newest_running
+                pool.settle(self._steps.oldest_running - 1, self._steps.newest_running)

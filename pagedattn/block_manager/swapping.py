@@ -95,14 +95,15 @@ def carry_out(
     moved = move.found.copy()
     # what is found is held first, so that taking new blocks cannot evict it
     held = move.found[~missing]
-    target.retain_found(held)
+    idle = target.retain_found(held)
     moved[missing] = target.take(move.num_needed)
     copies = BlockCopies(move.blocks[missing], moved[missing])
     if copy is not None and len(copies):
         try:
             copy(copies)
         except BaseException:
-            target.put_back(moved)
+            target.undo_retain(held, idle)
+            target.put_back(copies.destinations)
             raise
     references = moved[move.which]
     target.retain_found(references)

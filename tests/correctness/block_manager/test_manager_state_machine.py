@@ -1,124 +1,493 @@
 """Any order of operations keeps every sequence's contents.
 
-The oracle stores each sequence's tokens as a list. Beside it stands a memory, an array of one
-token id a slot, which is written through the page table as the KV cache would be: if what is
-gathered from the memory equals the lists after every step, no block was lost, shared wrongly, or
-overwritten.
+The oracle keeps each sequence's tokens as a list. Beside it stand two memories, the device's and
+the host's, with a number a slot: it stands for the K and V of a token, which depend on the whole
+prefix, its salt and the layer group. They are written through the page table and moved by the
+copy lists, as the KV cache is. If after every step what the tables name is what the lists say, no
+block was lost, shared wrongly, found wrongly, overwritten, or reused while it was still read.
+
+An engine is played in one of two ways: without steps, where tokens are written at once, or with
+steps in flight, where they are written when a step starts, and the step reads all that was there
+until it is finished.
 """
+
+import os
+import tempfile
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pagedattn import BlockManager, OutOfBlocksError, PageTable
+from pagedattn import BlockManager, CacheKeys, OutOfBlocksError, PageTable, Snapshot
 
-NOTHING = -1
+GARBAGE = -1
+MAX_SEQUENCES = 12
+SALTS = [None, "a", "b"]
+
+
+class CopyFailedError(Exception):
+    pass
+
+
+def copy_fails(copies):
+    assert len(copies)
+    raise CopyFailedError
+
+
+class Contents:
+    """One sequence, as the oracle sees it."""
+
+    def __init__(self, salt, tokens, seen_from, group, *, known):
+        self.salt, self.tokens, self.known = salt, list(tokens), known
+        self.seen_from = seen_from  # position of the first query after the last growth
+        self.group = group
+        self.swapped = False
+
+    def fork(self):
+        twin = Contents(self.salt, self.tokens, self.seen_from, self.group, known=self.known)
+        twin.unique = self.unique
+        return twin
+
+    unique = None  # of sequences without known tokens: nobody shares with them
+
+
+def picture(manager):
+    """All that a failed operation must leave as it was."""
+    snapshot = manager.snapshot()
+    return [snapshot.settings, *(array.tobytes() for array in snapshot.arrays.values())]
+
+
+def held(manager):
+    """What a failed copy must leave: it may have cost cached blocks, and their order."""
+    arrays = manager.snapshot().arrays
+    kept = ("ids", "num_tokens", "num_known", "swapped", "blocks", "list_first", "pool_ref_counts")
+    return [arrays[name].tobytes() for name in kept] + [
+        manager.num_free_blocks,
+        manager.num_free_host_blocks,
+        manager.num_deferred_blocks,
+    ]
 
 
 class BlockManagerMachine(RuleBasedStateMachine):
-    @initialize(num_blocks=st.integers(1, 24), block_size=st.integers(1, 5))
-    def start(self, num_blocks, block_size):
-        self.manager = BlockManager(num_blocks, block_size)
-        self.memory = np.full((num_blocks, block_size), NOTHING)
-        self.contents = {}
-        self.next_token = 0
+    @initialize(
+        num_blocks=st.integers(1, 40),
+        block_size=st.integers(1, 4),
+        num_host_blocks=st.sampled_from([0, 6, 30]),
+        windows=st.sampled_from([(None,), (None,), (3,), (None, 1), (5, None, 2)]),
+        watermark=st.sampled_from([0.0, 0.0, 0.1]),
+        caching=st.sampled_from([True, True, True, False]),
+        with_steps=st.booleans(),
+    )
+    def start(
+        self, num_blocks, block_size, num_host_blocks, windows, watermark, caching, with_steps
+    ):
+        self.manager = BlockManager(
+            num_blocks,
+            block_size,
+            num_host_blocks=num_host_blocks,
+            prefix_caching=caching,
+            windows=windows,
+            watermark=watermark,
+        )
+        self.size, self.windows, self.caching = block_size, windows, caching
+        self.device = np.full((num_blocks, block_size), GARBAGE)
+        self.host = np.full((max(1, num_host_blocks), block_size), GARBAGE)
+        self.sequences = {}
+        self.values = {}
+        self.next_unique = 0
+        self.with_steps = with_steps
+        self.unwritten = {}  # sequence: its positions that the next step writes
+        self.running = {}  # step: the slots it reads, and what it must find there
+        self.written_by = {}  # step: slots
+        self.cacheable = set()  # prefixes that must be found as long as nothing was evicted
+        self.complete = True
 
-    def new_tokens(self, count):
-        self.next_token += count
-        return list(range(self.next_token - count, self.next_token))
+    # -- helpers ---------------------------------------------------------------------------
 
-    def blocks_needed(self, length):
-        return -(-length // self.manager.block_size)
+    def value(self, contents, position, group):
+        """The number that stands for one token's K and V."""
+        prefix = (contents.salt, contents.unique, tuple(contents.tokens[: position + 1]), group)
+        return self.values.setdefault(prefix, len(self.values))
 
-    def write(self, ids, counts):
-        """Write the last tokens of sequences through the page table; never a shared slot."""
-        table = PageTable.of(self.manager, ids)
-        slots = table.slots(counts)
-        assert np.unique(slots).size == slots.size
-        blocks, offsets = np.divmod(slots, self.manager.block_size)
-        assert (self.manager.ref_counts(blocks) == 1).all()
-        tokens = [t for i, n in zip(ids, counts, strict=True) for t in self.contents[i][-n:]]
-        self.memory[blocks, offsets] = tokens
+    def blocks(self, length):
+        return -(-length // self.size)
 
-    def expect_unchanged(self, operation, needed):
-        free, ids = self.manager.num_free_blocks, self.manager.sequence_ids().tolist()
-        before = PageTable.of(self.manager, ids)
+    def first_kept(self, contents, window):
+        if window is None:
+            return 0
+        return max(0, (contents.seen_from - window + 1) // self.size)
+
+    def num_held(self, contents):
+        total = self.blocks(len(contents.tokens))
+        return sum(total - self.first_kept(contents, window) for window in self.windows)
+
+    def resident(self):
+        return sorted(i for i, c in self.sequences.items() if not c.swapped)
+
+    def table(self, sequence, group):
+        return PageTable.of(self.manager, [sequence], group).block_tables[0]
+
+    def write(self, sequence, start, stop, fresh=()):
+        """Write positions through the page tables; into shared blocks only if they are new."""
+        if self.with_steps:
+            assert sequence not in self.unwritten
+            self.unwritten[sequence] = (start, stop)
+            return
+        self.write_now(sequence, start, stop, fresh)
+
+    def write_now(self, sequence, start, stop, fresh=()):
+        contents, written = self.sequences[sequence], []
+        for group in range(len(self.windows)):
+            table = self.table(sequence, group)
+            for position in range(start, stop):
+                block, offset = table[position // self.size], position % self.size
+                value = self.value(contents, position, group)
+                if self.manager.ref_counts([block])[0] > 1:
+                    # others of the same call, or of the same step, wait for just this
+                    assert self.device[block, offset] in (GARBAGE, value) or block in fresh
+                self.device[block, offset] = value
+                written.append((block, offset))
+        return written
+
+    def launch(self):
+        """Start a step: it writes what waits, and reads all that is there until it is done."""
+        if not self.with_steps:
+            return
+        slots = []
+        fresh = set(range(len(self.device)))
+        for sequence, (start, stop) in self.unwritten.items():
+            slots += self.write_now(sequence, start, stop, fresh)
+        self.unwritten.clear()
+        step = self.manager.start_step()
+        self.written_by[step] = slots
+        reads = {}
+        for sequence in self.resident():
+            contents = self.sequences[sequence]
+            for group, window in enumerate(self.windows):
+                table = self.table(sequence, group)
+                first = self.first_kept(contents, window) * self.size
+                for position in range(first, len(contents.tokens)):
+                    slot = int(table[position // self.size]), position % self.size
+                    reads[slot] = self.device[slot]
+        self.running[step] = reads
+
+    def settle(self, ids):
+        """Launch first if one of these sequences still waits to be written."""
+        if any(sequence in self.unwritten for sequence in ids):
+            self.launch()
+
+    def out_of_blocks(self, operation):
+        before = picture(self.manager)
         with pytest.raises(OutOfBlocksError) as caught:
             operation()
-        assert (caught.value.needed, caught.value.free) == (needed, free)
-        after = PageTable.of(self.manager, ids)
-        assert self.manager.num_free_blocks == free
-        assert self.manager.sequence_ids().tolist() == ids
-        assert (before.block_tables == after.block_tables).all()
-        assert (before.num_tokens == after.num_tokens).all()
+        assert caught.value.needed > caught.value.free
+        assert picture(self.manager) == before
 
+    def copying_fails(self, operation):
+        before = held(self.manager)
+        with pytest.raises(CopyFailedError):
+            operation(copy_fails)
+        assert held(self.manager) == before
+        self.manager.check_integrity()
+        self.complete = False
+
+    def draw_some(self, data, ids):
+        return data.draw(st.lists(st.sampled_from(ids), min_size=1, unique=True))
+
+    # -- sequences begin -------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.sequences) < MAX_SEQUENCES)
     @rule(lengths=st.lists(st.integers(1, 14), max_size=4))
     def allocate(self, lengths):
-        needed = sum(map(self.blocks_needed, lengths))
-        fits = needed <= self.manager.num_free_blocks
+        kept_free = int(self.manager.watermark * self.manager.num_blocks)
+        needed = len(self.windows) * sum(map(self.blocks, lengths))
+        fits = needed + kept_free <= self.manager.num_free_blocks
         assert self.manager.can_allocate(lengths) == fits
         if not fits:
-            self.expect_unchanged(lambda: self.manager.allocate(lengths), needed)
+            self.out_of_blocks(lambda: self.manager.allocate(lengths))
             return
         ids = self.manager.allocate(lengths).tolist()
         for sequence, length in zip(ids, lengths, strict=True):
-            assert sequence not in self.contents
-            self.contents[sequence] = self.new_tokens(length)
-        self.write(ids, lengths)
+            assert sequence not in self.sequences
+            contents = Contents(None, [0] * length, 0, sequence, known=-1)
+            contents.unique = self.next_unique = self.next_unique + 1
+            self.sequences[sequence] = contents
+            self.write(sequence, 0, length)
 
-    def needed_to_append(self, ids, counts):
-        """Blocks to copy and blocks to open, worked out a sequence at a time."""
-        needed = 0
-        writers = {}
-        for sequence, count in zip(ids, counts, strict=True):
-            length = len(self.contents[sequence])
-            needed += self.blocks_needed(length + count) - self.blocks_needed(length)
-            if length % self.manager.block_size:
-                last = int(self.manager.block_tables([sequence])[0][0, -1])
-                writers[last] = writers.get(last, 0) + 1
-        for block, count in writers.items():
-            owners = int(self.manager.ref_counts([block])[0])
-            needed += count - 1 if count == owners else count
-        return needed
+    @precondition(lambda self: len(self.sequences) < MAX_SEQUENCES)
+    @rule(
+        prompts=st.lists(
+            st.tuples(st.sampled_from(SALTS), st.lists(st.integers(0, 1), min_size=1, max_size=14)),
+            min_size=1,
+            max_size=4,
+        ),
+        chunk=st.sampled_from([None, None, 1, 5]),
+    )
+    def admit(self, prompts, chunk):
+        keys = [CacheKeys(salt=salt) for salt, _ in prompts]
+        tokens = [prompt for _, prompt in prompts]
+        before, evicted = picture(self.manager), self.manager.statistics().num_evicted_blocks
+        counts = self.manager.ref_counts(np.arange(self.manager.num_blocks))
+        try:
+            admission = self.manager.admit(tokens, keys, max_new_tokens=chunk)
+        except OutOfBlocksError as error:
+            assert error.needed > error.free
+            assert picture(self.manager) == before
+            return
+        ids, cached = admission.sequence_ids.tolist(), admission.num_cached_tokens.tolist()
+        fresh = set(np.flatnonzero(counts == 0).tolist())
+        for sequence, (salt, prompt), hit in zip(ids, prompts, cached, strict=True):
+            assert sequence not in self.sequences
+            assert hit % self.size == 0
+            assert 0 <= hit < len(prompt)
+            taken = len(prompt) if chunk is None else min(len(prompt), hit + chunk)
+            known = taken if self.caching else -1
+            contents = Contents(salt, prompt[:taken], hit, sequence, known=known)
+            if not self.caching:
+                contents.unique = self.next_unique = self.next_unique + 1
+                assert hit == 0
+            if self.complete and evicted == 0 and self.windows == (None,) and self.caching:
+                limit = (len(prompt) - 1) // self.size * self.size
+                ideal = 0
+                while (
+                    ideal < limit and (salt, tuple(prompt[: ideal + self.size])) in self.cacheable
+                ):
+                    ideal += self.size
+                assert hit == ideal
+            self.sequences[sequence] = contents
+            if chunk is None:
+                self.note_cacheable(contents)
+        for sequence, hit in zip(ids, cached, strict=True):
+            self.note_cacheable(self.sequences[sequence])
+            self.write(sequence, hit, len(self.sequences[sequence].tokens), fresh)
 
-    @precondition(lambda self: self.contents)
-    @rule(data=st.data())
-    def append(self, data):
-        ids = data.draw(st.lists(st.sampled_from(sorted(self.contents)), min_size=1, unique=True))
+    def note_cacheable(self, contents):
+        for stop in range(self.size, contents.known + 1, self.size):
+            self.cacheable.add((contents.salt, tuple(contents.tokens[:stop])))
+
+    # -- sequences grow --------------------------------------------------------------------
+
+    @precondition(lambda self: self.resident())
+    @rule(data=st.data(), failing=st.sampled_from([False, False, False, True]))
+    def append(self, data, failing):
+        ids = self.draw_some(data, self.resident())
+        self.settle(ids)
         counts = [data.draw(st.integers(1, 7)) for _ in ids]
         if data.draw(st.booleans()):
             counts = [1] * len(ids)
-        needed = self.needed_to_append(ids, counts)
-        if needed > self.manager.num_free_blocks:
-            self.expect_unchanged(lambda: self.manager.append(ids, counts), needed)
+        given = 1 if counts == [1] * len(ids) else counts
+        contents = [self.sequences[sequence] for sequence in ids]
+        known = all(c.known == len(c.tokens) for c in contents) and data.draw(st.booleans())
+        tokens = [[data.draw(st.integers(0, 1)) for _ in range(count)] for count in counts]
+        flat = [token for part in tokens for token in part] if known else None
+        if not self.manager.can_append(ids, given):
+            self.out_of_blocks(lambda: self.manager.append(ids, given, token_ids=flat))
             return
-        free = self.manager.num_free_blocks
-        copies = self.manager.append(ids, 1 if counts == [1] * len(ids) else counts)
-        assert self.manager.num_free_blocks == free - needed
+        copied = self.shared_tails(ids)
+        if failing and copied:
+            self.copying_fails(
+                lambda copy: self.manager.append(ids, given, token_ids=flat, copy=copy)
+            )
+            return
+        copies = self.manager.append(ids, given, token_ids=flat)
+        assert len(copies) == copied * len(self.windows)
         assert not set(copies.sources.tolist()) & set(copies.destinations.tolist())
-        self.memory[copies.destinations] = self.memory[copies.sources]
-        for sequence, count in zip(ids, counts, strict=True):
-            self.contents[sequence] = self.contents[sequence] + self.new_tokens(count)
-        self.write(ids, counts)
+        self.device[copies.destinations] = self.device[copies.sources]
+        for sequence, new in zip(ids, tokens, strict=True):
+            grown = self.sequences[sequence]
+            grown.seen_from = len(grown.tokens)
+            grown.tokens += new
+            if known:
+                grown.known = len(grown.tokens)
+                self.note_cacheable(grown)
+            self.write(sequence, grown.seen_from, len(grown.tokens))
 
-    @precondition(lambda self: self.contents)
-    @rule(data=st.data(), count=st.integers(1, 3))
+    def shared_tails(self, ids):
+        """Copies on write, worked out a sequence at a time: all owners but the last copy."""
+        writers = {}
+        for sequence in ids:
+            length = len(self.sequences[sequence].tokens)
+            if length % self.size:
+                last = int(self.table(sequence, 0)[length // self.size])
+                writers[last] = writers.get(last, 0) + 1
+        owners = {block: int(self.manager.ref_counts([block])[0]) for block in writers}
+        return sum(count - (count == owners[block]) for block, count in writers.items())
+
+    @precondition(lambda self: any(0 <= c.known < len(c.tokens) for c in self.sequences.values()))
+    @rule(data=st.data())
+    def record(self, data):
+        behind = [i for i in self.resident() if self.is_behind(self.sequences[i])]
+        if not behind:
+            return
+        ids = self.draw_some(data, behind)
+        self.settle(ids)
+        parts = [self.sequences[i].tokens[self.sequences[i].known :] for i in ids]
+        counts = [data.draw(st.integers(1, len(part))) for part in parts]
+        flat = [token for part, n in zip(parts, counts, strict=True) for token in part[:n]]
+        self.manager.record(ids, flat, counts)
+        for sequence, count in zip(ids, counts, strict=True):
+            self.sequences[sequence].known += count
+        self.complete = False  # a block that two forks hold is registered once
+
+    def is_behind(self, contents):
+        return 0 <= contents.known < len(contents.tokens)
+
+    @precondition(lambda self: self.resident() and len(self.sequences) < MAX_SEQUENCES)
+    @rule(data=st.data(), count=st.integers(1, 2))
     def fork(self, data, count):
-        parent = data.draw(st.sampled_from(sorted(self.contents)))
+        parents = data.draw(st.lists(st.sampled_from(self.resident()), min_size=1, max_size=3))
+        self.settle(parents)
         free = self.manager.num_free_blocks
-        for child in self.manager.fork(parent, count).tolist():
-            assert child not in self.contents
-            self.contents[child] = self.contents[parent]
+        children = self.manager.fork(parents, count).tolist()
+        for child, parent in zip(children, np.repeat(parents, count).tolist(), strict=True):
+            assert child not in self.sequences
+            self.sequences[child] = self.sequences[parent].fork()
         assert self.manager.num_free_blocks == free
 
-    @precondition(lambda self: self.contents)
+    # -- sequences end or move -------------------------------------------------------------
+
+    @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def free(self, data):
-        ids = data.draw(st.lists(st.sampled_from(sorted(self.contents)), min_size=1, unique=True))
+        ids = self.draw_some(data, sorted(self.sequences))
+        self.settle(ids)
         self.manager.free(ids)
         for sequence in ids:
-            del self.contents[sequence]
+            del self.sequences[sequence]
+
+    def members(self, ids):
+        groups = {self.sequences[sequence].group for sequence in ids}
+        return sorted(i for i, c in self.sequences.items() if c.group in groups)
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def drop(self, data):
+        ids = self.draw_some(data, sorted(self.sequences))
+        members = self.members(ids)
+        self.settle(members)
+        assert sorted(self.manager.drop(ids).tolist()) == members
+        for sequence in members:
+            del self.sequences[sequence]
+
+    @precondition(lambda self: self.resident())
+    @rule(data=st.data(), failing=st.sampled_from([False, False, True]))
+    def swap_out(self, data, failing):
+        ids = self.draw_some(data, self.resident())
+        members = self.members(ids)
+        self.settle(members)
+        assert sorted(self.manager.sequence_group(ids).tolist()) == members
+        if not self.manager.can_swap_out(ids):
+            self.out_of_blocks(lambda: self.manager.swap_out(ids))
+            return
+        if failing:
+            self.copying_fails(lambda copy: self.manager.swap_out(ids, copy=copy))
+            return
+        copies = self.manager.swap_out(ids)
+        assert len(set(copies.sources.tolist())) == len(copies)
+        assert len(set(copies.destinations.tolist())) == len(copies)
+        self.host[copies.destinations] = self.device[copies.sources]
+        for sequence in members:
+            self.sequences[sequence].swapped = True
+        assert self.manager.is_swapped_out(members).all()
+
+    @precondition(lambda self: any(c.swapped for c in self.sequences.values()))
+    @rule(data=st.data(), failing=st.sampled_from([False, False, True]))
+    def swap_in(self, data, failing):
+        ids = self.draw_some(data, sorted(i for i, c in self.sequences.items() if c.swapped))
+        members = self.members(ids)
+        if not self.manager.can_swap_in(ids):
+            self.out_of_blocks(lambda: self.manager.swap_in(ids))
+            return
+        if failing:
+            try:
+                self.copying_fails(lambda copy: self.manager.swap_in(ids, copy=copy))
+            except pytest.fail.Exception:  # all of it was still cached: nothing to copy
+                for sequence in members:
+                    self.sequences[sequence].swapped = False
+            return
+        copies = self.manager.swap_in(ids)
+        self.device[copies.destinations] = self.host[copies.sources]
+        for sequence in members:
+            self.sequences[sequence].swapped = False
+
+    # -- steps -----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.with_steps)
+    @rule()
+    def start_step(self):
+        self.launch()
+
+    def check_reads(self, steps):
+        for step in steps:
+            for slot, value in self.running.pop(step).items():
+                assert self.device[slot] == value, "a block was reused while a step still read it"
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish_step(self, data):
+        step = data.draw(st.sampled_from(sorted(self.running)))
+        self.check_reads([s for s in sorted(self.running) if s <= step])
+        self.manager.finish_step(step)
+        if not self.running:
+            assert self.manager.num_deferred_blocks == 0
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def fail_step(self, data):
+        step = data.draw(st.sampled_from(sorted(self.running)))
+        lost = {i for i in self.unwritten if not self.sequences[i].swapped}
+        for later in [s for s in sorted(self.running) if s >= step]:
+            del self.running[later]
+        for later, slots in self.written_by.items():
+            if later >= step:
+                for block, offset in slots:
+                    self.device[block, offset] = GARBAGE
+        for sequence in self.resident():
+            if not self.reads_right(sequence):
+                lost.add(sequence)
+        self.unwritten.clear()
+        self.manager.fail_step(step)
+        self.complete = False
+        if lost:
+            for sequence in self.manager.drop(sorted(lost)).tolist():
+                del self.sequences[sequence]
+
+    def reads_right(self, sequence):
+        contents = self.sequences[sequence]
+        length = len(contents.tokens)
+        for group, window in enumerate(self.windows):
+            table = self.table(sequence, group)
+            first = 0 if window is None else max(0, contents.seen_from - window + 1)
+            for position in range(first, length):
+                found = self.device[table[position // self.size], position % self.size]
+                if found != self.value(contents, position, group):
+                    return False
+        return True
+
+    # -- the whole -------------------------------------------------------------------------
+
+    @rule()
+    def reload(self):
+        """A snapshot goes through a file and the manager that it makes takes over."""
+        snapshot = self.manager.snapshot()
+        assert str(self.manager.num_blocks) in str(snapshot)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "state.npz")
+            snapshot.save(path)
+            loaded = BlockManager.restore(Snapshot.load(path))
+        for name, array in snapshot.arrays.items():
+            assert np.array_equal(loaded.snapshot().arrays[name], array), name
+        assert loaded.snapshot().settings == snapshot.settings
+        self.manager = loaded
+
+    @precondition(lambda self: not self.unwritten)
+    @rule()
+    def reset_prefix_cache(self):
+        self.manager.reset_prefix_cache()
+        assert self.manager.num_cached_blocks == 0
+        self.cacheable.clear()
+        self.complete = False
 
     @invariant()
     def everything_adds_up(self):
@@ -126,25 +495,58 @@ class BlockManagerMachine(RuleBasedStateMachine):
             return
         manager = self.manager
         manager.check_integrity()
-        ids = sorted(self.contents)
-        assert sorted(manager.sequence_ids().tolist()) == ids
-        table = PageTable.of(manager, ids)
+        assert sorted(manager.sequence_ids().tolist()) == sorted(self.sequences)
         references = np.zeros(manager.num_blocks, dtype=int)
-        for row, sequence in enumerate(ids):
-            tokens = self.contents[sequence]
-            blocks = table.block_tables[row, : self.blocks_needed(len(tokens))]
-            references[blocks] += 1
-            held = self.memory[blocks].reshape(-1)[: len(tokens)]
-            assert held.tolist() == tokens
-            assert 0 <= blocks.size * manager.block_size - len(tokens) < manager.block_size
+        resident = self.resident()
+        for group, window in enumerate(self.windows):
+            tables = PageTable.of(manager, resident, group).block_tables
+            for row, sequence in enumerate(resident):
+                contents = self.sequences[sequence]
+                length = len(contents.tokens)
+                first = self.first_kept(contents, window)
+                blocks = tables[row, first : self.blocks(length)]
+                references[blocks] += 1
+                assert not tables[row, :first].any()
+                if sequence in self.unwritten:
+                    length = self.unwritten[sequence][0]
+                seen = 0 if window is None else max(0, contents.seen_from - window + 1)
+                values = self.device[blocks].reshape(-1)[seen - first * self.size :]
+                for position, value in zip(range(seen, length), values.tolist(), strict=False):
+                    right = value == self.value(contents, position, group)
+                    block = blocks[position // self.size - first]
+                    assert right or self.is_waited_for(block, position, group)
         assert (manager.ref_counts(np.arange(manager.num_blocks)) == references).all()
-        assert manager.num_free_blocks == (references == 0).sum()
+        used = int((references > 0).sum())
+        stats = manager.statistics()
+        assert stats.num_used_blocks == used
+        assert used + manager.num_free_blocks + manager.num_deferred_blocks == manager.num_blocks
+        assert stats.num_empty_blocks + stats.num_cached_blocks == manager.num_free_blocks
+        empty = stats.num_internal_slots + stats.num_reserved_slots
+        assert empty + stats.num_token_slots == used * self.size
+        assert empty <= (self.size - 1) * len(resident) * len(self.windows)
+
+    def is_waited_for(self, block, position, group):
+        """Whether another sequence, shared with in the same step, has yet to write this."""
+        return any(
+            start <= position < stop and self.table(other, group)[position // self.size] == block
+            for other, (start, stop) in self.unwritten.items()
+        )
 
     def teardown(self):
-        if hasattr(self, "manager"):
-            self.manager.free(sorted(self.contents))
-            assert self.manager.num_free_blocks == self.manager.num_blocks
-            self.manager.check_integrity()
+        if not hasattr(self, "manager"):
+            return
+        self.launch()
+        self.check_reads(sorted(self.running))
+        if self.with_steps:
+            self.manager.finish_step(max(self.written_by))
+        self.manager.free(sorted(self.sequences))
+        if self.with_steps:
+            self.manager.finish_step(self.manager.start_step())
+        assert self.manager.num_free_blocks == self.manager.num_blocks
+        assert self.manager.num_free_host_blocks == self.manager.num_host_blocks
+        self.manager.reset_prefix_cache()
+        assert self.manager.statistics().num_empty_blocks == self.manager.num_blocks
+        self.manager.check_integrity()
 
 
 TestBlockManagerKeepsEveryContent = BlockManagerMachine.TestCase
