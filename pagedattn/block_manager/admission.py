@@ -31,6 +31,7 @@ class FullBlocks:
         digests: uint64 [num_full, 4].
         first: int64 [num_full], the first of these blocks that has the same digest: itself, or
             one of an earlier prompt (one prompt's digests all differ).
+        told_apart: whether `first` was worked out; if not, each counts as the first.
 
     """
 
@@ -38,6 +39,7 @@ class FullBlocks:
     columns: NDArray[np.int64]
     digests: NDArray[np.uint64]
     first: NDArray[np.int64]
+    told_apart: bool = True
 
     @classmethod
     def of(
@@ -172,7 +174,9 @@ def share(
         if made.size:  # for an earlier prompt of the batch
             entries[at[made]] = entries[at[full.first[made]]]
             pool.retain_found(entries[at[made]])
-        written(cache.register(pool, entries[at[new]], groups.keys(full.digests[new], group)))
+        keys = groups.keys(full.digests[new], group)
+        held = cached.found[group][new] if full.told_apart else None
+        written(cache.register(pool, entries[at[new]], keys, held))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,8 @@ _NO_EXTENT = -1
 
 
 def _extent_sizes() -> NDArray[np.int64]:
-    """Two sizes an octave: 8, 12, 16, 24, 32, ..."""
-    powers = 8 << np.arange(28, dtype=np.int64)
+    """Two sizes an octave: 4, 6, 8, 12, 16, ..."""
+    powers = 4 << np.arange(29, dtype=np.int64)
     return np.stack([powers, powers * 3 // 2], axis=1).reshape(-1)
 
 
@@ -34,16 +34,16 @@ class BlockLists:
     Attributes:
         entries: int32 [num_entries], physical block ids.
         start: int64 [num_lists], where column 0 would be; negative is possible if it is gone.
-        first: int64 [num_lists], the first column that is kept.
-        limit: int64 [num_lists], the column at which the extent ends.
+        first: int32 [num_lists], the first column that is kept.
+        limit: int32 [num_lists], the column at which the extent ends.
 
     """
 
     def __init__(self, num_lists: int) -> None:
         self.entries = np.zeros(256, dtype=np.int32)
         self.start = np.zeros(num_lists, dtype=np.int64)
-        self.first = np.zeros(num_lists, dtype=np.int64)
-        self.limit = np.zeros(num_lists, dtype=np.int64)
+        self.first = np.zeros(num_lists, dtype=np.int32)
+        self.limit = np.zeros(num_lists, dtype=np.int32)
         self._size_class = np.full(num_lists, _NO_EXTENT, dtype=np.int8)
         self._free: dict[int, list[int]] = {}  # origins of unused extents of each size
         self._end = 0  # entries from here on were never in an extent
@@ -62,11 +62,11 @@ class BlockLists:
         """Make `count` more lists, closed."""
         for name in ("start", "first", "limit"):
             old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros(count, np.int64)]))
+            setattr(self, name, np.concatenate([old, np.zeros(count, old.dtype)]))
         self._size_class = np.concatenate([self._size_class, np.full(count, _NO_EXTENT, np.int8)])
 
     def open(
-        self, lists: NDArray[np.int64], first: NDArray[np.int64], ends: NDArray[np.int64]
+        self, lists: NDArray[np.int64], first: NDArray[Any], ends: NDArray[np.int64]
     ) -> None:
         """Give closed `lists` room for the columns `first` to `ends`."""
         classes = np.searchsorted(_SIZES, ends - first).astype(np.int8)
@@ -98,7 +98,7 @@ class BlockLists:
         self.entries[self.start[lists][rows] + columns] = kept
 
     def addresses(
-        self, lists: NDArray[np.int64], first: NDArray[np.int64], ends: NDArray[np.int64]
+        self, lists: NDArray[np.int64], first: NDArray[Any], ends: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Places in `entries` of the columns `first` to `ends`, list after list."""
         rows, columns = ragged(first, ends)
@@ -168,7 +168,7 @@ class BlockLists:
             self._free.setdefault(size_class, []).extend(origins[places].tolist())
 
     def _resize(self, wanted: int) -> None:
-        entries = np.zeros(wanted + wanted // 4, dtype=np.int32)
+        entries = np.zeros(wanted + wanted // 8, dtype=np.int32)
         entries[: self._end] = self.entries[: self._end]
         self.entries = entries
 

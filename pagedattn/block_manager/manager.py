@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pagedattn.block_manager import growth, swapping
+from pagedattn.block_manager import growth
 from pagedattn.block_manager.admission import FullBlocks, look_up, open_rows, share
-from pagedattn.block_manager.block_pool import OutOfBlocksError
+from pagedattn.block_manager.preemption import Preemption
 from pagedattn.block_manager.prefix_hash import CacheKeys, Prompts, token_ids_of
-from pagedattn.block_manager.ragged import distinct, ragged, token_counts
+from pagedattn.block_manager.ragged import ragged, token_counts
 from pagedattn.block_manager.snapshot import Snapshot, SnapshotError
-from pagedattn.block_manager.state import ManagerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -38,7 +37,7 @@ class Admission:
     num_cached_tokens: NDArray[np.int64]
 
 
-class BlockManager(ManagerState):
+class BlockManager(Preemption):
     """Maps the tokens of many sequences to blocks of one pool (SOSP '23, §4.2 to §4.5).
 
     A sequence of n tokens holds `ceil(n / block_size)` blocks, so its waste is less than one
@@ -170,7 +169,7 @@ class BlockManager(ManagerState):
         if max_new_tokens is None:
             full = FullBlocks.of(owners, columns, digests)
         else:
-            full = FullBlocks(owners, columns, digests, np.arange(owners.size))
+            full = FullBlocks(owners, columns, digests, np.arange(owners.size), told_apart=False)
         cached = look_up(full, (batch.lengths - 1) // size, self._cache.index, self._groups)
         taken = batch.lengths
         if max_new_tokens is not None:
@@ -328,150 +327,6 @@ class BlockManager(ManagerState):
         self._poll()
         self._end(rows)
 
-    def drop(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
-        """Preempt by recomputation: end the whole groups of these sequences (SOSP '23, §4.5).
-
-        Returns:
-            int64 [num_dropped], all members' ids. Admitted again with their tokens, they find
-            what the prefix cache still holds.
-
-        """
-        rows = self._tables.rows.group_rows(self._tables.rows.rows_of(sequence_ids))
-        ids = self._tables.rows.ids(rows)
-        self._poll()
-        self._end(rows)
-        return ids
-
-    def _end(self, rows: NDArray[np.int64]) -> None:
-        swapped = self._tables.rows.swapped[rows] if self._tables.rows.num_swapped else None
-        resident = rows
-        if swapped is not None and swapped.any():
-            resident = rows[~swapped]
-            self._release_host(self._tables.held(rows[swapped]))
-        self._pool.release(self._tables.lists.entries[self._tables.held(resident)][::-1])
-        self._tables.lists.close(self._tables.all_lists_of(rows))
-        self._tables.rows.remove(rows)
-
-    # -- preemption ------------------------------------------------------------------------
-
-    def swap_out(self, sequence_ids: ArrayLike, *, copy: CopyBlocks | None = None) -> BlockCopies:
-        """Preempt by swapping: move whole groups to the host's pool, all or none.
-
-        Args:
-            sequence_ids: live sequences; all members of their groups move with them.
-            copy: carries out the copies; if it raises, no sequence has moved.
-
-        Returns:
-            Copies from blocks of the pool to blocks of the host's, each block once. Unless `copy`
-            did, carry them out before the next step writes to the pool.
-
-        Raises:
-            OutOfBlocksError: the host's pool has too few free blocks.
-            SwappedOutError: a group is there already.
-
-        """
-        rows = self._tables.rows.group_rows(self._tables.rows.resident_rows_of(sequence_ids))
-        self._poll()
-        move = swapping.plan_out(self._tables, self._host, rows)
-        if self._host is None:
-            raise OutOfBlocksError(move.num_needed, 0, "host ")
-        self._host.require(move.num_needed)
-        copies = swapping.carry_out(move, self._tables, self._pool, self._host, copy)
-        if self._cache is not None and self._host.digests is not None:
-            hashed = self._cache.index.hashed[copies.sources]
-            digests = self._cache.index.digests[copies.sources[hashed]]
-            self._host.digests.insert(copies.destinations[hashed], digests)
-        self._tables.rows.set_swapped(rows, swapped=True)
-        self.num_swapped_out_blocks += len(copies)
-        return copies
-
-    def swap_in(self, sequence_ids: ArrayLike, *, copy: CopyBlocks | None = None) -> BlockCopies:
-        """Bring whole groups back from the host's pool, all or none.
-
-        Args:
-            sequence_ids: live sequences that are swapped out; their whole groups move.
-            copy: carries out the copies; if it raises, no sequence has moved.
-
-        Returns:
-            Copies from blocks of the host's pool to blocks of the pool. A block whose contents
-            the prefix cache still holds is shared, and not copied.
-
-        Raises:
-            OutOfBlocksError: the pool has too few free blocks.
-            ValueError: a sequence is not swapped out.
-
-        """
-        rows = self._swapped_groups(sequence_ids)
-        if rows.size == 0:
-            return growth.NO_COPIES
-        assert self._host is not None
-        self._poll()
-        move = self._plan_in(rows)
-        self._pool.require(move.num_needed, move.num_free)
-        held = self._tables.held(rows)
-        hosted = self._tables.lists.entries[held]
-        copies = swapping.carry_out(move, self._tables, self._host, self._pool, copy)
-        if self._cache is not None and self._host.digests is not None:
-            hashed = self._host.digests.hashed[copies.sources]
-            digests = self._host.digests.digests[copies.sources[hashed]]
-            self._cache.register(self._pool, copies.destinations[hashed], digests)
-            self._host.forget(distinct(hosted))
-        self._tables.rows.set_swapped(rows, swapped=False)
-        self.num_swapped_in_blocks += len(copies)
-        return copies
-
-    # -- work in flight --------------------------------------------------------------------
-
-    def start_step(self, is_done: Callable[[], bool] | None = None) -> int:
-        """Say that work was launched that reads blocks as the tables name them now.
-
-        Blocks that are freed from now on are handed out again only when this step is done.
-
-        Args:
-            is_done: asked when blocks are needed, for one `torch.cuda.Event.query`; without it,
-                call `finish_step`.
-
-        Returns:
-            The step's number: 1, 2, ...
-
-        """
-        step = self._steps.start(is_done)
-        self._settle()
-        return step
-
-    def finish_step(self, step: int) -> None:
-        """Say that `step` and all before it are done: what waited for them is free.
-
-        Raises:
-            ValueError: no such step was started.
-
-        """
-        self._steps.finish(step)
-        self._settle()
-
-    def fail_step(self, step: int) -> None:
-        """Say that `step` and all after it did not do their work, and read no more.
-
-        The blocks that they were to write cannot be found any longer. The sequences of these
-        steps are still there, with contents that were never written: `drop` them.
-
-        Raises:
-            ValueError: no such step was started.
-
-        """
-        lost = self._steps.fail(step)
-        self._settle()
-        if lost is None:
-            self.reset_prefix_cache()
-        elif self._cache is not None:
-            self._pool.forget(lost[self._cache.index.hashed[lost]])
-
-    def reset_prefix_cache(self) -> None:
-        """Make nothing findable that is there now, as after new weights were loaded."""
-        if self._cache is not None:
-            self._pool.forget(np.flatnonzero(self._cache.index.hashed).astype(np.int32))
-            self._cache.index.clear()
-
     # -- helpers ---------------------------------------------------------------------------
 
     def _following(
@@ -501,10 +356,3 @@ class BlockManager(ManagerState):
                 "not known yet: record them first"
             )
         return tokens
-
-    def _release_host(self, places: NDArray[np.int64]) -> None:
-        assert self._host is not None
-        blocks = self._tables.lists.entries[places]
-        self._host.release(blocks)
-        if self._host.digests is not None:
-            self._host.forget(distinct(blocks))

@@ -35,7 +35,11 @@ class PrefixCache:
         self.num_hit_tokens = 0
 
     def register(
-        self, pool: BlockPool, blocks: NDArray[np.int32], digests: NDArray[np.uint64]
+        self,
+        pool: BlockPool,
+        blocks: NDArray[np.int32],
+        digests: NDArray[np.uint64],
+        held: NDArray[np.int32] | None = None,
     ) -> NDArray[np.int32]:
         """Make full blocks findable; of several that hold the same, one.
 
@@ -46,15 +50,20 @@ class PrefixCache:
             pool: the blocks' pool.
             blocks: int32 [num_blocks], distinct and referenced.
             digests: uint64 [num_blocks, 4].
+            held: int32 [num_blocks], what the index held for `digests`, which are then distinct,
+                before blocks were taken; by default it is looked up.
 
         Returns:
             int32, those that became findable.
 
         """
-        if blocks.size > 1:
-            chosen = first_of_each(digests) == np.arange(blocks.size)
-            blocks, digests = blocks[chosen], digests[chosen]
-        held = self.index.find(digests)
+        if held is None:
+            if blocks.size > 1:
+                chosen = first_of_each(digests) == np.arange(blocks.size)
+                blocks, digests = blocks[chosen], digests[chosen]
+            held = self.index.find(digests)
+        elif (again := nonzero(held >= 0)).size:  # they may have been evicted since
+            held[again] = self.index.find(digests[again])
         if (held >= 0).any():
             idle = (held >= 0) & (pool.ref_counts(held) == 0)
             pool.forget(held[idle])

@@ -165,17 +165,15 @@ class PrefixHasher:
 
         """
         digests: list[bytes] = []
-        add, sha256 = digests.append, hashlib.sha256
-        data = tokens.tobytes()
-        width = 4 * self.block_size
-        begins = (4 * starts).tolist()
-        for number, (begin, count) in enumerate(zip(begins, num_blocks.tolist(), strict=True)):
+        sha256, width = hashlib.sha256, f"V{4 * self.block_size}"
+        for number, (start, count) in enumerate(
+            zip(starts.tolist(), num_blocks.tolist(), strict=True)
+        ):
             digest = parents[number]
-            added = media.get(number) if media else None
-            for column, at in enumerate(range(begin, begin + count * width, width)):
-                block = digest + data[at : at + width]
-                if added and column in added:
-                    block += added[column]
-                digest = sha256(block).digest()
-                add(digest)
+            stop = start + count * self.block_size
+            blocks: list[bytes] = tokens[start:stop].view(width).tolist()
+            for column, added in media.get(number, {}).items() if media else ():
+                if column < count:
+                    blocks[column] += added
+            digests += [digest := sha256(digest + block).digest() for block in blocks]
         return np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 4)

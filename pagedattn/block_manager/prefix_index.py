@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,17 @@ from pagedattn.block_manager.ragged import nonzero
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_FULLEST = 0.85  # share of the table's places that are taken when it is rebuilt
+
+
+def _prime_from(number: int) -> int:
+    """Return the least odd prime that is not below `number`, which is at least 3."""
+    number |= 1
+    while (number % np.arange(3, math.isqrt(number) + 1, 2) == 0).any():
+        number += 2
+    return number
 
 
 class BlockDigests:
@@ -42,7 +54,7 @@ class PrefixIndex(BlockDigests):
     if all 256 bits of its block's digest are those that are looked for, so two digests that
     share a place, or all 64 bits that the place is made from, are never taken for each other.
     Forgetting a block costs nothing: its entry no longer matches, and goes when the table is
-    rebuilt. Host memory: 33 bytes a block for the digests and 7 to 10.5 for the table.
+    rebuilt. Host memory: 33 bytes a block for the digests and 6 for the table.
 
     Args:
         num_blocks: blocks in the pool.
@@ -51,10 +63,8 @@ class PrefixIndex(BlockDigests):
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__(num_blocks)
-        # 2**k or 3 * 2**k, so that steps of 6 n + 1 reach every place
-        size = 12
-        while size < 1.75 * num_blocks:
-            size = size * 4 // 3 if size % 3 == 0 else size * 3 // 2
+        # a prime, so that a search by steps of any size reaches every place
+        size = _prime_from(num_blocks + num_blocks // 2 + 5)
         self._table = np.zeros(size, dtype=np.int32)  # block id + 1, or 0
         self._num_entries = 0
 
@@ -99,7 +109,7 @@ class PrefixIndex(BlockDigests):
 
         """
         super().insert(blocks, digests)
-        if self._num_entries + blocks.size > 0.75 * self._table.size:
+        if self._num_entries + blocks.size > _FULLEST * self._table.size:
             self._table[:] = 0
             self._num_entries = 0
             blocks = nonzero(self.hashed).astype(np.int32)
@@ -123,7 +133,7 @@ class PrefixIndex(BlockDigests):
     def _places(self, digests: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         size = self._table.size
         places = (digests[:, 0] % np.uint64(size)).astype(np.intp)
-        steps = (digests[:, 1] % np.uint64(size // 6)).astype(np.intp) * 6 + 1
+        steps = (digests[:, 1] % np.uint64(size - 1)).astype(np.intp) + 1
         return places, steps
 
     def _advance(self, places: NDArray[np.intp], steps: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -52,23 +52,23 @@ class SequenceRows:
         forked: bool [rows], whether the last block may be shared with a fork.
         swapped: bool [rows], whether the blocks are in the host pool.
         chain: uint64 [rows, 4], digest of the last full known block, or the root.
-        tails: int32 [rows, block_size], the known tokens after it.
+        tails: int32 [rows, tail_size], the known tokens after it; tail_size is the block size, or
+            0 without a prefix cache.
 
     """
 
-    def __init__(self, block_size: int) -> None:
-        self.block_size = block_size
+    def __init__(self, tail_size: int) -> None:
         self._ids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._next_ids = np.empty(0, dtype=np.int64)
-        self._unused = np.empty(0, dtype=np.int64)
-        self._scratch = np.empty(0, dtype=np.int64)
+        self._unused = np.empty(0, dtype=np.int32)
+        self._scratch = np.empty(0, dtype=np.int32)
         self.num_tokens = np.empty(0, dtype=np.int64)
         self.num_known = np.empty(0, dtype=np.int64)
         self.group = np.empty(0, dtype=np.int64)
         self.forked = np.empty(0, dtype=bool)
         self.swapped = np.empty(0, dtype=bool)
         self.chain = np.empty((0, 4), dtype=np.uint64)
-        self.tails = np.empty((0, block_size), dtype=np.int32)
+        self.tails = np.empty((0, tail_size), dtype=np.int32)
         self.num_live = 0
         self.num_swapped = 0
         self._grow(16)
@@ -91,7 +91,7 @@ class SequenceRows:
 
         """
         rows, ids = self._known_rows(sequence_ids)
-        places = np.arange(rows.size)
+        places = np.arange(rows.size, dtype=np.int32)
         self._scratch[rows] = places
         first = self._scratch[rows] == places
         if not first.all():
@@ -145,7 +145,7 @@ class SequenceRows:
 
     def _grow(self, count: int) -> None:
         fresh = np.arange(self.capacity, self.capacity + count)
-        self._unused = np.concatenate([fresh[::-1], self._unused])
+        self._unused = np.concatenate([fresh[::-1].astype(np.int32), self._unused])
         self._ids = np.concatenate([self._ids, np.full(count, _NOT_LIVE)])
         self._next_ids = np.concatenate([self._next_ids, fresh])
         for name in ("_scratch", *_PER_SEQUENCE):
@@ -161,7 +161,7 @@ class SequenceRows:
     def add(self, count: int) -> NDArray[np.int64]:
         """Open `count` rows, for which there must be room; returns the rows, int64 [count]."""
         top = self.capacity - self.num_live
-        rows = self._unused[top - count : top][::-1].copy()
+        rows = self._unused[top - count : top][::-1].astype(np.int64)
         self._ids[rows] = self._next_ids[rows]
         self._next_ids[rows] += MAX_SEQUENCES
         self.group[rows] = self._ids[rows]

@@ -25,9 +25,9 @@ class SequenceTables:
 
     """
 
-    def __init__(self, groups: LayerGroups) -> None:
+    def __init__(self, groups: LayerGroups, tail_size: int) -> None:
         self.groups = groups
-        self.rows = SequenceRows(groups.block_size)
+        self.rows = SequenceRows(tail_size)
         self.lists = BlockLists(self.rows.capacity * groups.count)
 
     def blocks_for(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:

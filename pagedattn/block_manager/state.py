@@ -52,7 +52,7 @@ class ManagerState:
         self.block_size = block_size
         self.watermark = watermark
         self._groups = LayerGroups(windows, block_size)
-        self._tables = SequenceTables(self._groups)
+        self._tables = SequenceTables(self._groups, block_size if prefix_caching else 0)
         self._pool = BlockPool(num_blocks)
         self._host = BlockPool(num_host_blocks) if num_host_blocks else None
         self._cache = PrefixCache(num_blocks, block_size, seed) if prefix_caching else None
