@@ -43,7 +43,7 @@ class PageTable:
     Attributes:
         block_size: tokens a block.
         block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's last block
-            are 0 and mean nothing.
+            mean nothing, but are ids of blocks in the pool.
         num_tokens: int64 [num_sequences], the lengths.
 
     """

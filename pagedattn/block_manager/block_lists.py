@@ -105,11 +105,15 @@ class BlockLists:
         return self.start[lists][rows] + columns
 
     def padded(self, lists: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Lists as rows, 0 where a list has no column; int32 [num_lists, largest end]."""
+        """Lists as rows; int32 [num_lists, largest end].
+
+        Past a list's end stand ids of whatever blocks: writing zeros there would cost several
+        times what copying the rows does. Before its first column stands 0.
+        """
         width = int(ends.max(initial=0))
-        columns = np.arange(width)
         first = self.first[lists]
         if first.any():
+            columns = np.arange(width)
             places = self.start[lists][:, None] + columns
             kept = (columns >= first[:, None]) & (columns < ends[:, None])
             return np.where(kept, self.entries[np.where(kept, places, 0)], np.int32(0))
@@ -120,7 +124,6 @@ class BlockLists:
             (self.entries.size - width + 1, width), np.int32, self.entries, strides=(4, 4)
         )
         table: NDArray[np.int32] = windows[self.start[lists]]
-        table *= columns < ends[:, None]
         return table
 
     def _origins(self, lists: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -149,9 +149,9 @@ class ManagerState:
             layer_group: which group of layers.
 
         Returns:
-            block_tables: int32 [num_sequences, max_blocks], physical ids in logical order, 0
-                past a sequence's last block and for blocks that have left a sliding window;
-                max_blocks is the longest sequence's.
+            block_tables: int32 [num_sequences, max_blocks], physical ids in logical order;
+                max_blocks is the longest sequence's. Entries past a sequence's last block are
+                ids of any blocks and mean nothing; blocks that have left a window are 0.
             num_tokens: int64 [num_sequences].
 
         """

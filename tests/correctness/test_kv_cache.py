@@ -109,3 +109,27 @@ def test_an_impossible_size_is_refused():
 def test_keys_and_values_of_two_kinds_are_refused(key, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         LayerCache(key, value)
+
+
+def test_blocks_are_copied_from_another_cache():
+    cache, host = made(), made()
+    host.storage.normal_()
+    copies = BlockCopies(np.array([4, 0], dtype=np.int32), np.array([1, 4], dtype=np.int32))
+    cache.copy_blocks(copies, host)
+    assert torch.equal(cache.storage[:, [1, 4]], host.storage[:, [4, 0]])
+    assert cache.storage[:, [0, 2, 3, 5]].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_layers": 2}, {"block_size": 8}, {"num_kv_heads": 1}, {"dtype": torch.float16}],
+    ids=lambda change: next(iter(change)),
+)
+def test_caches_that_differ_in_more_than_their_blocks_are_refused(change):
+    sizes = {"num_layers": 3, "num_blocks": 6, "block_size": 4, "num_kv_heads": 2, "head_size": 8}
+    other = KVCache(**{**sizes, "dtype": torch.float32, **change})
+    cache = made()
+    copies = BlockCopies(np.array([0], dtype=np.int32), np.array([1], dtype=np.int32))
+    with pytest.raises(ValueError, match="differ in their number of blocks alone"):
+        cache.copy_blocks(copies, other)
+    assert cache.storage.isnan().all()

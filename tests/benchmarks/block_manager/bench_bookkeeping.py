@@ -1,4 +1,4 @@
-"""What the host does between two steps: admit, append, export the page table, fork, free."""
+"""What the host does between two steps: admit, append, export the page table, fork, swap, free."""
 
 import numpy as np
 import pytest
@@ -94,22 +94,51 @@ def bench_decode_step(benchmark, record, manager, lengths):
     assert np.unique(slots).size == lengths.size
 
 
+@pytest.mark.parametrize("length", [128, 4096, 131_072], ids=lambda n: f"len{n}")
+@pytest.mark.parametrize("num_sequences", [64, 256, 1024, 4096], ids=lambda n: f"B{n}")
+def bench_append_by_length(benchmark, num_sequences, length):
+    """A step's bookkeeping is to cost the same at any length, and by the sequence."""
+    manager = BlockManager(num_sequences * (length // BLOCK_SIZE + 10), BLOCK_SIZE)
+    ids = manager.allocate(length + np.arange(num_sequences) % BLOCK_SIZE)
+    benchmark.group = "append_by_length"
+    benchmark.extra_info.update(
+        area="block_manager",
+        operation="append_by_length",
+        implementation="pagedattn",
+        workload=f"{length} tokens each",
+        device="cpu",
+        num_sequences=num_sequences,
+        num_prompt_tokens=num_sequences * length,
+        block_size=BLOCK_SIZE,
+    )
+    benchmark.pedantic(manager.append, args=(ids,), rounds=100, warmup_rounds=3)
+    assert (manager.num_tokens(ids) >= length + 103).all()
+
+
 def bench_fork(benchmark, record, manager, lengths):
-    """Two forks of each sequence, one call a sequence, as beam search asks."""
+    """Two forks of each sequence in one call, as a step of beam search asks."""
     record("block_manager", "fork")
     ids = manager.allocate(lengths)
-    forks = []
 
     def drop_forks():
-        if forks:
-            manager.free(np.concatenate(forks))
-            forks.clear()
+        manager.free(np.setdiff1d(manager.sequence_ids(), ids))
+        return (ids, 2), {}
 
-    def fork_all():
-        forks.extend(manager.fork(sequence, 2) for sequence in ids.tolist())
-
-    benchmark.pedantic(fork_all, setup=drop_forks, rounds=10, warmup_rounds=1)
+    benchmark.pedantic(manager.fork, setup=drop_forks, rounds=50, warmup_rounds=3)
     assert manager.num_sequences == 3 * lengths.size
+
+
+def bench_swap(benchmark, record, lengths):
+    """All sequences to the host's pool and back, without the copies themselves."""
+    record("block_manager", "swap_out_and_in")
+    blocks = int((-(-lengths // BLOCK_SIZE)).sum())
+    manager = BlockManager(blocks, BLOCK_SIZE, num_host_blocks=blocks, prefix_caching=False)
+    ids = manager.allocate(lengths)
+
+    def there_and_back():
+        return len(manager.swap_out(ids)), len(manager.swap_in(ids))
+
+    assert benchmark.pedantic(there_and_back, rounds=50, warmup_rounds=3) == (blocks, blocks)
 
 
 def bench_free(benchmark, record, manager, lengths):
