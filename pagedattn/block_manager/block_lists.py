@@ -65,9 +65,7 @@ class BlockLists:
             setattr(self, name, np.concatenate([old, np.zeros(count, old.dtype)]))
         self._size_class = np.concatenate([self._size_class, np.full(count, _NO_EXTENT, np.int8)])
 
-    def open(
-        self, lists: NDArray[np.int64], first: NDArray[Any], ends: NDArray[np.int64]
-    ) -> None:
+    def open(self, lists: NDArray[np.int64], first: NDArray[Any], ends: NDArray[np.int64]) -> None:
         """Give closed `lists` room for the columns `first` to `ends`."""
         classes = np.searchsorted(_SIZES, ends - first).astype(np.int8)
         origins = self._take_extents(classes)
@@ -104,15 +102,22 @@ class BlockLists:
         rows, columns = ragged(first, ends)
         return self.start[lists][rows] + columns
 
-    def padded(self, lists: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int32]:
+    def padded(
+        self, lists: NDArray[np.int64], ends: NDArray[np.int64], *, masked: bool
+    ) -> NDArray[np.int32]:
         """Lists as rows; int32 [num_lists, largest end].
 
-        Past a list's end stand ids of whatever blocks: writing zeros there would cost several
-        times what copying the rows does. Before its first column stands 0.
+        Args:
+            lists: int64 [num_lists].
+            ends: int64 [num_lists], the column after each list's last.
+            masked: whether 0 is written where a list has no column. It costs several times what
+                copying the rows does; without it, entries of other lists stand past a list's
+                end. Columns before `first` are 0 in any case.
+
         """
         width = int(ends.max(initial=0))
         first = self.first[lists]
-        if first.any():
+        if masked or first.any():
             columns = np.arange(width)
             places = self.start[lists][:, None] + columns
             kept = (columns >= first[:, None]) & (columns < ends[:, None])
@@ -161,6 +166,7 @@ class BlockLists:
             packed = self.entries[old[rows] + offsets]
             self.start[lists] += new - old
             self.entries[: packed.size] = packed
+            self.entries[packed.size :] = 0
             self._end = packed.size
             self._free.clear()
         if self._end + wanted > self.entries.size:

@@ -167,6 +167,7 @@ class Preemption(ManagerState):
     def _release_host(self, places: NDArray[np.int64]) -> None:
         assert self._host is not None
         blocks = self._tables.lists.entries[places]
+        self._tables.lists.entries[places] = 0
         self._host.release(blocks)
         if self._host.digests is not None:
             self._host.forget(distinct(blocks))

@@ -151,7 +151,8 @@ class ManagerState:
         Returns:
             block_tables: int32 [num_sequences, max_blocks], physical ids in logical order;
                 max_blocks is the longest sequence's. Entries past a sequence's last block are
-                ids of any blocks and mean nothing; blocks that have left a window are 0.
+                ids of any blocks of the pool and mean nothing; blocks that have left a window
+                are 0.
             num_tokens: int64 [num_sequences].
 
         """
@@ -162,7 +163,10 @@ class ManagerState:
         rows = self._tables.rows.resident_rows_of(sequence_ids)
         num_tokens = self._tables.rows.num_tokens[rows]
         lists = self._tables.lists_of(rows, layer_group)
-        return self._tables.lists.padded(lists, self._tables.blocks_for(num_tokens)), num_tokens
+        ends = self._tables.blocks_for(num_tokens)
+        # ids of the host's pool must not stand in the padding, which may be read
+        hosted = self._tables.rows.num_swapped > 0
+        return self._tables.lists.padded(lists, ends, masked=hosted), num_tokens
 
     def can_allocate(self, num_tokens: ArrayLike) -> bool:
         """Whether `allocate` would find the blocks for prompts of these lengths."""

@@ -57,12 +57,24 @@ def test_the_worked_examples_of_the_docstrings_hold():
     assert csr.last_block_len.tolist() == [3, 4]
 
 
-def test_padding_is_zero_and_the_width_is_the_longest_table():
-    _, _, table = made(4)
+def test_padding_names_blocks_of_the_pool_and_the_width_is_the_longest_table():
+    manager, _, table = made(4)
     assert table.block_tables.dtype == np.int32
     assert table.block_tables.shape == (6, 5)
-    for row, length in enumerate(LENGTHS):
-        assert not table.block_tables[row, -(-length // 4) :].any()
+    assert (table.block_tables >= 0).all()
+    assert (table.block_tables < manager.num_blocks).all()
+
+
+def test_no_id_of_the_hosts_larger_pool_stands_in_the_padding():
+    manager = BlockManager(8, 1, num_host_blocks=1000, prefix_caching=False)
+    stays, goes = manager.allocate([1, 4])
+    for _ in range(200):
+        manager.swap_out([goes])
+        assert PageTable.of(manager, [stays]).block_tables.max() < 8
+        manager.free([goes])
+        (long, goes) = manager.allocate([2, 4])
+        assert PageTable.of(manager, [stays, long]).block_tables.max() < 8
+        manager.free([long])
 
 
 def test_rows_come_in_the_order_asked_for():

@@ -500,6 +500,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         resident = self.resident()
         for group, window in enumerate(self.windows):
             tables = PageTable.of(manager, resident, group).block_tables
+            assert ((tables >= 0) & (tables < manager.num_blocks)).all()
             for row, sequence in enumerate(resident):
                 contents = self.sequences[sequence]
                 length = len(contents.tokens)
