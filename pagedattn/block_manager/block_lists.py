@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn.block_manager.ragged import ragged
+from pagedattn.block_manager.ragged import nonzero, ragged_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +22,7 @@ def _extent_sizes() -> NDArray[np.int64]:
 
 
 _SIZES = _extent_sizes()
+_SIZES_LIST: list[int] = _SIZES.tolist()
 
 
 class BlockLists:
@@ -83,24 +85,29 @@ class BlockLists:
         self, lists: NDArray[np.int64], ends: NDArray[np.int64], wanted: NDArray[np.int64]
     ) -> None:
         """Make room below the columns `wanted` in open `lists`, whose columns end at `ends`."""
-        short = np.flatnonzero(wanted > self.limit[lists])
-        if short.size == 0:
-            return
-        lists, ends, wanted = lists[short], ends[short], wanted[short]
-        first = self.first[lists]
-        rows, columns = ragged(first, ends)
-        kept = self.entries[self.start[lists][rows] + columns]
-        self.close(lists)
+        beyond = wanted > self.limit[lists]
+        if beyond.any():  # of a decode batch, a list or two
+            for place in nonzero(beyond).tolist():
+                self._move(int(lists[place]), int(ends[place]), int(wanted[place]))
+
+    def _move(self, index: int, end: int, wanted: int) -> None:
+        first = int(self.first[index])
         # half as much again, so that the moves of a growing list stay few
-        self.open(lists, first, np.maximum(wanted, first + (ends - first) * 3 // 2))
-        self.entries[self.start[lists][rows] + columns] = kept
+        size_class = bisect_left(_SIZES_LIST, max(wanted - first, (end - first) * 3 // 2))
+        origin = self._take_extent(size_class)
+        start, old_class = int(self.start[index]), int(self._size_class[index])
+        self.entries[origin : origin + end - first] = self.entries[start + first : start + end]
+        old_origin = start + int(self.limit[index]) - _SIZES_LIST[old_class]
+        self._free.setdefault(old_class, []).append(old_origin)
+        self._size_class[index] = size_class
+        self.start[index] = origin - first
+        self.limit[index] = first + _SIZES_LIST[size_class]
 
     def addresses(
         self, lists: NDArray[np.int64], first: NDArray[Any], ends: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Places in `entries` of the columns `first` to `ends`, list after list."""
-        rows, columns = ragged(first, ends)
-        return self.start[lists][rows] + columns
+        return ragged_numbers(first, ends, self.start[lists])
 
     def padded(
         self, lists: NDArray[np.int64], ends: NDArray[np.int64], *, masked: bool
@@ -134,6 +141,16 @@ class BlockLists:
     def _origins(self, lists: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.limit[lists] + self.start[lists] - _SIZES[self._size_class[lists]]
 
+    def _take_extent(self, size_class: int) -> int:
+        unused = self._free.get(size_class)
+        if unused:
+            return unused.pop()
+        size = _SIZES_LIST[size_class]
+        if self._end + size > self.entries.size:
+            self._make_room(size)
+        self._end += size
+        return self._end - size
+
     def _take_extents(self, classes: NDArray[np.int8]) -> NDArray[np.int64]:
         by_class = _by_class(classes)
         missing = sum(
@@ -162,8 +179,7 @@ class BlockLists:
             sizes = _SIZES[self._size_class[lists]]
             old = self._origins(lists)
             new = np.cumsum(sizes) - sizes
-            rows, offsets = ragged(np.zeros_like(sizes), sizes)
-            packed = self.entries[old[rows] + offsets]
+            packed = self.entries[ragged_numbers(old, old + sizes)]
             self.start[lists] += new - old
             self.entries[: packed.size] = packed
             self.entries[packed.size :] = 0
@@ -198,7 +214,13 @@ class BlockLists:
 
 def _by_class(classes: NDArray[np.int8]) -> list[tuple[int, NDArray[np.intp]]]:
     """Each class that occurs, with the places where it does."""
-    if classes.size == 1:
-        return [(int(classes[0]), np.zeros(1, np.intp))]
-    present = np.flatnonzero(np.bincount(classes, minlength=1)) if classes.size else ()
-    return [(int(size_class), np.flatnonzero(classes == size_class)) for size_class in present]
+    if classes.size <= 1:
+        return [(int(size_class), np.zeros(1, np.intp)) for size_class in classes]
+    order = np.argsort(classes, kind="stable")
+    ends = np.cumsum(np.bincount(classes)).tolist()
+    starts = [0, *ends]
+    return [
+        (size_class, order[start:end])
+        for size_class, (start, end) in enumerate(zip(starts, ends, strict=False))
+        if start < end
+    ]

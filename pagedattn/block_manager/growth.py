@@ -71,8 +71,10 @@ def plan(
         first_new, end_new = tables.blocks_for(lengths), tables.blocks_for(grown)
         opening = nonzero(end_new > first_new)
         first_new, end_new = first_new[opening], end_new[opening]
-    forked = nonzero(tables.rows.forked[rows])
-    writers = _writers(tables, pool, rows, lengths, forked) if forked.size else _NONE
+    writers = _NONE
+    if tables.rows.any_forked:
+        forked = nonzero(tables.rows.forked[rows])
+        writers = _writers(tables, pool, rows, lengths, forked)
     num_needed = num_groups * (int((end_new - first_new).sum()) + writers.size)
     num_free = pool.num_free
     left = _left(tables, rows, lengths) if tables.groups.has_window else []
@@ -155,7 +157,9 @@ def carry_out(
             addresses = lists.addresses(new_lists, first, ends)
         lists.entries[addresses] = pool.take(num_new)
     tables.rows.num_tokens[growth.rows] = growth.grown
-    tables.rows.forked[growth.rows] = False
+    if tables.rows.any_forked:
+        tables.rows.forked[growth.rows] = False
+        tables.rows.any_forked = bool(tables.rows.forked.any())
     return copies
 
 

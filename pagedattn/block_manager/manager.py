@@ -310,6 +310,7 @@ class BlockManager(Preemption):
             values = getattr(state, name)
             values[rows] = values[parents]
         state.forked[rows] = state.forked[parents] = True
+        state.any_forked = True
         return state.ids(rows)
 
     def free(self, sequence_ids: ArrayLike) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pagedattn.block_manager.prefix_hash import PrefixHasher
 from pagedattn.block_manager.prefix_index import PrefixIndex
-from pagedattn.block_manager.ragged import first_of_each, nonzero, ragged
+from pagedattn.block_manager.ragged import first_of_each, nonzero, ragged, ragged_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,19 +92,19 @@ class PrefixCache:
             written: told of the blocks that became findable.
 
         """
-        known = tables.rows.num_known[rows]
-        size = tables.groups.block_size
+        state, size = tables.rows, tables.groups.block_size
+        known = state.num_known[rows]
         offsets = known % size
-        tables.rows.num_known[rows] = known + counts
+        state.num_known[rows] = known + counts
         if counts.size == 1 and counts == 1:
-            tables.rows.tails[rows, offsets] = tokens
+            state.tails[rows, offsets] = tokens
             full = nonzero(offsets == size - 1)
             if full.size == 0:
                 return
-            rows, known = rows[full], known[full]
-            tokens = tables.rows.tails[rows].reshape(-1)
-            starts, num_full = np.arange(full.size) * size, np.ones(full.size, np.int64)
-            columns = known // size
+            rows, columns = rows[full], known[full] // size
+            parents = [chain.tobytes() for chain in state.chain[rows]]
+            digests = self.hasher.extend(state.tails[rows], parents)
+            state.chain[rows] = digests
         else:
             # what was known of each last block, then what is new
             totals = offsets + counts
@@ -112,25 +112,19 @@ class PrefixCache:
             starts = ends - totals
             joined = np.empty(int(ends[-1]), np.int32)
             places, columns = ragged(np.zeros_like(offsets), offsets)
-            joined[starts[places] + columns] = tables.rows.tails[rows[places], columns]
-            places, columns = ragged(offsets, totals)
-            joined[starts[places] + columns] = tokens
+            joined[starts[places] + columns] = state.tails[rows[places], columns]
+            joined[ragged_numbers(offsets, totals, starts)] = tokens
             num_full = totals // size
             places, columns = ragged(num_full * size, totals)
-            tables.rows.tails[rows[places], columns % size] = joined[starts[places] + columns]
-            tokens = joined
+            state.tails[rows[places], columns % size] = joined[starts[places] + columns]
             grew = nonzero(num_full)
-            rows, starts, num_full, known = rows[grew], starts[grew], num_full[grew], known[grew]
-            places, numbers = ragged(np.zeros_like(num_full), num_full)
-            columns = known[places] // size + numbers
             if grew.size == 0:
                 return
-        parents = [chain.tobytes() for chain in tables.rows.chain[rows]]
-        digests = self.hasher.chain(tokens, starts, num_full, parents)
-        if columns.size == rows.size:
-            tables.rows.chain[rows] = digests
-        else:
-            tables.rows.chain[rows] = digests[np.cumsum(num_full) - 1]
+            rows, known, num_full = rows[grew], known[grew], num_full[grew]
+            parents = [chain.tobytes() for chain in state.chain[rows]]
+            digests = self.hasher.chain(joined, starts[grew], num_full, parents)
+            state.chain[rows] = digests[np.cumsum(num_full) - 1]
+            places, columns = ragged(known // size, known // size + num_full)
             rows = rows[places]
         for group in range(tables.groups.count):
             blocks = tables.lists.entries[tables.at(rows, group, columns)]

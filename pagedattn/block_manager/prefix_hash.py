@@ -177,3 +177,21 @@ class PrefixHasher:
                     blocks[column] += added
             digests += [digest := sha256(digest + block).digest() for block in blocks]
         return np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 4)
+
+    def extend(self, blocks: NDArray[np.int32], parents: Sequence[bytes]) -> NDArray[np.uint64]:
+        """Digests of one more full block of each sequence, without media.
+
+        Args:
+            blocks: int32 [num_sequences, block_size], the blocks' tokens.
+            parents: the digest before each.
+
+        Returns:
+            uint64 [num_sequences, 4].
+
+        """
+        contents: list[bytes] = blocks.reshape(-1).view(f"V{4 * self.block_size}").tolist()
+        digests = [
+            hashlib.sha256(parent + content).digest()
+            for parent, content in zip(parents, contents, strict=True)
+        ]
+        return np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 4)

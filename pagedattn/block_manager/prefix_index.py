@@ -39,8 +39,9 @@ class BlockDigests:
 
     def insert(self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
         """Note the digests of `blocks`."""
-        self.digests[blocks] = digests
-        self.hashed[blocks] = True
+        places = blocks.astype(np.intp)  # with these, numpy scatters faster
+        self.digests[places] = digests
+        self.hashed[places] = True
 
     def forget(self, blocks: NDArray[np.int32]) -> None:
         """Make `blocks` hold nothing that can be found."""
@@ -86,7 +87,7 @@ class PrefixIndex(BlockDigests):
             occupied = nonzero(entries)  # an empty place ends a search
             if occupied.size == 0:
                 break
-            blocks, searched = entries[occupied] - 1, searched[occupied]
+            blocks, searched = entries[occupied].astype(np.intp) - 1, searched[occupied]
             equal = self.digests[blocks, 0] == digests[searched, 0]
             equal &= self.hashed[blocks]
             alike = nonzero(equal)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 def whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:
     """Return `values` as a one-dimensional int64 array; refuse fractions and booleans."""
+    if type(values) is np.ndarray and values.dtype == np.int64 and values.ndim == 1:
+        return values
     try:
         array = np.asarray(values)
     except ValueError:  # lists of different lengths
@@ -49,10 +51,19 @@ def ragged(
     Worked example: starts [0, 5, 2] and stops [2, 5, 5] give rows [0, 0, 2, 2, 2] and
     numbers [0, 1, 2, 3, 4].
     """
+    rows = np.repeat(np.arange(starts.size), stops - starts)
+    return rows, ragged_numbers(starts, stops)
+
+
+def ragged_numbers(
+    starts: NDArray[Any], stops: NDArray[Any], shifts: NDArray[np.int64] | int = 0
+) -> NDArray[np.int64]:
+    """Return the second array of `ragged`, each row's numbers raised by its shift."""
     counts = stops - starts
-    rows = np.repeat(np.arange(counts.size), counts)
-    shifts = starts - (np.cumsum(counts) - counts)
-    return rows, np.arange(rows.size) + shifts[rows]
+    ends = np.cumsum(counts)
+    numbers = np.repeat(starts - (ends - counts) + shifts, counts)
+    numbers += np.arange(numbers.size)
+    return numbers
 
 
 def distinct(blocks: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -50,6 +50,7 @@ class SequenceRows:
         num_known: int64 [rows], how many of them are known by id; -1 if they never will be.
         group: int64 [rows], id of the sequence from which all of a group were forked.
         forked: bool [rows], whether the last block may be shared with a fork.
+        any_forked: whether `forked` may be set in any row.
         swapped: bool [rows], whether the blocks are in the host pool.
         chain: uint64 [rows, 4], digest of the last full known block, or the root.
         tails: int32 [rows, tail_size], the known tokens after it; tail_size is the block size, or
@@ -71,6 +72,7 @@ class SequenceRows:
         self.tails = np.empty((0, tail_size), dtype=np.int32)
         self.num_live = 0
         self.num_swapped = 0
+        self.any_forked = False
         self._grow(16)
 
     @property
@@ -91,6 +93,8 @@ class SequenceRows:
 
         """
         rows, ids = self._known_rows(sequence_ids)
+        if (rows[1:] > rows[:-1]).all():
+            return rows
         places = np.arange(rows.size, dtype=np.int32)
         self._scratch[rows] = places
         first = self._scratch[rows] == places
@@ -113,9 +117,8 @@ class SequenceRows:
     def _known_rows(self, sequence_ids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ids = whole_numbers(sequence_ids, "sequence ids")
         rows = ids & _ROW_MASK
-        if rows.size and rows.max() >= self._ids.size:
-            raise UnknownSequenceError(int(ids[np.argmax(rows >= self._ids.size)]))
-        live = self._ids[rows] == ids
+        # a row that does not exist is clipped to the last, whose sequence has another id
+        live = self._ids.take(rows, mode="clip") == ids
         if not live.all():
             raise UnknownSequenceError(int(ids[np.argmin(live)]))
         return rows, ids
@@ -210,6 +213,7 @@ class SequenceRows:
         for name in _PER_SEQUENCE:
             getattr(self, name)[rows] = state[name]
         self.num_live = rows.size
+        self.any_forked = bool(self.forked.any())
         self.num_swapped = int(np.count_nonzero(self.swapped))
         return rows
 
