@@ -115,4 +115,7 @@ class Snapshot:
             row = "".join(cells[start : start + columns])
             parts = [row[i : i + 8] for i in range(0, len(row), 8)]
             lines.append(f"{start:>{width}} {' '.join(parts)}")
+        lines.append(
+            "A-Z a sequence group, small where its last block has room; 2-9 named by so many tables"
+        )
         return "\n".join(lines)
