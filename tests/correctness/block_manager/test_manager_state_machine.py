@@ -16,6 +16,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -71,9 +72,9 @@ def held(manager):
 
 class BlockManagerMachine(RuleBasedStateMachine):
     @initialize(
-        num_blocks=st.integers(1, 40),
+        num_blocks=st.one_of(st.integers(1, 12), st.integers(20, 80)),
         block_size=st.integers(1, 4),
-        num_host_blocks=st.sampled_from([0, 6, 30]),
+        num_host_blocks=st.sampled_from([0, 12, 60, 60]),
         windows=st.sampled_from([(None,), (None,), (3,), (None, 1), (5, None, 2)]),
         watermark=st.sampled_from([0.0, 0.0, 0.1]),
         caching=st.sampled_from([True, True, True, False]),
@@ -272,19 +273,35 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), failing=st.sampled_from([False, False, False, True]))
     def append(self, data, failing):
         ids = self.draw_some(data, self.resident())
-        self.settle(ids)
         counts = [data.draw(st.integers(1, 7)) for _ in ids]
-        if data.draw(st.booleans()):
-            counts = [1] * len(ids)
+        self.grow(ids, counts, data.draw(st.booleans()), failing)
+
+    @precondition(lambda self: self.resident())
+    @rule(known=st.booleans(), failing=st.sampled_from([False, False, False, True]))
+    def decode(self, known, failing):
+        ids = self.resident()
+        self.grow(ids, [1] * len(ids), known, failing)
+
+    @precondition(lambda self: self.resident())
+    @rule(data=st.data())
+    def decode_some(self, data):
+        ids = self.draw_some(data, self.resident())
+        self.grow(ids, [1] * len(ids), known=True, failing=False)
+
+    def grow(self, ids, counts, known, failing):
+        self.settle(ids)
         given = 1 if counts == [1] * len(ids) else counts
         contents = [self.sequences[sequence] for sequence in ids]
-        known = all(c.known == len(c.tokens) for c in contents) and data.draw(st.booleans())
-        tokens = [[data.draw(st.integers(0, 1)) for _ in range(count)] for count in counts]
+        known = known and all(c.known == len(c.tokens) for c in contents)
+        tokens = [
+            [(len(c.tokens) + i) % 2 for i in range(n)]
+            for c, n in zip(contents, counts, strict=True)
+        ]
         flat = [token for part in tokens for token in part] if known else None
+        copied = self.shared_tails(ids)
         if not self.manager.can_append(ids, given):
             self.out_of_blocks(lambda: self.manager.append(ids, given, token_ids=flat))
             return
-        copied = self.shared_tails(ids)
         if failing and copied:
             self.copying_fails(
                 lambda copy: self.manager.append(ids, given, token_ids=flat, copy=copy)
@@ -467,11 +484,18 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     # -- the whole -------------------------------------------------------------------------
 
-    @rule()
-    def reload(self):
-        """A snapshot goes through a file and the manager that it makes takes over."""
+    @rule(which=st.integers(0, 9))
+    def rarely(self, which):
+        """A snapshot goes through a file and its manager takes over; or the cache is reset."""
+        if which == 0 and not self.unwritten:
+            self.manager.reset_prefix_cache()
+            assert self.manager.num_cached_blocks == 0
+            self.cacheable.clear()
+            self.complete = False
+        if which < 8:
+            return
         snapshot = self.manager.snapshot()
-        assert str(self.manager.num_blocks) in str(snapshot)
+        assert f"{self.manager.num_blocks} blocks of {self.size} tokens" in str(snapshot)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "state.npz")
             snapshot.save(path)
@@ -480,14 +504,6 @@ class BlockManagerMachine(RuleBasedStateMachine):
             assert np.array_equal(loaded.snapshot().arrays[name], array), name
         assert loaded.snapshot().settings == snapshot.settings
         self.manager = loaded
-
-    @precondition(lambda self: not self.unwritten)
-    @rule()
-    def reset_prefix_cache(self):
-        self.manager.reset_prefix_cache()
-        assert self.manager.num_cached_blocks == 0
-        self.cacheable.clear()
-        self.complete = False
 
     @invariant()
     def everything_adds_up(self):
@@ -551,3 +567,4 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
 
 TestBlockManagerKeepsEveryContent = BlockManagerMachine.TestCase
+TestBlockManagerKeepsEveryContent.settings = settings(max_examples=2 * settings().max_examples)
