@@ -320,8 +320,8 @@ class BlockPool:
     def _queued(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Copies of the queue's empty blocks and of its cached ones, without stale entries."""
         middle = self._head + self._num_empty
-        entries = self._queue[middle : self._tail]
-        positions = np.arange(middle + 1, self._tail + 1, dtype=np.int32)
+        entries = self._queue[middle : self._tail if self._num_cached else middle]
+        positions = np.arange(middle + 1, middle + 1 + entries.size, dtype=np.int32)
         return self._queue[self._head : middle].copy(), entries[self._place[entries] == positions]
 
     def state(self) -> dict[str, NDArray[Any]]:
