@@ -208,15 +208,34 @@ def test_a_table_of_no_lists_is_empty():
 
 def test_a_table_of_the_last_lists_of_a_full_array_is_whole():
     model = Model(3)
-    model.open([0], [0], [1])
+    model.open([0], [0], [8])
     while model.lists._end < model.lists.entries.size:  # fill the array to its last entry
         room = model.lists.entries.size - model.lists._end
         model.lists.add_lists(1)
         model.num_lists += 1
-        model.open([model.num_lists - 1], [0], [min(room, 8)])
+        model.open([model.num_lists - 1], [0], [min(room, 4)])
+    model.padded([model.num_lists - 1, 0])  # the last row ends behind the array
     model.open([1], [0], [200])
     model.padded([model.num_lists - 1, 1, 0])
     model.check()
+
+
+def test_gaps_that_were_to_be_reused_are_made_up_for_when_they_are_closed():
+    model = Model(40)
+    model.open(list(range(20)), [0] * 20, [8] * 20)
+    model.close(list(range(18)))
+    model.open([*range(18), 30], [0] * 19, [8] * 18 + [128])
+    model.check()
+
+
+def test_new_room_names_no_block_that_another_list_held():
+    lists = BlockLists(40)
+    lists.open(np.arange(20), np.zeros(20, np.int64), np.full(20, 8))
+    lists.entries[:160] = 7  # ids of the host's pool, perhaps
+    lists.close(np.arange(18))
+    lists.open(numbers(30), numbers(0), numbers(128))
+    places = lists.addresses(numbers(30), numbers(0), numbers(128))
+    assert not lists.entries[places].any()
 
 
 def test_host_memory_is_counted():

@@ -238,7 +238,7 @@ def test_blocks_that_are_put_back_do_not_wait_and_are_taken_next_in_the_same_ord
     assert (pool.num_free, pool.num_deferred, pool.busy_step) == (2, 0, 5)
 
 
-@pytest.mark.parametrize("busy_step", [0, 1])
+@pytest.mark.parametrize("busy_step", [0, 1, 2])
 def test_blocks_that_a_release_would_free_are_counted(busy_step):
     pool = empty_pool(4)
     pool.retain_found(ids(1, 2, 2))
