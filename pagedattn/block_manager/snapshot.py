@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FULL, _CACHED, _EMPTY, _DEFERRED = "█", "░", "·", "▒"
+# what numpy, zipfile, zlib and json raise for files that are not what they should be
+_UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class SnapshotError(ValueError):
@@ -57,11 +63,11 @@ class Snapshot:
 
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             settings = json.loads(arrays.pop("settings").tobytes())
             version = settings["format"]
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise SnapshotError(f"{path} is not a block manager's snapshot: {error}") from None
         if version != FORMAT:
             raise SnapshotError(f"{path} has format {version}; this version reads {FORMAT}")
