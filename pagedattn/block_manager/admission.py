@@ -160,6 +160,7 @@ def share(
     found = np.concatenate([cached.found[group][reused[group]] for group in numbers])
     idle = pool.num_reusable(distinct(found)) if found.size else 0
     pool.require(groups.count * int((ends - num_hit).sum()) + kept_free, pool.num_free - idle)
+    tables.reserve(taken.size)
     pool.retain_found(found)
     rows = open_rows(tables, pool, taken, num_hit, first, ends)
 
@@ -188,7 +189,7 @@ def open_rows(
     first: Sequence[NDArray[np.int64]],
     ends: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Open sequences with new blocks from `num_hit` to `ends`, for which there must be room.
+    """Open sequences with new blocks from `num_hit` to `ends`, for all of which there is room.
 
     Args:
         tables: gets the sequences.
@@ -199,7 +200,6 @@ def open_rows(
         ends: int64 [num_sequences], logical blocks of each.
 
     """
-    tables.reserve(lengths.size)
     rows = tables.rows.add(lengths.size)
     for group, first_kept in enumerate(first):
         tables.lists.open(tables.lists_of(rows, group), first_kept, ends)

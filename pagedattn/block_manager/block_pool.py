@@ -34,7 +34,7 @@ class OutOfBlocksError(RuntimeError):
 
     def __init__(self, needed: int, free: int, pool: str = "") -> None:
         super().__init__(
-            f"the operation needs {needed} {pool}blocks and {free} are free: "
+            f"the operation needs {needed} {pool + ' ' if pool else ''}blocks and {free} are free: "
             "free or preempt a sequence first"
         )
         self.needed = needed
@@ -59,6 +59,7 @@ class BlockPool:
 
     Args:
         num_blocks: blocks in the pool, 1 to 2**30.
+        name: what errors call its blocks, for one "host".
 
     Attributes:
         digests: which blocks hold what can be found, or None; evicted blocks are forgotten there.
@@ -67,10 +68,11 @@ class BlockPool:
 
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, name: str = "") -> None:
         if not 1 <= num_blocks <= MAX_BLOCKS:
             raise ValueError(f"num_blocks is {num_blocks}; it must be from 1 to {MAX_BLOCKS}")
         self.num_blocks = num_blocks
+        self.name = name
         self.digests: BlockDigests | None = None
         self.num_evicted = 0
         self.busy_step = 0
@@ -119,7 +121,7 @@ class BlockPool:
         """Raise `OutOfBlocksError` unless `count` blocks are free."""
         free = self.num_free if free is None else free
         if count > free:
-            raise OutOfBlocksError(count, free)
+            raise OutOfBlocksError(count, free, self.name)
 
     def take(self, count: int) -> NDArray[np.int32]:
         """Hand out `count` free blocks, each with one reference; their contents are forgotten.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pagedattn.block_manager.copies import BlockCopies
-from pagedattn.block_manager.ragged import nonzero
+from pagedattn.block_manager.ragged import nonzero, whole_sum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pagedattn.block_manager.sequence_tables import SequenceTables
 
 _NONE = np.empty(0, dtype=np.int64)
+_MOST_TOKENS = np.int64(1) << 61  # more than fits any pool
 NO_COPIES = BlockCopies(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32))
 
 
@@ -62,7 +63,7 @@ def plan(
     """Work out what `counts` (one for all, or one a row) more tokens ask for."""
     size, num_groups = tables.groups.block_size, tables.groups.count
     lengths = tables.rows.num_tokens[rows]
-    grown = lengths + counts
+    grown = lengths + np.minimum(counts, _MOST_TOKENS)
     if counts.size == 1 and counts == 1:
         opening = nonzero(lengths % size == 0)
         first_new = lengths[opening] // size
@@ -75,7 +76,7 @@ def plan(
     if tables.rows.any_forked:
         forked = nonzero(tables.rows.forked[rows])
         writers = _writers(tables, pool, rows, lengths, forked)
-    num_needed = num_groups * (int((end_new - first_new).sum()) + writers.size)
+    num_needed = num_groups * (whole_sum(end_new - first_new) + writers.size)
     num_free = pool.num_free
     left = _left(tables, rows, lengths) if tables.groups.has_window else []
     if left:

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 class StepsInFlight:
     """Numbers the steps of an engine and knows which of them are not done.
 
+    Args:
+        num_blocks: blocks in the pool.
+
     Attributes:
         newest: number of the step that was started last; 0 before the first.
 
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_blocks: int) -> None:
         self.newest = 0
+        self._num_blocks = num_blocks
+        self._num_noted = 0  # of the step to come
         self._running: deque[tuple[int, Callable[[], bool] | None]] = deque()
         # blocks that become findable with a step whose work has not been confirmed
         self._written: deque[tuple[int, list[NDArray[np.int32]]]] = deque()
@@ -68,7 +73,13 @@ class StepsInFlight:
             return  # nothing has run yet, so if the first step fails nothing can be found
         if not self._written or self._written[-1][0] != self.newest + 1:
             self._written.append((self.newest + 1, []))
-        self._written[-1][1].append(blocks)
+            self._num_noted = 0
+        parts = self._written[-1][1]
+        parts.append(blocks)
+        self._num_noted += blocks.size
+        if self._num_noted > self._num_blocks:  # ids repeat
+            parts[:] = [np.unique(np.concatenate(parts))]
+            self._num_noted = parts[0].size
 
     def fail(self, step: int) -> NDArray[np.int32] | None:
         """End `step` and all later ones; the blocks they were to write, None for all blocks."""

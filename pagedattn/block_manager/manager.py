@@ -11,7 +11,7 @@ from pagedattn.block_manager import growth
 from pagedattn.block_manager.admission import FullBlocks, look_up, open_rows, share
 from pagedattn.block_manager.preemption import Preemption
 from pagedattn.block_manager.prefix_hash import CacheKeys, Prompts, token_ids_of
-from pagedattn.block_manager.ragged import ragged, token_counts
+from pagedattn.block_manager.ragged import ragged, token_counts, whole_sum
 from pagedattn.block_manager.snapshot import Snapshot, SnapshotError
 
 if TYPE_CHECKING:
@@ -122,8 +122,9 @@ class BlockManager(Preemption):
         none = np.zeros_like(lengths)
         ends = self._tables.blocks_for(lengths)
         self._poll()
-        total = self._groups.count * int(ends.sum())
+        total = self._groups.count * whole_sum(ends)
         self._pool.require(total + self._num_kept_free)
+        self._tables.reserve(lengths.size)
         first = [none] * self._groups.count
         rows = open_rows(self._tables, self._pool, lengths, none, first, ends)
         return self._tables.rows.ids(rows)
@@ -181,6 +182,10 @@ class BlockManager(Preemption):
         state = self._tables.rows
         state.num_known[rows] = taken
         last = taken // size
+        for number, added in media.items():
+            waiting = {column: new for column, new in added.items() if column >= last[number]}
+            if waiting:
+                state.media[int(rows[number])] = waiting
         state.chain[rows] = np.array(
             [np.frombuffer(root, np.uint64) for root in roots], np.uint64
         ).reshape(-1, 4)
@@ -213,7 +218,7 @@ class BlockManager(Preemption):
                 `admit` made and whose earlier tokens are all known. Tokens that are not known yet
                 may be given to `record` later.
             copy: carries out the copies, for one `KVCache.copy_blocks`; if it raises, nothing
-                has changed.
+                has changed, but cached blocks that were to be written are evicted.
 
         Returns:
             The copies to carry out, unless `copy` did, before the new tokens' K and V are
@@ -309,6 +314,9 @@ class BlockManager(Preemption):
         for name in ("num_tokens", "num_known", "group", "chain", "tails"):
             values = getattr(state, name)
             values[rows] = values[parents]
+        for row, parent in zip(rows.tolist(), parents.tolist(), strict=True) if state.media else ():
+            if parent in state.media:
+                state.media[row] = dict(state.media[parent])
         state.forked[rows] = state.forked[parents] = True
         state.any_forked = True
         return state.ids(rows)

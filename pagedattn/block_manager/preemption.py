@@ -41,8 +41,10 @@ class Preemption(ManagerState):
         rows = self._tables.rows.group_rows(self._tables.rows.resident_rows_of(sequence_ids))
         self._poll()
         move = swapping.plan_out(self._tables, self._host, rows)
+        if rows.size == 0:
+            return growth.NO_COPIES
         if self._host is None:
-            raise OutOfBlocksError(move.num_needed, 0, "host ")
+            raise OutOfBlocksError(move.num_needed, 0, "host")
         self._host.require(move.num_needed)
         copies = swapping.carry_out(move, self._tables, self._pool, self._host, copy)
         if self._cache is not None and self._host.digests is not None:
@@ -58,7 +60,8 @@ class Preemption(ManagerState):
 
         Args:
             sequence_ids: live sequences that are swapped out; their whole groups move.
-            copy: carries out the copies; if it raises, no sequence has moved.
+            copy: carries out the copies; if it raises, no sequence has moved, but cached blocks
+                that were to be written are evicted.
 
         Returns:
             Copies from blocks of the host's pool to blocks of the pool. A block whose contents
@@ -147,10 +150,14 @@ class Preemption(ManagerState):
             self._pool.forget(lost[self._cache.index.hashed[lost]])
 
     def reset_prefix_cache(self) -> None:
-        """Make nothing findable that is there now, as after new weights were loaded."""
+        """Make nothing findable that is there now, as after new weights were loaded.
+
+        Sequences stay; what they hold, and go on to fill, is not found by later prompts.
+        """
         if self._cache is not None:
             self._pool.forget(np.flatnonzero(self._cache.index.hashed).astype(np.int32))
             self._cache.index.clear()
+            self._cache.hasher.move_on()
 
     # -- helpers ---------------------------------------------------------------------------
 

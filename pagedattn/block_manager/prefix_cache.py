@@ -96,7 +96,8 @@ class PrefixCache:
         known = state.num_known[rows]
         offsets = known % size
         state.num_known[rows] = known + counts
-        if counts.size == 1 and counts == 1:
+        with_media = [row for row in rows.tolist() if row in state.media] if state.media else ()
+        if counts.size == 1 and counts == 1 and not with_media:
             state.tails[rows, offsets] = tokens
             full = nonzero(offsets == size - 1)
             if full.size == 0:
@@ -108,9 +109,8 @@ class PrefixCache:
         else:
             # what was known of each last block, then what is new
             totals = offsets + counts
-            ends = np.cumsum(totals)
-            starts = ends - totals
-            joined = np.empty(int(ends[-1]), np.int32)
+            starts = np.cumsum(totals) - totals
+            joined = np.empty(int(totals.sum()), np.int32)
             places, columns = ragged(np.zeros_like(offsets), offsets)
             joined[starts[places] + columns] = state.tails[rows[places], columns]
             joined[ragged_numbers(offsets, totals, starts)] = tokens
@@ -122,9 +122,15 @@ class PrefixCache:
                 return
             rows, known, num_full = rows[grew], known[grew], num_full[grew]
             parents = [chain.tobytes() for chain in state.chain[rows]]
-            digests = self.hasher.chain(joined, starts[grew], num_full, parents)
+            first = known // size
+            media = {
+                number: {column - int(first[number]): added for column, added in hashed.items()}
+                for number, row in enumerate(rows.tolist() if with_media else ())
+                if (hashed := state.take_media(row, int(first[number] + num_full[number])))
+            }
+            digests = self.hasher.chain(joined, starts[grew], num_full, parents, media)
             state.chain[rows] = digests[np.cumsum(num_full) - 1]
-            places, columns = ragged(known // size, known // size + num_full)
+            places, columns = ragged(first, first + num_full)
             rows = rows[places]
         for group in range(tables.groups.count):
             blocks = tables.lists.entries[tables.at(rows, group, columns)]

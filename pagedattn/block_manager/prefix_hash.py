@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 32
 MAX_TOKEN_ID = 2**31 - 1
 _ROOT_TAG = b"pagedattn prefix root 1"
+_NEXT_TAG = b"pagedattn next seed 1"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,13 @@ class CacheKeys:
     media: tuple[tuple[int, bytes], ...] = ()
 
     def __post_init__(self) -> None:
-        for position, content in self.media:
+        for what, name in (("adapter", self.adapter), ("salt", self.salt)):
+            if not (name is None or isinstance(name, str)):
+                raise ValueError(f"{what} must be a string or None; given {name!r}")
+        for pair in self.media:
+            if not (isinstance(pair, tuple) and len(pair) == 2):
+                raise ValueError(f"media must be pairs of a position and bytes; given {pair!r}")
+            position, content = pair
             if not isinstance(position, int) or position < 0 or not isinstance(content, bytes):
                 raise ValueError(
                     "media must be pairs of a position in tokens, 0 or more, and bytes; "
@@ -87,6 +94,9 @@ class Prompts:
                 2**31 - 1, or there is not one key a prompt, or media lies outside its prompt.
 
         """
+        for prompt in prompts[:1]:
+            if np.ndim(prompt) == 0 and not isinstance(prompt, range):
+                raise ValueError(f"prompts must be a list of prompts; the first of it is {prompt}")
         parts = [_as_integers(prompt) for prompt in prompts]
         lengths = np.array([part.size for part in parts], dtype=np.int64)
         if (lengths == 0).any():
@@ -105,7 +115,7 @@ def _as_integers(prompt: ArrayLike) -> NDArray[Any]:
     """Return a prompt as a one-dimensional array of integers."""
     if isinstance(prompt, np.ndarray) and prompt.ndim == 1 and prompt.dtype.kind == "i":
         return prompt
-    if isinstance(prompt, list):
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], bool):
         try:
             return np.frombuffer(array("q", prompt), np.int64)  # faster than numpy's own way
         except (TypeError, OverflowError):
@@ -133,8 +143,15 @@ class PrefixHasher:
     """
 
     def __init__(self, block_size: int, seed: bytes | None = None) -> None:
+        if seed is not None and not isinstance(seed, bytes):
+            raise ValueError(f"seed must be bytes, or None for a random one; given {seed!r}")
         self.block_size = block_size
-        self.seed = os.urandom(DIGEST_BYTES) if seed is None else bytes(seed)
+        self.seed = os.urandom(DIGEST_BYTES) if seed is None else seed
+        self.root = self.root_of(None)
+
+    def move_on(self) -> None:
+        """Take the next seed: nothing hashed before equals what is hashed from now on."""
+        self.seed = hashlib.sha256(_framed(_NEXT_TAG) + self.seed).digest()
         self.root = self.root_of(None)
 
     def root_of(self, keys: CacheKeys | None) -> bytes:

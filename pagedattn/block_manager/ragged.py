@@ -43,6 +43,13 @@ def token_counts(values: ArrayLike) -> NDArray[np.int64]:
     return counts
 
 
+def whole_sum(counts: NDArray[np.int64]) -> int:
+    """Return the sum of `counts`, however large."""
+    if counts.max(initial=0) < 1 << 32:
+        return int(counts.sum())
+    return sum(counts.tolist())
+
+
 def ragged(
     starts: NDArray[Any], stops: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

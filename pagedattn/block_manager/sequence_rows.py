@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROW_BITS = 20
 MAX_SEQUENCES = 1 << ROW_BITS
 _ROW_MASK = MAX_SEQUENCES - 1
-_NOT_LIVE = np.iinfo(np.int64).min
+_NOT_LIVE = np.iinfo(np.int64).min  # plus a row that is not the one it stands in: no id is so
 _PER_SEQUENCE = ("num_tokens", "num_known", "group", "forked", "swapped", "chain", "tails")
 
 
@@ -51,6 +51,8 @@ class SequenceRows:
         group: int64 [rows], id of the sequence from which all of a group were forked.
         forked: bool [rows], whether the last block may be shared with a fork.
         any_forked: whether `forked` may be set in any row.
+        media: of rows whose prompts have media in blocks that are not hashed yet, what these
+            blocks' hashes include: row to logical block to bytes.
         swapped: bool [rows], whether the blocks are in the host pool.
         chain: uint64 [rows, 4], digest of the last full known block, or the root.
         tails: int32 [rows, tail_size], the known tokens after it; tail_size is the block size, or
@@ -73,6 +75,7 @@ class SequenceRows:
         self.num_live = 0
         self.num_swapped = 0
         self.any_forked = False
+        self.media: dict[int, dict[int, bytes]] = {}
         self._grow(16)
 
     @property
@@ -82,7 +85,7 @@ class SequenceRows:
 
     def live_rows(self) -> NDArray[np.int64]:
         """Rows of the live sequences; int64 [num_live]."""
-        return np.flatnonzero(self._ids != _NOT_LIVE)
+        return np.flatnonzero(self._ids >= 0)
 
     def rows_of(self, sequence_ids: ArrayLike) -> NDArray[np.int64]:
         """Rows of distinct live sequences; int64 [num_sequences].
@@ -149,7 +152,7 @@ class SequenceRows:
     def _grow(self, count: int) -> None:
         fresh = np.arange(self.capacity, self.capacity + count)
         self._unused = np.concatenate([fresh[::-1].astype(np.int32), self._unused])
-        self._ids = np.concatenate([self._ids, np.full(count, _NOT_LIVE)])
+        self._ids = np.concatenate([self._ids, _NOT_LIVE + (fresh ^ 1)])
         self._next_ids = np.concatenate([self._next_ids, fresh])
         for name in ("_scratch", *_PER_SEQUENCE):
             old = getattr(self, name)
@@ -180,13 +183,23 @@ class SequenceRows:
     def remove(self, rows: NDArray[np.int64]) -> None:
         """Close `rows`; their block tables must have been cleared."""
         top = self.capacity - self.num_live
-        self._ids[rows] = _NOT_LIVE
+        self._ids[rows] = _NOT_LIVE + (rows ^ 1)
         self.num_tokens[rows] = 0
         if self.num_swapped:
             self.num_swapped -= int(np.count_nonzero(self.swapped[rows]))
             self.swapped[rows] = False
+        for row in rows.tolist() if self.media else ():
+            self.media.pop(row, None)
         self._unused[top : top + rows.size] = rows[::-1]
         self.num_live -= rows.size
+
+    def take_media(self, row: int, stop: int) -> dict[int, bytes]:
+        """Remove and return what the hashes of the logical blocks before `stop` include."""
+        waiting = self.media.get(row, {})
+        taken = {column: waiting.pop(column) for column in sorted(waiting) if column < stop}
+        if not waiting:
+            self.media.pop(row, None)
+        return taken
 
     def set_swapped(self, rows: NDArray[np.int64], *, swapped: bool) -> None:
         """Note where the blocks of `rows` are, which must all have been elsewhere."""

@@ -63,8 +63,12 @@ class Snapshot:
 
         """
         try:
-            with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with open(path, "rb") as data:
+                if not zipfile.is_zipfile(data):
+                    raise ValueError("it is no .npz file")
+                data.seek(0)
+                with np.load(data, allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
             settings = json.loads(arrays.pop("settings").tobytes())
             version = settings["format"]
         except _UNREADABLE as error:

@@ -12,7 +12,7 @@ from pagedattn.block_manager.in_flight import StepsInFlight
 from pagedattn.block_manager.layer_groups import LayerGroups
 from pagedattn.block_manager.prefix_cache import PrefixCache
 from pagedattn.block_manager.prefix_index import BlockDigests
-from pagedattn.block_manager.ragged import token_counts
+from pagedattn.block_manager.ragged import token_counts, whole_sum
 from pagedattn.block_manager.sequence_tables import SequenceTables
 from pagedattn.block_manager.snapshot import FORMAT, Snapshot
 from pagedattn.block_manager.statistics import BlockStatistics
@@ -54,13 +54,13 @@ class ManagerState:
         self._groups = LayerGroups(windows, block_size)
         self._tables = SequenceTables(self._groups, block_size if prefix_caching else 0)
         self._pool = BlockPool(num_blocks)
-        self._host = BlockPool(num_host_blocks) if num_host_blocks else None
+        self._host = BlockPool(num_host_blocks, "host") if num_host_blocks else None
         self._cache = PrefixCache(num_blocks, block_size, seed) if prefix_caching else None
         if self._cache is not None:
             self._pool.digests = self._cache.index
             if self._host is not None:
                 self._host.digests = BlockDigests(num_host_blocks)
-        self._steps = StepsInFlight()
+        self._steps = StepsInFlight(num_blocks)
         self._settings = {
             "format": FORMAT,
             "num_blocks": num_blocks,
@@ -136,8 +136,18 @@ class ManagerState:
         return self._tables.rows.num_tokens[self._tables.rows.rows_of(sequence_ids)]
 
     def ref_counts(self, block_ids: ArrayLike) -> NDArray[np.int32]:
-        """How many block tables refer to each block; int32, in the shape of `block_ids`."""
-        return self._pool.ref_counts(np.asarray(block_ids, dtype=np.int32))
+        """How many block tables refer to each block; int32, in the shape of `block_ids`.
+
+        Raises:
+            ValueError: something is not a block of the pool.
+
+        """
+        blocks = np.asarray(block_ids)
+        if blocks.size == 0:
+            return np.zeros(blocks.shape, np.int32)
+        if blocks.dtype.kind not in "iu" or blocks.min() < 0 or blocks.max() >= self.num_blocks:
+            raise ValueError(f"block ids must be whole numbers from 0 to {self.num_blocks - 1}")
+        return self._pool.ref_counts(blocks)
 
     def block_tables(
         self, sequence_ids: ArrayLike, layer_group: int = 0
@@ -171,7 +181,7 @@ class ManagerState:
     def can_allocate(self, num_tokens: ArrayLike) -> bool:
         """Whether `allocate` would find the blocks for prompts of these lengths."""
         lengths = token_counts(num_tokens)
-        needed = self._groups.count * int(self._tables.blocks_for(lengths).sum())
+        needed = self._groups.count * whole_sum(self._tables.blocks_for(lengths))
         self._poll()
         return needed + self._num_kept_free <= self.num_free_blocks
 
@@ -224,6 +234,10 @@ class ManagerState:
                 arrays[f"{name}_hashed"] = np.flatnonzero(pool.digests.hashed)
                 arrays[f"{name}_digests"] = pool.digests.digests[pool.digests.hashed]
         settings["newest_step"] = self._steps.newest
+        settings["media"] = {
+            str(row): {str(column): added.hex() for column, added in waiting.items()}
+            for row, waiting in tables.rows.media.items()
+        }
         settings["counters"] = {name: getattr(self, name) for name in _COUNTERS}
         if self._cache is not None:
             settings["seed"] = self._cache.hasher.seed.hex()
@@ -298,7 +312,15 @@ class ManagerState:
         tables = self._tables
         missing = arrays["next_ids"].size - tables.rows.capacity
         tables.lists.add_lists(missing * self._groups.count)
+        ends = tables.per_list(tables.blocks_for(arrays["num_tokens"]))
+        held = (ends - arrays["list_first"]).sum()
+        if not np.array_equal(ends, arrays["list_ends"]) or held != arrays["blocks"].size:
+            raise ValueError("the block tables do not have as many blocks as the tokens need")
         rows = tables.rows.restore(arrays)
+        tables.rows.media = {
+            int(row): {int(column): bytes.fromhex(added) for column, added in waiting.items()}
+            for row, waiting in settings["media"].items()
+        }
         lists = tables.all_lists_of(rows)
         tables.lists.open(lists, arrays["list_first"], arrays["list_ends"])
         tables.lists.entries[tables.held(rows)] = arrays["blocks"]

@@ -18,19 +18,19 @@ def running(steps):
 
 
 def test_before_the_first_step_none_runs():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     assert (steps.newest, steps.oldest_running, steps.newest_running) == (0, 1, 0)
     assert not steps.poll()
 
 
 def test_steps_are_numbered_from_one():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     assert [steps.start(None) for _ in range(3)] == [1, 2, 3]
     assert (steps.newest, steps.oldest_running, steps.newest_running) == (3, 1, 3)
 
 
 def test_a_step_that_is_done_ends_those_before_it_and_none_after():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     for _ in range(4):
         steps.start(None)
     steps.finish(2)
@@ -43,7 +43,7 @@ def test_a_step_that_is_done_ends_those_before_it_and_none_after():
 
 @pytest.mark.parametrize("step", [-1, 0, 3])
 def test_a_step_that_was_never_started_is_refused_and_nothing_changes(step):
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     steps.start(None)
     steps.start(None)
     for operation in (steps.finish, steps.fail):
@@ -53,7 +53,7 @@ def test_a_step_that_was_never_started_is_refused_and_nothing_changes(step):
 
 
 def test_polling_ends_at_the_first_step_that_is_not_done():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     done = {1: True, 2: True, 3: False, 4: True}
     for number in done:
         steps.start(lambda number=number: done[number])
@@ -66,7 +66,7 @@ def test_polling_ends_at_the_first_step_that_is_not_done():
 
 
 def test_a_step_that_cannot_say_that_it_is_done_holds_up_those_that_can():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     steps.start(None)
     steps.start(lambda: True)
     assert not steps.poll()
@@ -74,7 +74,7 @@ def test_a_step_that_cannot_say_that_it_is_done_holds_up_those_that_can():
 
 
 def test_polling_does_not_ask_the_steps_behind_one_that_is_not_done():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     asked = []
     for number in (1, 2, 3):
         steps.start(lambda number=number: asked.append(number) or number == 1)
@@ -83,7 +83,7 @@ def test_polling_does_not_ask_the_steps_behind_one_that_is_not_done():
 
 
 def test_blocks_are_written_by_the_step_that_follows():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     steps.start(None)
     steps.note_written(ids(5, 3))
     steps.note_written(ids(3, 9))
@@ -96,7 +96,7 @@ def test_blocks_are_written_by_the_step_that_follows():
 
 
 def test_a_failed_step_takes_later_ones_and_what_the_next_would_write_along():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     steps.start(None)
     steps.start(None)
     steps.note_written(ids(4))  # by step 3, which was never started
@@ -108,7 +108,7 @@ def test_a_failed_step_takes_later_ones_and_what_the_next_would_write_along():
 
 
 def test_what_a_finished_step_wrote_is_not_lost():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     steps.start(None)
     steps.note_written(ids(1))
     steps.start(None)
@@ -120,7 +120,7 @@ def test_what_a_finished_step_wrote_is_not_lost():
 
 
 def test_a_first_step_that_fails_loses_all_blocks():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     steps.note_written(ids(1, 2))  # kept nowhere: all is lost anyway
     steps.start(None)
     steps.note_written(ids(3))
@@ -130,7 +130,7 @@ def test_a_first_step_that_fails_loses_all_blocks():
 
 
 def test_before_the_first_step_written_blocks_are_not_kept():
-    steps = StepsInFlight()
+    steps = StepsInFlight(1000)
     for block in range(100):
         steps.note_written(ids(block))
     assert steps.state()["written"].size == 0
@@ -141,7 +141,7 @@ class StepsMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.steps = StepsInFlight()
+        self.steps = StepsInFlight(1000)
         self.newest = 0
         self.running = []
         self.written = []  # (step, block), none of step 1
@@ -185,7 +185,7 @@ class StepsMachine(RuleBasedStateMachine):
     @rule()
     def reload(self):
         state = self.steps.state()
-        self.steps = StepsInFlight()
+        self.steps = StepsInFlight(1000)
         self.steps.restore(self.newest, state)
 
     @invariant()

@@ -24,7 +24,15 @@ from pagedattn import BlockManager, CacheKeys, OutOfBlocksError, PageTable, Snap
 
 GARBAGE = -1
 MAX_SEQUENCES = 12
-SALTS = [None, "a", "b"]
+# what else contents depend on: a salt, or an image at a position
+KEYS = [
+    CacheKeys(),
+    CacheKeys(),
+    CacheKeys(salt="a"),
+    CacheKeys(salt="b"),
+    CacheKeys(media=((0, b"cat"),)),
+    CacheKeys(media=((5, b"dog"),)),
+]
 
 
 class CopyFailedError(Exception):
@@ -39,14 +47,14 @@ def copy_fails(copies):
 class Contents:
     """One sequence, as the oracle sees it."""
 
-    def __init__(self, salt, tokens, seen_from, group, *, known):
-        self.salt, self.tokens, self.known = salt, list(tokens), known
+    def __init__(self, key, tokens, seen_from, group, *, known):
+        self.key, self.tokens, self.known = key, list(tokens), known
         self.seen_from = seen_from  # position of the first query after the last growth
         self.group = group
         self.swapped = False
 
     def fork(self):
-        twin = Contents(self.salt, self.tokens, self.seen_from, self.group, known=self.known)
+        twin = Contents(self.key, self.tokens, self.seen_from, self.group, known=self.known)
         twin.unique = self.unique
         return twin
 
@@ -108,8 +116,13 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def value(self, contents, position, group):
         """The number that stands for one token's K and V."""
-        prefix = (contents.salt, contents.unique, tuple(contents.tokens[: position + 1]), group)
-        return self.values.setdefault(prefix, len(self.values))
+        prefix = self.prefix(contents.key, contents.tokens, position + 1)
+        return self.values.setdefault((prefix, contents.unique, group), len(self.values))
+
+    def prefix(self, key, tokens, stop):
+        """What the K and V of the last of `stop` tokens depend on."""
+        seen = tuple((place, image) for place, image in key.media if place < stop)
+        return key.salt, seen, tuple(tokens[:stop])
 
     def blocks(self, length):
         return -(-length // self.size)
@@ -211,7 +224,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         ids = self.manager.allocate(lengths).tolist()
         for sequence, length in zip(ids, lengths, strict=True):
             assert sequence not in self.sequences
-            contents = Contents(None, [0] * length, 0, sequence, known=-1)
+            contents = Contents(CacheKeys(), [0] * length, 0, sequence, known=-1)
             contents.unique = self.next_unique = self.next_unique + 1
             self.sequences[sequence] = contents
             self.write(sequence, 0, length)
@@ -219,15 +232,17 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.sequences) < MAX_SEQUENCES)
     @rule(
         prompts=st.lists(
-            st.tuples(st.sampled_from(SALTS), st.lists(st.integers(0, 1), min_size=1, max_size=14)),
+            st.tuples(st.sampled_from(KEYS), st.lists(st.integers(0, 1), min_size=1, max_size=14)),
             min_size=1,
             max_size=4,
         ),
         chunk=st.sampled_from([None, None, 1, 5]),
     )
     def admit(self, prompts, chunk):
-        keys = [CacheKeys(salt=salt) for salt, _ in prompts]
-        tokens = [prompt for _, prompt in prompts]
+        prompts = [
+            (key, prompt) for key, prompt in prompts if all(p < len(prompt) for p, _ in key.media)
+        ]
+        keys, tokens = [key for key, _ in prompts], [prompt for _, prompt in prompts]
         before, evicted = picture(self.manager), self.manager.statistics().num_evicted_blocks
         counts = self.manager.ref_counts(np.arange(self.manager.num_blocks))
         try:
@@ -238,13 +253,13 @@ class BlockManagerMachine(RuleBasedStateMachine):
             return
         ids, cached = admission.sequence_ids.tolist(), admission.num_cached_tokens.tolist()
         fresh = set(np.flatnonzero(counts == 0).tolist())
-        for sequence, (salt, prompt), hit in zip(ids, prompts, cached, strict=True):
+        for sequence, (key, prompt), hit in zip(ids, prompts, cached, strict=True):
             assert sequence not in self.sequences
             assert hit % self.size == 0
             assert 0 <= hit < len(prompt)
             taken = len(prompt) if chunk is None else min(len(prompt), hit + chunk)
             known = taken if self.caching else -1
-            contents = Contents(salt, prompt[:taken], hit, sequence, known=known)
+            contents = Contents(key, prompt[:taken], hit, sequence, known=known)
             if not self.caching:
                 contents.unique = self.next_unique = self.next_unique + 1
                 assert hit == 0
@@ -252,7 +267,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
                 limit = (len(prompt) - 1) // self.size * self.size
                 ideal = 0
                 while (
-                    ideal < limit and (salt, tuple(prompt[: ideal + self.size])) in self.cacheable
+                    ideal < limit and self.prefix(key, prompt, ideal + self.size) in self.cacheable
                 ):
                     ideal += self.size
                 assert hit == ideal
@@ -265,7 +280,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def note_cacheable(self, contents):
         for stop in range(self.size, contents.known + 1, self.size):
-            self.cacheable.add((contents.salt, tuple(contents.tokens[:stop])))
+            self.cacheable.add(self.prefix(contents.key, contents.tokens, stop))
 
     # -- sequences grow --------------------------------------------------------------------
 

@@ -346,6 +346,9 @@ def test_arrays_that_contradict_each_other_are_refused(name, damage):
 # -- drawn ---------------------------------------------------------------------------------
 
 
+LEGEND = "A-Z a sequence group, small where its last block has room; 2-9 named by so many tables"
+
+
 def test_the_picture_of_a_small_pool_is_as_drawn_by_hand():
     manager = BlockManager(20, 4, num_host_blocks=4)
     first, second = manager.admit([[1, 2, 3, 4, 5, 6, 7, 8, 9], [2, 2, 2, 2]]).sequence_ids
@@ -359,24 +362,25 @@ def test_the_picture_of_a_small_pool_is_as_drawn_by_hand():
     manager.free([second])
     assert str(manager.snapshot()) == (
         "20 blocks of 4 tokens: 7 used by 4 sequences, 2 cached ░, 1 deferred ▒, 10 empty ·\n"
-        " 0 332▒a░░B Bb······ ····"
+        " 0 332▒a░░B Bb······ ····\n" + LEGEND
     )
 
 
 def test_lines_of_a_picture_are_as_long_as_asked_and_numbered():
     manager = BlockManager(11, 4)
     manager.allocate([9])
-    assert manager.snapshot().draw(columns=4).splitlines()[1:] == [
+    assert manager.snapshot().draw(columns=4).splitlines()[1:-1] == [
         " 0 AAa·",
         " 4 ····",
         " 8 ···",
     ]
-    assert manager.snapshot().draw(10).splitlines()[1:] == [" 0 AAa····· ··", "10 ·"]
+    assert manager.snapshot().draw(10).splitlines()[1:-1] == [" 0 AAa····· ··", "10 ·"]
 
 
 def test_a_picture_of_nothing_is_empty():
     assert str(BlockManager(3, 4).snapshot()) == (
-        "3 blocks of 4 tokens: 0 used by 0 sequences, 0 cached ░, 0 deferred ▒, 3 empty ·\n0 ···"
+        "3 blocks of 4 tokens: 0 used by 0 sequences, 0 cached ░, 0 deferred ▒, 3 empty ·\n0 ···\n"
+        + LEGEND
     )
 
 
