@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pagedattn import BlockManager
+from pagedattn import BlockManager, OutOfBlocksError
 
 
 @pytest.mark.parametrize("hit", [1, 2, 5])
@@ -60,3 +60,26 @@ def test_a_block_that_is_made_again_while_the_old_one_is_evicted_can_be_found():
     manager.free([other])
     assert manager.admit([[*prefix[:12], 5]]).num_cached_tokens.tolist() == [12]
     manager.check_integrity()
+
+
+def test_a_block_that_leaves_a_window_is_too_late_for_a_copy_of_the_same_call():
+    manager = BlockManager(2, 4, windows=(4,))
+    (parent,) = manager.allocate([7])
+    (fork,) = manager.fork(parent)
+    assert not manager.can_append([parent, fork])
+    with pytest.raises(OutOfBlocksError):
+        manager.append([parent, fork])
+    assert manager.num_tokens([parent, fork]).tolist() == [7, 7]
+    manager.check_integrity()
+
+
+def test_the_watermark_stays_free_of_new_prompts():
+    manager = BlockManager(10, 4, watermark=0.2)
+    for operation in (lambda: manager.allocate([33]), lambda: manager.admit([range(33)])):
+        with pytest.raises(OutOfBlocksError):
+            operation()
+    assert not manager.can_allocate([33])
+    assert manager.can_allocate([32])
+    (sequence,) = manager.allocate([32])
+    manager.append([sequence], 8)  # what runs may use it
+    assert manager.num_free_blocks == 0

@@ -399,3 +399,24 @@ def test_every_layer_group_of_a_sequence_is_drawn_with_its_letter():
     manager = BlockManager(8, 4, windows=(None, 4))
     manager.admit([[5] * 3, [6] * 8])
     assert manager.snapshot().draw().splitlines()[1] == "0 aaBBBB··"
+
+
+def test_a_swapped_out_sequence_is_not_drawn():
+    manager = BlockManager(8, 4, num_host_blocks=4)
+    manager.swap_out(manager.allocate([7]))
+    assert manager.snapshot().draw().splitlines()[1] == "0 ········"
+
+
+def test_the_last_blocks_number_says_how_wide_numbers_are():
+    drawn = BlockManager(10, 4).snapshot().draw(5).splitlines()
+    assert drawn[1:] == ["0 ·····", "5 ·····"]
+
+
+def test_a_restored_manager_lets_freed_blocks_wait_for_the_steps_that_run():
+    manager = busy_manager()
+    restored = BlockManager.restore(manager.snapshot())
+    waiting = restored.num_deferred_blocks
+    restored.free(restored.sequence_ids())
+    assert restored.num_deferred_blocks > waiting
+    manager.free(manager.sequence_ids())
+    assert_equal(restored.snapshot(), manager.snapshot())
