@@ -98,7 +98,7 @@ def look_up(
         # a block of an earlier prompt may lie before that prompt's window, and not exist
         num_hit = _longest(full, found >= 0, most, groups)
         for prompt in np.unique(full.prompts[earlier]).tolist():
-            mine = nonzero(full.prompts == prompt)
+            mine = np.arange(*np.searchsorted(full.prompts, (prompt, prompt + 1)))
             first = full.first[mine]
             made = earlier[mine] & (full.columns[mine] >= num_hit[full.prompts[first]])
             part = FullBlocks(np.zeros_like(mine), full.columns[mine], full.digests[mine], first)

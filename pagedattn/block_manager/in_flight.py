@@ -84,6 +84,8 @@ class StepsInFlight:
     def fail(self, step: int) -> NDArray[np.int32] | None:
         """End `step` and all later ones; the blocks they were to write, None for all blocks."""
         self.require_started(step)
+        if step < self.oldest_running:
+            raise ValueError(f"step {step} is done, so it cannot fail")
         while self._running and self._running[-1][0] >= step:
             self._running.pop()
         if step == 1:

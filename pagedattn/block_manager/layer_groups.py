@@ -30,8 +30,10 @@ class LayerGroups:
         if not windows:
             raise ValueError("windows is empty; there must be at least one layer group")
         for window in windows:
-            if window is not None and window < 1:
-                raise ValueError(f"a window is {window} tokens; it must be at least 1, or None")
+            if window is not None and (not isinstance(window, int) or window < 1):
+                raise ValueError(
+                    f"a window is {window} tokens; it must be a whole number of at least 1, or None"
+                )
         self.windows = tuple(windows)
         self.count = len(self.windows)
         self.block_size = block_size

@@ -298,8 +298,8 @@ class BlockManager(Preemption):
             ValueError: `num_forks` is less than 1.
 
         """
-        if num_forks < 1:
-            raise ValueError(f"num_forks is {num_forks}; it must be at least 1")
+        if not isinstance(num_forks, (int, np.integer)) or num_forks < 1:
+            raise ValueError(f"num_forks is {num_forks}; it must be a whole number of at least 1")
         state, lists = self._tables.rows, self._tables.lists
         parents = np.repeat(state.parents_of(sequence_ids), num_forks)
         self._tables.reserve(parents.size)

@@ -78,7 +78,7 @@ class Preemption(ManagerState):
         assert self._host is not None
         self._poll()
         move = self._plan_in(rows)
-        self._pool.require(move.num_needed, move.num_free)
+        self._pool.require(move.num_needed + self._num_kept_free, move.num_free)
         held = self._tables.held(rows)
         hosted = self._tables.lists.entries[held]
         copies = swapping.carry_out(move, self._tables, self._host, self._pool, copy)
@@ -139,7 +139,7 @@ class Preemption(ManagerState):
         steps are still there, with contents that were never written: `drop` them.
 
         Raises:
-            ValueError: no such step was started.
+            ValueError: no such step was started, or it is done.
 
         """
         lost = self._steps.fail(step)

@@ -90,6 +90,8 @@ class Snapshot:
             columns: blocks a line.
 
         """
+        if columns < 1:
+            raise ValueError(f"columns is {columns}; a line has at least 1 block")
         settings, arrays = self.settings, self.arrays
         num_blocks = settings["num_blocks"]
         cells = np.full(num_blocks, _EMPTY)

@@ -197,13 +197,13 @@ class ManagerState:
         """Whether `swap_out` would find the blocks on the host."""
         rows = self._tables.rows.group_rows(self._tables.rows.resident_rows_of(sequence_ids))
         self._poll()
-        return swapping.plan_out(self._tables, self._host, rows).fits
+        return swapping.plan_out(self._tables, self._host, rows).fits()
 
     def can_swap_in(self, sequence_ids: ArrayLike) -> bool:
         """Whether `swap_in` would find the blocks on the device."""
         rows = self._swapped_groups(sequence_ids)
         self._poll()
-        return rows.size == 0 or self._plan_in(rows).fits
+        return rows.size == 0 or self._plan_in(rows).fits(self._num_kept_free)
 
     def statistics(self, final_num_tokens: ArrayLike | None = None) -> BlockStatistics:
         """Count what the pool's blocks and slots are used for, now.
@@ -333,8 +333,7 @@ class ManagerState:
 
     def _plan_in(self, rows: NDArray[np.int64]) -> swapping.Move:
         assert self._host is not None
-        kept = self._num_kept_free
-        return swapping.plan_in(self._tables, self._pool, self._host, self._cache, rows, kept)
+        return swapping.plan_in(self._tables, self._pool, self._host, self._cache, rows)
 
     def _poll(self) -> None:
         """Notice steps that say they are done."""

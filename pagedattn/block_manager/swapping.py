@@ -42,10 +42,9 @@ class Move:
     num_needed: int
     num_free: int
 
-    @property
-    def fits(self) -> bool:
-        """Whether the blocks are free."""
-        return self.num_needed <= self.num_free
+    def fits(self, kept_free: int = 0) -> bool:
+        """Whether the blocks are free, and `kept_free` more."""
+        return self.num_needed + kept_free <= self.num_free
 
 
 def plan_out(tables: SequenceTables, host: BlockPool | None, rows: NDArray[np.int64]) -> Move:
@@ -63,13 +62,12 @@ def plan_in(
     host: BlockPool,
     cache: PrefixCache | None,
     rows: NDArray[np.int64],
-    kept_free: int,
 ) -> Move:
     """Plan to move groups back; a block that the prefix cache still holds is not copied."""
     places = tables.held(rows)
     blocks, which = np.unique(tables.lists.entries[places], return_inverse=True)
     found = np.full(blocks.size, -1, np.int32)
-    num_free = pool.num_free - kept_free
+    num_free = pool.num_free
     if cache is not None and host.digests is not None:
         hashed = host.digests.hashed[blocks]
         found[hashed] = cache.index.find(host.digests.digests[blocks[hashed]])

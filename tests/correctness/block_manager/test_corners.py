@@ -186,3 +186,42 @@ def test_lengths_that_no_machine_could_hold_contradict_a_snapshot():
     arrays = {**snapshot.arrays, "num_tokens": snapshot.arrays["num_tokens"] + 2**50}
     with pytest.raises(SnapshotError):
         BlockManager.restore(Snapshot(snapshot.settings, arrays))
+
+
+@pytest.mark.parametrize("num_forks", [0, 1.5, "2"], ids=repr)
+def test_a_number_of_forks_is_a_whole_number(num_forks):
+    manager = BlockManager(8, 4)
+    (sequence,) = manager.allocate([5])
+    with pytest.raises(ValueError, match="num_forks is"):
+        manager.fork(sequence, num_forks)
+    assert manager.num_sequences == 1
+
+
+def test_a_step_that_is_done_cannot_fail():
+    manager = BlockManager(8, 4)
+    manager.finish_step(manager.start_step())
+    manager.free(manager.admit([TOKENS]).sequence_ids)
+    with pytest.raises(ValueError, match="step 1 is done"):
+        manager.fail_step(1)
+    assert manager.num_cached_blocks == 3
+
+
+def test_the_watermark_is_named_among_the_blocks_that_coming_back_needs():
+    manager = BlockManager(10, 4, num_host_blocks=10, watermark=0.5)
+    (sequence,) = manager.allocate([20])
+    manager.swap_out([sequence])
+    manager.allocate([4])
+    with pytest.raises(OutOfBlocksError) as caught:
+        manager.swap_in([sequence])
+    assert (caught.value.needed, caught.value.free) == (10, 9)
+
+
+@pytest.mark.parametrize("window", [2.5, 0, -3, "8"], ids=repr)
+def test_a_window_is_a_whole_number_of_tokens(window):
+    with pytest.raises(ValueError, match="a window is"):
+        BlockManager(8, 4, windows=(window,))
+
+
+def test_a_picture_has_columns():
+    with pytest.raises(ValueError, match="columns is 0"):
+        BlockManager(8, 4).snapshot().draw(0)
