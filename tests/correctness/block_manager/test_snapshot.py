@@ -408,7 +408,7 @@ def test_a_swapped_out_sequence_is_not_drawn():
 
 
 def test_the_last_blocks_number_says_how_wide_numbers_are():
-    drawn = BlockManager(10, 4).snapshot().draw(5).splitlines()
+    drawn = BlockManager(10, 4).snapshot().draw(5).splitlines()[:-1]
     assert drawn[1:] == ["0 ·····", "5 ·····"]
 
 
