@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pagedattn.kv_cache import LayerCache
 
 
-@triton.jit(do_not_specialize=["num_slots", "block_size", "num_elements"])
+@triton.jit(do_not_specialize=["num_slots"])
 def _kv_write_kernel(
     new_key_ptr,
     new_value_ptr,
@@ -21,8 +21,6 @@ def _kv_write_kernel(
     value_ptr,
     slots_ptr,
     num_slots,
-    block_size,
-    num_elements,
     new_key_token_stride,
     new_key_head_stride,
     new_value_token_stride,
@@ -30,33 +28,36 @@ def _kv_write_kernel(
     block_stride,
     kv_head_stride,
     token_stride,
+    BLOCK_SIZE: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
+    NUM_ELEMENTS: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
     """Write all heads of one token. Grid: [num_tokens].
+
+    K and V are loaded before the slot is known, so that the two waits for memory overlap. The
+    number of elements is a compile-time constant: masked by a number of which nothing is known,
+    elements would be moved two bytes at a time.
 
     Bytes: 4 * num_kv_heads * head_size * itemsize a token (K and V, read and written), and 8
     for the slot. Limit: the copy bandwidth.
     """
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)
+    elements = tl.arange(0, ELEMENTS)
+    mask = elements < NUM_ELEMENTS
+    heads = elements // HEAD_SIZE
+    columns = elements % HEAD_SIZE
+    key = tl.load(
+        new_key_ptr + token * new_key_token_stride + heads * new_key_head_stride + columns,
+        mask=mask,
+    )
+    value = tl.load(
+        new_value_ptr + token * new_value_token_stride + heads * new_value_head_stride + columns,
+        mask=mask,
+    )
     if (slot >= 0) & (slot < num_slots):
-        elements = tl.arange(0, ELEMENTS)
-        mask = elements < num_elements
-        heads = elements // HEAD_SIZE
-        columns = elements % HEAD_SIZE
-        key = tl.load(
-            new_key_ptr + token * new_key_token_stride + heads * new_key_head_stride + columns,
-            mask=mask,
-        )
-        value = tl.load(
-            new_value_ptr
-            + token * new_value_token_stride
-            + heads * new_value_head_stride
-            + columns,
-            mask=mask,
-        )
-        place = slot // block_size * block_stride + slot % block_size * token_stride
+        place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * token_stride
         offsets = place + heads.to(tl.int64) * kv_head_stride + columns
         tl.store(key_ptr + offsets, key.to(key_ptr.dtype.element_ty), mask=mask)
         tl.store(value_ptr + offsets, value.to(value_ptr.dtype.element_ty), mask=mask)
@@ -84,8 +85,6 @@ def launch_kv_write(
         cache.value,
         slots,
         cache.num_slots,
-        cache.block_size,
-        cache.num_kv_heads * cache.head_size,
         key.stride(0),
         key.stride(1),
         value.stride(0),
@@ -93,7 +92,9 @@ def launch_kv_write(
         cache.key.stride(0),
         cache.key.stride(1),
         cache.key.stride(2),
+        BLOCK_SIZE=cache.block_size,
         HEAD_SIZE=cache.head_size,
+        NUM_ELEMENTS=cache.num_kv_heads * cache.head_size,
         ELEMENTS=elements,
         num_warps=max(1, min(8, elements // 256)),
     )
