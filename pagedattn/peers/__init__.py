@@ -1,8 +1,16 @@
 """Other ways to do the same work, measured beside this project's own.
 
-Each says of given inputs whether it can take them and, if not, why.
+Each says of given inputs, or of the machine, whether it can be used and, if not, why.
 """
 
+from pagedattn.peers.block_managers import ComparedBlockManager, PagedattnBlockManager
 from pagedattn.peers.contiguous import IndexPut, SdpaContiguous
+from pagedattn.peers.vllm_block_manager import VllmBlockManager
 
-__all__ = ["IndexPut", "SdpaContiguous"]
+__all__ = [
+    "ComparedBlockManager",
+    "IndexPut",
+    "PagedattnBlockManager",
+    "SdpaContiguous",
+    "VllmBlockManager",
+]

@@ -1,6 +1,12 @@
 """What to run: named shapes, distributions of request lengths, and loaders for published traces."""
 
 from pagedattn.workloads.lengths import AZURE_CONVERSATION, LengthDistribution, RequestLengths
+from pagedattn.workloads.prompts import (
+    VOCABULARY,
+    count_repeated_blocks,
+    prompt_of_hashes,
+    random_prompts,
+)
 from pagedattn.workloads.shapes import (
     ALL_SHAPES,
     CPU_DECODE,
@@ -22,11 +28,15 @@ __all__ = [
     "MIXED",
     "MOONCAKE_BLOCK_TOKENS",
     "PREFILL",
+    "VOCABULARY",
     "AttentionShape",
     "LengthDistribution",
     "Request",
     "RequestLengths",
     "TraceError",
+    "count_repeated_blocks",
     "find_shape",
     "load_trace",
+    "prompt_of_hashes",
+    "random_prompts",
 ]
