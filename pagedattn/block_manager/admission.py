@@ -53,6 +53,8 @@ class FullBlocks:
         Prompts share blocks only if they share their first, so most are told apart by that.
         """
         first = np.arange(prompts.size)
+        if prompts.size == 0 or prompts[-1] == 0:  # no other prompt to share with
+            return cls(prompts, columns, digests, first)
         heads = nonzero(columns == 0)
         same_head = heads[first_of_each(digests[heads])]
         if (same_head != heads).any():

@@ -69,6 +69,10 @@ class BlockLists:
 
     def open(self, lists: NDArray[np.int64], first: NDArray[Any], ends: NDArray[np.int64]) -> None:
         """Give closed `lists` room for the columns `first` to `ends`."""
+        if lists.size == 1:
+            size_class = bisect_left(_SIZES_LIST, int(ends[0] - first[0]))
+            self._place(int(lists[0]), int(first[0]), size_class, self._take_extent(size_class))
+            return
         classes = np.searchsorted(_SIZES, ends - first).astype(np.int8)
         origins = self._take_extents(classes)
         self._size_class[lists] = classes
@@ -99,7 +103,11 @@ class BlockLists:
         self.entries[origin : origin + end - first] = self.entries[start + first : start + end]
         old_origin = start + int(self.limit[index]) - _SIZES_LIST[old_class]
         self._free.setdefault(old_class, []).append(old_origin)
+        self._place(index, first, size_class, origin)
+
+    def _place(self, index: int, first: int, size_class: int, origin: int) -> None:
         self._size_class[index] = size_class
+        self.first[index] = first
         self.start[index] = origin - first
         self.limit[index] = first + _SIZES_LIST[size_class]
 

@@ -186,9 +186,7 @@ class BlockManager(Preemption):
             waiting = {column: new for column, new in added.items() if column >= last[number]}
             if waiting:
                 state.media[int(rows[number])] = waiting
-        state.chain[rows] = np.array(
-            [np.frombuffer(root, np.uint64) for root in roots], np.uint64
-        ).reshape(-1, 4)
+        state.chain[rows] = np.frombuffer(b"".join(roots), np.uint64).reshape(-1, 4)
         some = np.flatnonzero(last)
         state.chain[rows[some]] = digests[(np.cumsum(num_full) - num_full + last - 1)[some]]
         places, positions = ragged(last * size, taken)

@@ -107,6 +107,8 @@ class Prompts:
         for number, (key, length) in enumerate(zip(each, lengths.tolist(), strict=True)):
             if key is not None and any(position >= length for position, _ in key.media):
                 raise ValueError(f"prompt {number} has {length} tokens, and media behind its end")
+        if len(parts) == 1:
+            return cls(token_ids_of(parts[0]), lengths, each)
         tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
         return cls(token_ids_of(tokens), lengths, each)
 
@@ -125,6 +127,10 @@ def _as_integers(prompt: ArrayLike) -> NDArray[Any]:
 
 def token_ids_of(values: ArrayLike) -> NDArray[np.int32]:
     """Return token ids as int32 [num_tokens]; refuse what is none."""
+    if isinstance(values, np.ndarray) and values.dtype == np.int32:
+        if values.size and values.min() < 0:
+            raise ValueError(f"a token id is {values.min()}; it must be from 0 to {MAX_TOKEN_ID}")
+        return values.reshape(-1).astype("<i4", copy=False)
     tokens = whole_numbers(values, "token ids")
     # as an unsigned number, a negative one is above the limit too
     if tokens.size and tokens.view(np.uint64).max() > MAX_TOKEN_ID:

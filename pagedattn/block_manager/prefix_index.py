@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_FEW, _FOUR = 1000, np.arange(4)
 _FULLEST = 0.85  # share of the table's places that are taken when it is rebuilt
 
 
@@ -83,22 +84,24 @@ class PrefixIndex(BlockDigests):
         searched = np.arange(len(digests))
         places, steps = self._places(digests)
         while searched.size:
-            entries = self._table[places]
-            occupied = nonzero(entries)  # an empty place ends a search
-            if occupied.size == 0:
-                break
-            blocks, searched = entries[occupied].astype(np.intp) - 1, searched[occupied]
-            equal = self.digests[blocks, 0] == digests[searched, 0]
-            equal &= self.hashed[blocks]
-            alike = nonzero(equal)
-            if alike.size:
-                same = self.digests[blocks[alike]] == digests[searched[alike]]
-                equal[alike] = same[:, 1] & same[:, 2] & same[:, 3]
-                found[searched[equal]] = blocks[equal]
-            np.logical_not(equal, out=equal)
-            searched, rest = searched[equal], occupied[equal]
-            steps = steps[rest]
-            places = self._advance(places[rest], steps)
+            # [num_searched, 1 or 4]: of a few searches, four places at once
+            window = places[:, None]
+            if searched.size < _FEW:
+                window = (window + steps[:, None] * _FOUR) % self._table.size
+            entries = self._table[window]
+            blocks = entries.astype(np.intp) - 1
+            alike = self.digests[blocks, 0] == digests[searched, 0][:, None]
+            alike &= self.hashed[blocks]
+            rows, columns = alike.nonzero()
+            if rows.size:
+                blocks, rows = blocks[rows, columns], searched[rows]
+                same = self.digests[blocks] == digests[rows]
+                equal = same[:, 1] & same[:, 2] & same[:, 3] & (blocks >= 0)
+                found[rows[equal]] = blocks[equal]
+            # an empty place ends a search
+            rest = nonzero(entries.all(axis=1) & (found[searched] < 0))
+            searched, steps = searched[rest], steps[rest]
+            places = self._advance(window[rest, -1], steps)
         return found
 
     def insert(self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
