@@ -47,12 +47,16 @@ class FullBlocks:
         prompts: NDArray[np.int64],
         columns: NDArray[np.int64],
         digests: NDArray[np.uint64],
+        *,
+        may_share: bool = True,
     ) -> FullBlocks:
-        """Find the duplicates of a batch.
+        """Find the duplicates of a batch, unless prompts may not share with each other.
 
         Prompts share blocks only if they share their first, so most are told apart by that.
         """
         first = np.arange(prompts.size)
+        if not may_share:
+            return cls(prompts, columns, digests, first, told_apart=False)
         if prompts.size == 0 or prompts[-1] == 0:  # no other prompt to share with
             return cls(prompts, columns, digests, first)
         heads = nonzero(columns == 0)
@@ -181,6 +185,66 @@ def share(
         held = cached.found[group][new] if full.told_apart else None
         written(cache.register(pool, entries[at[new]], keys, held))
     return rows
+
+
+def share_one(
+    digests: NDArray[np.uint64],
+    num_tokens: int,
+    max_new_tokens: int | None,
+    tables: SequenceTables,
+    pool: BlockPool,
+    cache: PrefixCache,
+    kept_free: int,
+    written: Callable[[NDArray[np.int32]], None],
+) -> tuple[int, int, int]:
+    """Do what `look_up` and `share` do for one prompt and one layer group without a window.
+
+    One prompt shares with no other of its call and lies in one run of the block lists, so slices
+    take the place of index arrays.
+
+    Args:
+        digests: uint64 [num_full, 4], of the prompt's full blocks.
+        num_tokens: tokens of the prompt.
+        max_new_tokens: tokens to take in after the cached ones, or None for all.
+        tables: gets the sequence.
+        pool: gives the blocks.
+        cache: where to look; gets the new full blocks.
+        kept_free: blocks to leave free.
+        written: told of the blocks that became findable.
+
+    Returns:
+        The sequence's row, the blocks found, and the tokens taken in.
+
+    Raises:
+        OutOfBlocksError: too few blocks are free; nothing has changed.
+
+    """
+    size = tables.groups.block_size
+    found = cache.index.find(digests)
+    most = (num_tokens - 1) // size
+    missing = nonzero(found[:most] < 0)
+    num_hit = int(missing[0]) if missing.size else most
+    taken = num_tokens
+    if max_new_tokens is not None:
+        taken = min(num_tokens, num_hit * size + max_new_tokens)
+    end, num_full = -(-taken // size), taken // size
+    reused = found[:num_hit]
+    num_new = end - num_hit
+    pool.require(num_new + kept_free, pool.num_free - pool.num_reusable(reused))
+    tables.reserve(1)
+    pool.retain_found(reused)
+    rows = tables.rows.add(1)
+    tables.lists.open(rows, np.zeros(1, np.int64), np.array([end]))
+    row = int(rows[0])
+    start = int(tables.lists.start[row])
+    new = pool.take(num_new)
+    tables.lists.entries[start : start + num_hit] = reused
+    tables.lists.entries[start + num_hit : start + end] = new
+    tables.rows.num_tokens[row] = taken
+    registered = slice(num_hit, num_full)
+    blocks = new[: num_full - num_hit]
+    written(cache.register(pool, blocks, digests[registered], found[registered]))
+    return row, num_hit, taken
 
 
 def open_rows(

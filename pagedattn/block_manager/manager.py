@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pagedattn.block_manager import growth
-from pagedattn.block_manager.admission import FullBlocks, look_up, open_rows, share
+from pagedattn.block_manager.admission import FullBlocks, look_up, open_rows, share, share_one
 from pagedattn.block_manager.preemption import Preemption
 from pagedattn.block_manager.prefix_hash import CacheKeys, Prompts, token_ids_of
 from pagedattn.block_manager.ragged import ragged, token_counts, whole_sum
@@ -166,19 +166,19 @@ class BlockManager(Preemption):
         media = {i: hasher.media_of(key) for i, key in enumerate(batch.keys) if key and key.media}
         num_full = batch.lengths // size
         digests = hasher.chain(batch.tokens, starts, num_full, roots, media)
-        owners, columns = ragged(np.zeros_like(num_full), num_full)
-        if max_new_tokens is None:
-            full = FullBlocks.of(owners, columns, digests)
+        shared = self._tables, self._pool, self._cache, self._num_kept_free
+        if len(roots) == 1 and self._groups.windows == (None,):
+            length = int(batch.lengths[0])
+            one = share_one(digests, length, max_new_tokens, *shared, self._steps.note_written)
+            rows, num_hit, taken = (np.array([value]) for value in one)
         else:
-            full = FullBlocks(owners, columns, digests, np.arange(owners.size), told_apart=False)
-        cached = look_up(full, (batch.lengths - 1) // size, self._cache.index, self._groups)
-        taken = batch.lengths
-        if max_new_tokens is not None:
-            taken = np.minimum(taken, cached.num_hit * size + max_new_tokens)
-        rows = share(
-            full, cached, taken, self._tables, self._pool, self._cache, self._num_kept_free,
-            self._steps.note_written,
-        )  # fmt: skip
+            owners, columns = ragged(np.zeros_like(num_full), num_full)
+            full = FullBlocks.of(owners, columns, digests, may_share=max_new_tokens is None)
+            cached = look_up(full, (batch.lengths - 1) // size, self._cache.index, self._groups)
+            num_hit, taken = cached.num_hit, batch.lengths
+            if max_new_tokens is not None:
+                taken = np.minimum(taken, num_hit * size + max_new_tokens)
+            rows = share(full, cached, taken, *shared, self._steps.note_written)
         state = self._tables.rows
         state.num_known[rows] = taken
         last = taken // size
@@ -186,12 +186,13 @@ class BlockManager(Preemption):
             waiting = {column: new for column, new in added.items() if column >= last[number]}
             if waiting:
                 state.media[int(rows[number])] = waiting
-        state.chain[rows] = np.frombuffer(b"".join(roots), np.uint64).reshape(-1, 4)
+        chains = np.frombuffer(b"".join(roots), np.uint64).reshape(-1, 4).copy()
         some = np.flatnonzero(last)
-        state.chain[rows[some]] = digests[(np.cumsum(num_full) - num_full + last - 1)[some]]
+        chains[some] = digests[(np.cumsum(num_full) - num_full + last - 1)[some]]
+        state.chain[rows] = chains
         places, positions = ragged(last * size, taken)
         state.tails[rows[places], positions % size] = batch.tokens[starts[places] + positions]
-        num_cached = cached.num_hit * size
+        num_cached = num_hit * size
         self._cache.num_lookup_tokens += batch.tokens.size
         self._cache.num_hit_tokens += int(num_cached.sum())
         return Admission(state.ids(rows), num_cached)
