@@ -11,11 +11,12 @@ from pagedattn.report.summary import Case, Summary, implementations_of, shared
 from pagedattn.report.text import duration, number, plural, times
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from matplotlib.figure import Figure
 
     from pagedattn.report.rows import Row
+    from pagedattn.report.summary import Group
 
 _WIDTH = 10.0
 
@@ -112,16 +113,40 @@ def draw_bookkeeping(summary: Summary, looks: dict[str, Look]) -> Figure | str:
         return "no row is of the block manager or the page table"
     shown = [case for group in summary.bookkeeping for case in group.cases]
     handles = [marker_handle(looks[name]) for name in implementations_of(shown)]
-    page = Page(_WIDTH, "Bookkeeping", "Median time of one call, with quartiles.", handles)
+    subtitle = "Median time of one call, with quartiles."
+    peers = {group.peer for group in summary.bookkeeping if group.peer is not None}
+    if peers:
+        names = " or ".join(label(name, 32) for name in sorted(peers))
+        subtitle += f" In bold: how many times faster than {names}."
+    page = Page(_WIDTH, "Bookkeeping", subtitle, handles)
     top = page.top
-    for group in summary.bookkeeping:
-        cases = list(group.cases)
-        panel = Panel(page, group.title, cases, top, _label_width(shown), lambda _, us: us)
+    for group, title, cases in _panels(summary.bookkeeping):
+        panel = Panel(page, title, cases, top, _label_width(shown), lambda _, us: us)
         panel.draw_markers(looks)
-        panel.scale_by_factors(None, duration, "median time of a call, log scale")
-        panel.write_notes(duration)
+        beside = {
+            id(row): case.rows[group.peer].median_us
+            for case in cases
+            for name, row in case.rows.items()
+            if group.peer is not None and group.peer in case.rows and name != group.peer
+        }
+        panel.scale_by_factors(
+            None, duration, "median time of a call, log scale", both_sides=bool(beside)
+        )
+        panel.draw_ratios(looks, beside, times)
+        panel.write_notes(duration, others=beside)
         top = panel.bottom
     return page.finish(top)
+
+
+def _panels(groups: Iterable[Group]) -> Iterator[tuple[Group, str, list[Case]]]:
+    """Give a panel to each group's single calls, and one to its replays of whole traces."""
+    for group in groups:
+        calls = [case for case in group.cases if case.first.hit_rate is None]
+        if calls:
+            yield group, group.title, calls
+        replays = [case for case in group.cases if case.first.hit_rate is not None]
+        if replays:
+            yield group, f"{group.title}, all calls of a trace", replays
 
 
 def _only(cases: Iterable[Case], keep: Callable[[Row], bool]) -> list[Case]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pagedattn.report.comparison import comparison_tables, hit_rate_tables
 from pagedattn.report.tables import Table, bookkeeping_tables, full_tables, headline_tables
 from pagedattn.report.text import MISSING, escape, plural
 
@@ -32,6 +33,22 @@ def make_report(run: Run, summary: Summary, plots: list[Plot], command: str) -> 
     if bookkeeping:
         parts.append("## Bookkeeping")
         parts += _with_titles(bookkeeping)
+    compared = comparison_tables(summary)
+    if compared:
+        parts.append("## Bookkeeping beside other systems")
+        parts.append(
+            "A line per call, at its median. The last columns say how many times faster each is "
+            "than the other system, asked for the same in the same run."
+        )
+        parts += _with_titles(compared)
+    hits = hit_rate_tables(summary)
+    if hits:
+        parts.append("## Prefix caches")
+        parts.append(
+            "The share of the blocks looked up that the cache had; the ideal is that of a cache "
+            "that forgets nothing. Then the blocks that it evicted."
+        )
+        parts += _with_titles(hits)
     parts.append("## Plots")
     parts += [_plot(plot) for plot in plots]
     parts.append("## Machine")
@@ -79,7 +96,7 @@ def _with_titles(tables: list[Table]) -> list[str]:
 
 
 def _plot(plot: Plot) -> str:
-    title = f"### {plot.name.capitalize()}"
+    title = f"### {plot.name.replace('_', ' ').capitalize()}"
     if plot.reason is not None:
         return f"{title}\n\nLeft out: {escape(plot.reason)}."
     embedded = plot.files[0]

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from pagedattn.report.style import INK, ROOF, Look, Page, label, log_ticks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from matplotlib.axes import Axes
 
@@ -136,13 +136,22 @@ class Panel:
         self.axes.set_xlabel(unit)
 
     def scale_by_factors(
-        self, start: float | None, shown: Callable[[float], str], title: str
+        self,
+        start: float | None,
+        shown: Callable[[float], str],
+        title: str,
+        *,
+        both_sides: bool = False,
     ) -> None:
-        """Fit a logarithmic axis to the lines and `start`, with room for notes."""
+        """Fit a logarithmic axis to the lines and `start`, with room for notes.
+
+        The room is at the right, and at the left if a line ends before `start` or `both_sides`.
+        """
         extra = [] if start is None else [start]
         low = min([line.low for line in self.lines] + extra) / 1.15
         high = max([line.high for line in self.lines] + extra) * 1.15
-        sides = 1 if start is None or min(line.value for line in self.lines) >= start else 2
+        starts_before = start is not None and min(line.value for line in self.lines) < start
+        sides = 2 if both_sides or starts_before else 1
         margin = (high / low) ** (_NOTE_WIDTH / (self._width - sides * _NOTE_WIDTH))
         low, high = low / (margin if sides == 2 else 1.0), high * margin
         self.axes.set_xscale("log")
@@ -152,19 +161,56 @@ class Panel:
         self.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
         self.axes.set_xlabel(title)
 
-    def write_notes(self, shown: Callable[[float], str], start: float = 0.0) -> None:
-        """Write each line's value at its far end, seen from `start`."""
+    def write_notes(
+        self,
+        shown: Callable[[float], str],
+        start: float = 0.0,
+        others: Mapping[int, float] | None = None,
+    ) -> None:
+        """Write each line's value at its far end, seen from `start`.
+
+        Where `others` has another value for the `id` of a line's row, seen from that.
+        """
         for line in self.lines:
-            is_left = line.value < start
+            is_left = line.value < (others or {}).get(id(line.row), start)
             end = min(line.low, line.value) if is_left else max(line.high, line.value)
-            self.axes.annotate(
-                shown(line.value),
-                (end, line.y),
-                xytext=(-5 if is_left else 5, 0),
-                textcoords="offset points",
-                horizontalalignment="right" if is_left else "left",
-                verticalalignment="center_baseline",
-                fontsize=8.5,
-                zorder=5,
-                bbox={"boxstyle": "square,pad=0.06", "fc": "white", "lw": 0, "alpha": 0.6},
+            self._write(shown(line.value), end, line.y, is_left)
+
+    def draw_ratios(
+        self, looks: dict[str, Look], others: Mapping[int, float], shown: Callable[[float], str]
+    ) -> None:
+        """Draw a link from each line to its row's value in `others`, and their ratio at its end.
+
+        `others` has values by the `id` of a row, `shown` gets the other value over the line's.
+        """
+        for line in self.lines:
+            other = others.get(id(line.row))
+            if other is None:
+                continue
+            colour = looks[line.row.implementation].colour
+            self.axes.plot(
+                [line.value, other],
+                [line.y, line.y],
+                color=colour,
+                linewidth=3.2,
+                alpha=0.4,
+                solid_capstyle="butt",
+                zorder=2,
             )
+            self._write(shown(other / line.value), other, line.y, other < line.value, "bold")
+
+    def _write(
+        self, text: str, end: float, y: float, is_left: bool, weight: str = "normal"
+    ) -> None:
+        self.axes.annotate(
+            text,
+            (end, y),
+            xytext=(-5 if is_left else 5, 0),
+            textcoords="offset points",
+            horizontalalignment="right" if is_left else "left",
+            verticalalignment="center_baseline",
+            fontsize=8.5,
+            fontweight=weight,
+            zorder=5,
+            bbox={"boxstyle": "square,pad=0.06", "fc": "white", "lw": 0, "alpha": 0.6},
+        )

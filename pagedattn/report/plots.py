@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagedattn.report.bars import draw_bandwidth, draw_bookkeeping, draw_speedup
+from pagedattn.report.comparison import hit_rates
+from pagedattn.report.hit_rate import draw_hit_rate
 from pagedattn.report.latency import draw_latency
 from pagedattn.report.style import looks_of, plain_style, save
 from pagedattn.report.text import clean, plural
@@ -24,6 +26,7 @@ _DRAW: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
     "bandwidth": draw_bandwidth,
     "speedup": draw_speedup,
     "bookkeeping": draw_bookkeeping,
+    "hit_rate": draw_hit_rate,
 }
 
 
@@ -62,6 +65,9 @@ def _alt(name: str, summary: Summary) -> str:
     if name == "bookkeeping":
         count = sum(len(group.cases) for group in summary.bookkeeping)
         return f"Median time with quartiles of {plural(count, 'bookkeeping operation')}"
+    if name == "hit_rate":
+        count = len({pool for rates in hit_rates(summary) for pool in rates.pools})
+        return f"Hit rate of prefix caches against {plural(count, 'size')} of the pool"
     count = len(summary.data_cases)
     baseline = clean(summary.baseline or "")
     about = {

@@ -70,8 +70,10 @@ def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataF
     ``device``, ``implementation``, ``workload``, ``kind``, ``operation``, ``length_distribution``,
     ``dtype``, ``fullname``, ``file``. Counts, as Int64: ``batch`` sequences, ``context`` tokens of
     the longest one, ``num_sequences``, ``num_query_heads``, ``num_kv_heads``, ``head_size``
-    elements, ``block_size`` tokens, ``rounds``. Microseconds: ``median_us``, ``q1_us``, ``q3_us``,
-    ``min_us``, ``max_us``, ``limit_us``, ``host_us``. 1e9 bytes a second: ``gb_per_s``,
+    elements, ``block_size`` tokens, ``rounds``, and of a prefix cache ``pool_blocks``,
+    ``num_requests``, ``num_lookup_blocks``, ``num_hit_blocks``, ``num_repeated_blocks``,
+    ``num_evicted_blocks``. Microseconds: ``median_us``, ``q1_us``, ``q3_us``, ``min_us``,
+    ``max_us``, ``limit_us``, ``host_us``, ``hashing_us``. 1e9 bytes a second: ``gb_per_s``,
     ``measured_read_gb_per_s``. 1e12 operations a second: ``tflop_per_s``. A fraction:
     ``share_of_bandwidth``. In the benchmark's own unit: ``error``, ``error_budget``. Totals:
     ``bytes``, ``peak_memory_bytes``, ``flops``.

@@ -25,6 +25,12 @@ _COUNTS = (
     "num_kv_heads",
     "head_size",
     "block_size",
+    "pool_blocks",
+    "num_requests",
+    "num_lookup_blocks",
+    "num_hit_blocks",
+    "num_repeated_blocks",
+    "num_evicted_blocks",
 )
 _NUMBERS = (
     "bytes",
@@ -38,6 +44,7 @@ _NUMBERS = (
     "error_budget",
     "peak_memory_bytes",
     "host_us",
+    "hashing_us",
 )
 
 
@@ -53,6 +60,11 @@ class Row:
     and `context` the tokens of the longest one. `share_of_bandwidth` is a fraction of
     `measured_read_gb_per_s`, 0 to 1. `error` and `error_budget` share the unit that the benchmark
     chose. GB and TFLOP are powers of ten.
+
+    `hashing_us` is the part of a median that hashing took, where it is a step of its own. A prefix
+    cache of `pool_blocks` blocks was asked by `num_requests` requests for `num_lookup_blocks`, had
+    `num_hit_blocks` and evicted `num_evicted_blocks`; one that forgets nothing would have had
+    `num_repeated_blocks`.
     """
 
     area: str
@@ -84,9 +96,16 @@ class Row:
     error: float | None
     error_budget: float | None
     host_us: float | None
+    hashing_us: float | None
     bytes: float | None
     flops: float | None
     peak_memory_bytes: float | None
+    pool_blocks: int | None
+    num_requests: int | None
+    num_lookup_blocks: int | None
+    num_hit_blocks: int | None
+    num_repeated_blocks: int | None
+    num_evicted_blocks: int | None
     fullname: str
     file: str
 
@@ -103,6 +122,16 @@ class Row:
         return self.flops >= 100 * self.bytes
 
     @property
+    def hit_rate(self) -> float | None:
+        """The share of the blocks looked up that the prefix cache had, 0 to 1."""
+        return _share(self.num_hit_blocks, self.num_lookup_blocks)
+
+    @property
+    def ideal_hit_rate(self) -> float | None:
+        """The hit rate of a prefix cache that forgets nothing."""
+        return _share(self.num_repeated_blocks, self.num_lookup_blocks)
+
+    @property
     def sort_key(self) -> tuple[Any, ...]:
         """The order of tables: area, device, kind, size, name; CUDA before CPU."""
         return (
@@ -113,12 +142,17 @@ class Row:
             self.batch or 0,
             self.context or 0,
             self.num_sequences or 0,
+            self.pool_blocks or 0,
             self.workload,
             self.length_distribution or "",
             self.implementation,
             self.fullname,
             self.file,
         )
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return None if part is None or not whole else part / whole
 
 
 def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:

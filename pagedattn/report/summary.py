@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _BASELINES = ("sdpa_contiguous", "torch")
+_BOOKKEEPING_PEERS = ("vllm",)
 _AREA_TITLES = {
     "attention": "attention",
     "kv_write": "KV write",
@@ -58,6 +59,23 @@ class Group:
     def implementations(self) -> list[str]:
         """The implementations of its cases, by name."""
         return implementations_of(self.cases)
+
+    @property
+    def peer(self) -> str | None:
+        """The other system that bookkeeping is measured beside; None for data or without one."""
+        if self.area not in BOOKKEEPING_AREAS:
+            return None
+        beside = [
+            name
+            for name in _BOOKKEEPING_PEERS
+            if any(name in case.rows and len(case.rows) > 1 for case in self.cases)
+        ]
+        return next(iter(beside), None)
+
+    @property
+    def compared(self) -> list[Case]:
+        """The cases that have the peer and another implementation."""
+        return [case for case in self.cases if self.peer in case.rows and len(case.rows) > 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,12 +88,21 @@ def _quality(row: Row) -> str:
 
 
 def bookkeeping_tables(summary: Summary) -> list[Table]:
-    """Make a table for each bookkeeping area: medians, a column for each number of sequences."""
-    return [_bookkeeping(group) for group in summary.bookkeeping]
+    """Make a table for each bookkeeping area: medians, a column for each number of sequences.
+
+    Cases that were measured beside a peer are in `comparison_tables` instead.
+    """
+    tables = []
+    for group in summary.bookkeeping:
+        compared = {id(case) for case in group.compared}
+        alone = [case for case in group.cases if id(case) not in compared]
+        if alone:
+            tables.append(_bookkeeping(group.title, alone))
+    return tables
 
 
-def _bookkeeping(group: Group) -> Table:
-    rows = [row for case in group.cases for row in case.rows.values()]
+def _bookkeeping(title: str, cases: list[Case]) -> Table:
+    rows = [row for case in cases for row in case.rows.values()]
     sizes = sorted({row.num_sequences for row in rows if row.num_sequences is not None})
     medians: dict[tuple[str, str, str], dict[int | None, str]] = {}
     for row in rows:
@@ -107,7 +116,7 @@ def _bookkeeping(group: Group) -> Table:
         [*names, *(cells.get(size, MISSING) for size in columns)]
         for names, cells in medians.items()
     ]
-    return Table(group.title, ["operation", "workload", "implementation", *titles], lines, 3)
+    return Table(title, ["operation", "workload", "implementation", *titles], lines, 3)
 
 
 def full_tables(summary: Summary) -> list[Table]:

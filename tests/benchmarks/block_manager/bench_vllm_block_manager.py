@@ -23,7 +23,7 @@ STEPS = 10 * BLOCK_SIZE  # each sequence opens ten blocks
 WARMUP = 3
 NATIVE = ["pagedattn", "vllm"]
 WITH_LISTS = ["pagedattn", "pagedattn_from_lists", "vllm"]
-CACHING = {"no-caching": False, "prefix-caching": True}
+CACHING = {"no-caching": False, "caching": True}
 
 
 def blocks_of(lengths):
@@ -105,7 +105,7 @@ def bench_admit_to_an_empty_cache(benchmark, describe_row, make_manager):
         manager.reset_prefix_cache()
         admissions.prepare()
 
-    describe_row("admit", "prefix caching, nothing cached", BLOCK_SIZE, NUM_PROMPTS)
+    describe_row("admit", "caching, nothing cached", BLOCK_SIZE, NUM_PROMPTS)
     benchmark.pedantic(admissions.admit, setup=start_over, rounds=ROUNDS, warmup_rounds=WARMUP)
     benchmark.extra_info.update(admissions.hashing_column())
     assert manager.num_free_blocks == 0
@@ -127,7 +127,7 @@ def bench_admit_what_is_cached(benchmark, describe_row, make_manager):
         admissions.free()
         admissions.prepare()
 
-    describe_row("admit", "prefix caching, all cached", BLOCK_SIZE, NUM_PROMPTS)
+    describe_row("admit", "caching, all cached", BLOCK_SIZE, NUM_PROMPTS)
     benchmark.pedantic(admissions.admit, setup=start_over, rounds=ROUNDS, warmup_rounds=WARMUP)
     benchmark.extra_info.update(admissions.hashing_column())
     assert list(admissions.cached) == ((lengths - 1) // BLOCK_SIZE * BLOCK_SIZE).tolist()
@@ -152,7 +152,7 @@ def bench_admit_under_eviction(benchmark, describe_row, make_manager):
         assert manager.num_cached_blocks == manager.num_free_blocks == manager.num_blocks
         admissions.prepare()
 
-    describe_row("admit", "prefix caching, every block evicts", BLOCK_SIZE, NUM_PROMPTS)
+    describe_row("admit", "caching, every block evicts", BLOCK_SIZE, NUM_PROMPTS)
     benchmark.pedantic(admissions.admit, setup=start_over, rounds=ROUNDS, warmup_rounds=WARMUP)
     benchmark.extra_info.update(admissions.hashing_column())
     assert manager.num_free_blocks == 0

@@ -244,6 +244,51 @@ class Made:
         return make_file(rows)
 
     @staticmethod
+    def peers():
+        """Block managers beside each other, with known medians in µs, and their prefix caches."""
+        calls = [
+            ("admit", "caching", 256, {"pagedattn": 500, "from_lists": 800, "vllm": 2000}),
+            ("free", "caching", 256, {"pagedattn": 300, "vllm": 200}),
+            ("fork", "caching", 256, {"pagedattn": 40}),
+        ]
+        hits = {900: (45, 30, 150), 5000: (60, 60, 20)}
+        calls += [
+            ("replay", f"trace, {pool} blocks", None, {"pagedattn": 7e6, "vllm": 14e6})
+            for pool in hits
+        ]
+        rows = []
+        for operation, workload, num_sequences, times in calls:
+            for name, microseconds in times.items():
+                extra = {"num_sequences": num_sequences}
+                if operation == "replay":
+                    pool = int(workload.split()[1])
+                    ours, theirs, evicted = hits[pool]
+                    extra |= {
+                        "pool_blocks": pool,
+                        "num_requests": 1234,
+                        "num_lookup_blocks": 200,
+                        "num_hit_blocks": ours if name == "pagedattn" else theirs,
+                        "num_repeated_blocks": 60,
+                        "num_evicted_blocks": evicted,
+                        "block_size": 512,
+                    }
+                if name == "vllm" and operation == "admit":
+                    extra["hashing_us"] = 1500
+                rows.append(
+                    make_benchmark(
+                        f"{operation}[{name}-{workload}]",
+                        microseconds * 1e-6,
+                        area="block_manager",
+                        implementation=name,
+                        workload=workload,
+                        device="cpu",
+                        operation=operation,
+                        **extra,
+                    )
+                )
+        return make_file(rows, gpu=False)
+
+    @staticmethod
     def write(path, content):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content), encoding="utf-8")
