@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pagedattn.block_manager.prefix_hash import PrefixHasher
+from pagedattn.block_manager.prefix_hash import PrefixHasher, digest_bytes
 from pagedattn.block_manager.prefix_index import PrefixIndex
 from pagedattn.block_manager.ragged import first_of_each, nonzero, ragged, ragged_numbers
 
@@ -58,7 +58,7 @@ class PrefixCache:
 
         """
         if held is None:
-            if blocks.size > 1:
+            if blocks.size > len(set(digests[:, 0].tolist())):
                 chosen = first_of_each(digests) == np.arange(blocks.size)
                 blocks, digests = blocks[chosen], digests[chosen]
             held = self.index.find(digests)
@@ -103,7 +103,7 @@ class PrefixCache:
             if full.size == 0:
                 return
             rows, columns = rows[full], known[full] // size
-            parents = [chain.tobytes() for chain in state.chain[rows]]
+            parents = digest_bytes(state.chain[rows])
             digests = self.hasher.extend(state.tails[rows], parents)
             state.chain[rows] = digests
         else:
@@ -121,7 +121,7 @@ class PrefixCache:
             if grew.size == 0:
                 return
             rows, known, num_full = rows[grew], known[grew], num_full[grew]
-            parents = [chain.tobytes() for chain in state.chain[rows]]
+            parents = digest_bytes(state.chain[rows])
             first = known // size
             media = {
                 number: {column - int(first[number]): added for column, added in hashed.items()}

@@ -139,6 +139,12 @@ def token_ids_of(values: ArrayLike) -> NDArray[np.int32]:
     return tokens.astype("<i4")
 
 
+def digest_bytes(digests: NDArray[np.uint64]) -> list[bytes]:
+    """Return digests, uint64 [num_digests, 4] and contiguous, as bytes."""
+    made: list[bytes] = digests.reshape(-1).view(f"V{DIGEST_BYTES}").tolist()
+    return made
+
+
 class PrefixHasher:
     """Chains digests over blocks of tokens.
 

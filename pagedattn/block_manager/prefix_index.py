@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_FEW, _FOUR = 1000, np.arange(4)
+_FEW = 128  # up to so many digests, one after the other is no slower than all at once
 _FULLEST = 0.85  # share of the table's places that are taken when it is rebuilt
 
 
@@ -80,29 +80,42 @@ class PrefixIndex(BlockDigests):
             int32 [num_digests].
 
         """
+        if len(digests) <= _FEW:
+            return self._find_few(digests)
         found = np.full(len(digests), -1, dtype=np.int32)
         searched = np.arange(len(digests))
         places, steps = self._places(digests)
         while searched.size:
-            # [num_searched, 1 or 4]: of a few searches, four places at once
-            window = places[:, None]
-            if searched.size < _FEW:
-                window = (window + steps[:, None] * _FOUR) % self._table.size
-            entries = self._table[window]
+            entries = self._table[places]
             blocks = entries.astype(np.intp) - 1
-            alike = self.digests[blocks, 0] == digests[searched, 0][:, None]
-            alike &= self.hashed[blocks]
-            rows, columns = alike.nonzero()
-            if rows.size:
-                blocks, rows = blocks[rows, columns], searched[rows]
-                same = self.digests[blocks] == digests[rows]
-                equal = same[:, 1] & same[:, 2] & same[:, 3] & (blocks >= 0)
+            alike = self.digests[blocks, 0] == digests[searched, 0]
+            alike &= self.hashed[blocks]  # an empty place names block -1, so it finds nothing
+            hits = nonzero(alike)
+            if hits.size:
+                blocks, rows = blocks[hits], searched[hits]
+                equal = (self.digests[blocks] == digests[rows]).all(axis=1)
                 found[rows[equal]] = blocks[equal]
             # an empty place ends a search
-            rest = nonzero(entries.all(axis=1) & (found[searched] < 0))
+            rest = nonzero((entries > 0) & (found[searched] < 0))
             searched, steps = searched[rest], steps[rest]
-            places = self._advance(window[rest, -1], steps)
+            places = self._advance(places[rest], steps)
         return found
+
+    def _find_few(self, digests: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Do what `find` does, one digest after the other."""
+        table, hashed = self._table.data, self.hashed.data
+        words, size = self.digests.reshape(-1).data, len(table)
+        found = []
+        for digest in digests.tolist():
+            place, step = digest[0] % size, digest[1] % (size - 1) + 1
+            while (entry := table[place]) and not (
+                words[4 * entry - 4] == digest[0]
+                and hashed[entry - 1]
+                and words[4 * entry - 4 : 4 * entry].tolist() == digest
+            ):
+                place = (place + step) % size
+            found.append(entry - 1)
+        return np.array(found, dtype=np.int32)
 
     def insert(self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
         """Make `blocks` findable.
@@ -118,15 +131,28 @@ class PrefixIndex(BlockDigests):
             self._num_entries = 0
             blocks = nonzero(self.hashed).astype(np.int32)
             digests = self.digests[blocks]
-        places, steps = self._places(digests)
         entries = blocks + np.int32(1)
         self._num_entries += entries.size
+        if entries.size <= _FEW:
+            self._enter_few(entries, digests)
+            return
+        places, steps = self._places(digests)
         while entries.size:
             free = self._table[places] == 0
             self._table[places[free]] = entries[free]  # of several for one place, the last stays
             rest = nonzero(self._table[places] != entries)
             entries, steps = entries[rest], steps[rest]
             places = self._advance(places[rest], steps)
+
+    def _enter_few(self, entries: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
+        """Put entries into the table, one after the other."""
+        table = self._table.data
+        size = len(table)
+        for entry, digest in zip(entries.tolist(), digests[:, :2].tolist(), strict=True):
+            place, step = digest[0] % size, digest[1] % (size - 1) + 1
+            while table[place]:
+                place = (place + step) % size
+            table[place] = entry
 
     def clear(self) -> None:
         """Forget every block."""

@@ -81,10 +81,11 @@ class Snapshot:
         return self.draw()
 
     def draw(self, columns: int = 64) -> str:
-        """Draw the pool, a character a block, for a terminal.
+        """Draw the pools, a character a block, for a terminal.
 
         A letter is a sequence group (in turn A to Z), small where its last block still has room;
-        a digit is a block that several block tables name, and how many (9: nine or more).
+        a digit is a block that several block tables name, and how many (9: nine or more). The
+        host's pool follows the device's, if there is one.
 
         Args:
             columns: blocks a line.
@@ -93,41 +94,62 @@ class Snapshot:
         if columns < 1:
             raise ValueError(f"columns is {columns}; a line has at least 1 block")
         settings, arrays = self.settings, self.arrays
-        num_blocks = settings["num_blocks"]
+        num_blocks, num_host_blocks = settings["num_blocks"], settings["num_host_blocks"]
         cells = np.full(num_blocks, _EMPTY)
         cells[arrays["pool_cached"]] = _CACHED
         cells[arrays["pool_deferred"]] = _DEFERRED
-        groups = np.unique(arrays["group"])
-        names = [_LETTERS[i % len(_LETTERS)] for i in range(groups.size)]
-        size, num_layer_groups = settings["block_size"], len(settings["windows"])
-        ends = np.cumsum(arrays["list_ends"] - arrays["list_first"])
-        lists = np.split(arrays["blocks"], ends[:-1]) if ends.size else []
-        for number, blocks in enumerate(lists):
-            sequence = number // num_layer_groups
-            if arrays["swapped"][sequence]:
-                continue
-            name = names[int(np.searchsorted(groups, arrays["group"][sequence]))]
-            cells[blocks] = name
-            if arrays["num_tokens"][sequence] % size:
-                cells[blocks[-1:]] = name.lower()
         counts = arrays["pool_ref_counts"]
-        for block in np.flatnonzero(counts > 1):
-            cells[block] = str(min(int(counts[block]), 9))
-        used = int(np.count_nonzero(counts))
+        used, num_swapped = int(np.count_nonzero(counts)), int(arrays["swapped"].sum())
         cached, deferred = arrays["pool_cached"].size, arrays["pool_deferred"].size
         title = (
-            f"{num_blocks} blocks of {size} tokens: {used} used by "
-            f"{arrays['num_tokens'].size - int(arrays['swapped'].sum())} sequences, "
+            f"{num_blocks} blocks of {settings['block_size']} tokens: {used} used by "
+            f"{arrays['num_tokens'].size - num_swapped} sequences, "
             f"{cached} cached {_CACHED}, {deferred} deferred {_DEFERRED}, "
             f"{num_blocks - used - cached - deferred} empty {_EMPTY}"
         )
-        lines = [title]
-        width = len(str(num_blocks - 1))
-        for start in range(0, num_blocks, columns):
-            row = "".join(cells[start : start + columns])
-            parts = [row[i : i + 8] for i in range(0, len(row), 8)]
-            lines.append(f"{start:>{width}} {' '.join(parts)}")
+        self._draw_tables(cells, counts, swapped=False)
+        lines = [title, *_in_lines(cells, columns)]
+        if num_host_blocks:
+            cells = np.full(num_host_blocks, _EMPTY)
+            counts = arrays["host_ref_counts"]
+            self._draw_tables(cells, counts, swapped=True)
+            used = int(np.count_nonzero(counts))
+            lines.append(
+                f"{num_host_blocks} blocks on the host: {used} used by {num_swapped} sequences"
+            )
+            lines += _in_lines(cells, columns)
         lines.append(
             "A-Z a sequence group, small where its last block has room; 2-9 named by so many tables"
         )
         return "\n".join(lines)
+
+    def _draw_tables(
+        self, cells: NDArray[np.str_], counts: NDArray[np.int32], *, swapped: bool
+    ) -> None:
+        """Draw into `cells` what the block tables name, on the host if `swapped`."""
+        settings, arrays = self.settings, self.arrays
+        groups = np.unique(arrays["group"])
+        names = [_LETTERS[i % len(_LETTERS)] for i in range(groups.size)]
+        ends = np.cumsum(arrays["list_ends"] - arrays["list_first"])
+        lists = np.split(arrays["blocks"], ends[:-1]) if ends.size else []
+        for number, blocks in enumerate(lists):
+            sequence = number // len(settings["windows"])
+            if bool(arrays["swapped"][sequence]) != swapped:
+                continue
+            name = names[int(np.searchsorted(groups, arrays["group"][sequence]))]
+            cells[blocks] = name
+            if arrays["num_tokens"][sequence] % settings["block_size"]:
+                cells[blocks[-1:]] = name.lower()
+        for block in np.flatnonzero(counts > 1):
+            cells[block] = str(min(int(counts[block]), 9))
+
+
+def _in_lines(cells: NDArray[np.str_], columns: int) -> list[str]:
+    """Cut a pool's characters into lines that begin with the number of their first block."""
+    width = len(str(cells.size - 1))
+    lines = []
+    for start in range(0, cells.size, columns):
+        row = "".join(cells[start : start + columns])
+        parts = " ".join(row[i : i + 8] for i in range(0, len(row), 8))
+        lines.append(f"{start:>{width}} {parts}")
+    return lines

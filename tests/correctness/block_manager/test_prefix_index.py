@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
+from pagedattn.block_manager import prefix_index
 from pagedattn.block_manager.prefix_index import BlockDigests, PrefixIndex
 
 WORD = 2**64
+
+
+@pytest.fixture(autouse=True, params=[0, 1 << 40], ids=["all-at-once", "one-after-the-other"])
+def _few(request, monkeypatch):
+    """Go both ways, whatever the number of digests."""
+    monkeypatch.setattr(prefix_index, "_FEW", request.param)
 
 
 def words(*rows):

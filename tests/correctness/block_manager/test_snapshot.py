@@ -362,7 +362,9 @@ def test_the_picture_of_a_small_pool_is_as_drawn_by_hand():
     manager.free([second])
     assert str(manager.snapshot()) == (
         "20 blocks of 4 tokens: 7 used by 4 sequences, 2 cached ░, 1 deferred ▒, 10 empty ·\n"
-        " 0 332▒a░░B Bb······ ····\n" + LEGEND
+        " 0 332▒a░░B Bb······ ····\n"
+        "4 blocks on the host: 2 used by 1 sequences\n"
+        "0 CC··\n" + LEGEND
     )
 
 
@@ -401,10 +403,20 @@ def test_every_layer_group_of_a_sequence_is_drawn_with_its_letter():
     assert manager.snapshot().draw().splitlines()[1] == "0 aaBBBB··"
 
 
-def test_a_swapped_out_sequence_is_not_drawn():
-    manager = BlockManager(8, 4, num_host_blocks=4)
-    manager.swap_out(manager.allocate([7]))
-    assert manager.snapshot().draw().splitlines()[1] == "0 ········"
+def test_a_swapped_out_group_is_drawn_on_the_host_alone():
+    manager = BlockManager(8, 4, num_host_blocks=6)
+    (parent,) = manager.allocate([7])
+    (fork,) = manager.fork(parent)
+    manager.append([fork])  # two blocks of seven and eight tokens behind one that they share
+    manager.allocate([4])
+    manager.swap_out([parent])
+    assert manager.snapshot().draw(4).splitlines()[1:-1] == [
+        "0 ···B",
+        "4 ····",
+        "6 blocks on the host: 3 used by 2 sequences",
+        "0 2aA·",
+        "4 ··",
+    ]
 
 
 def test_the_last_blocks_number_says_how_wide_numbers_are():
