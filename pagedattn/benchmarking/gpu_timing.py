@@ -18,17 +18,18 @@ HOST_CALLS = 30
 
 
 class DeviceClock:
-    """A clock that GPU work alone moves, for pytest-benchmark's `timer`.
+    """A clock that measured work alone moves, for pytest-benchmark's `timer`.
 
     The function under test replays a graph and advances the clock by the time the events
     show; pytest-benchmark then reads the GPU's time where it would read the host's.
+    Rounds that were timed by turns are told to it in the same way.
     """
 
     def __init__(self) -> None:
         self._seconds = 0.0
 
     def __call__(self) -> float:
-        """Seconds of GPU work so far."""
+        """Seconds of measured work so far."""
         return self._seconds
 
     def advance(self, seconds: float) -> None:
