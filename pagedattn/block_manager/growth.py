@@ -63,12 +63,13 @@ def plan(
     """Work out what `counts` (one for all, or one a row) more tokens ask for."""
     size, num_groups = tables.groups.block_size, tables.groups.count
     lengths = tables.rows.num_tokens[rows]
-    grown = lengths + np.minimum(counts, _MOST_TOKENS)
     if counts.size == 1 and counts == 1:
+        grown = lengths + 1
         opening = nonzero(lengths % size == 0)
         first_new = lengths[opening] // size
         end_new = first_new + 1
     else:
+        grown = lengths + np.minimum(counts, _MOST_TOKENS)
         first_new, end_new = tables.blocks_for(lengths), tables.blocks_for(grown)
         opening = nonzero(end_new > first_new)
         first_new, end_new = first_new[opening], end_new[opening]

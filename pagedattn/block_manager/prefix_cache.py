@@ -8,7 +8,7 @@ import numpy as np
 
 from pagedattn.block_manager.prefix_hash import PrefixHasher, digest_bytes
 from pagedattn.block_manager.prefix_index import PrefixIndex
-from pagedattn.block_manager.ragged import first_of_each, nonzero, ragged, ragged_numbers
+from pagedattn.block_manager.ragged import distinct, nonzero, ragged, ragged_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,20 +57,17 @@ class PrefixCache:
             int32, those that became findable.
 
         """
-        if held is None:
-            if blocks.size > len(set(digests[:, 0].tolist())):
-                chosen = first_of_each(digests) == np.arange(blocks.size)
-                blocks, digests = blocks[chosen], digests[chosen]
-            held = self.index.find(digests)
-        elif (again := nonzero(held >= 0)).size:  # they may have been evicted since
-            held[again] = self.index.find(digests[again])
-        if (held >= 0).any():
-            idle = (held >= 0) & (pool.ref_counts(held) == 0)
-            pool.forget(held[idle])
-            chosen = (held < 0) | idle
-            blocks, digests = blocks[chosen], digests[chosen]
-        self.index.insert(blocks, digests)
-        return blocks
+        if held is not None and (held < 0).all():
+            self.index.insert(blocks, digests)
+            return blocks
+        held = self.index.enter(blocks, digests)
+        if (held < 0).all():
+            return blocks
+        idle = nonzero((held >= 0) & (pool.ref_counts(held) == 0))
+        if idle.size:
+            pool.forget(distinct(held[idle]))
+            held[idle] = self.index.enter(blocks[idle], digests[idle])
+        return blocks[held < 0]
 
     def record(
         self,
@@ -103,8 +100,8 @@ class PrefixCache:
             if full.size == 0:
                 return
             rows, columns = rows[full], known[full] // size
-            parents = digest_bytes(state.chain[rows])
-            digests = self.hasher.extend(state.tails[rows], parents)
+            parents = digest_bytes(state.chain.take(rows, axis=0))
+            digests = self.hasher.extend(state.tails.take(rows, axis=0), parents)
             state.chain[rows] = digests
         else:
             # what was known of each last block, then what is new

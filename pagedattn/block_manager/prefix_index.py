@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pagedattn.block_manager.ragged import nonzero
+from pagedattn.block_manager.ragged import first_of_each, nonzero
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,6 +117,49 @@ class PrefixIndex(BlockDigests):
             found.append(entry - 1)
         return np.array(found, dtype=np.int32)
 
+    def enter(self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Make `blocks` findable, but for those whose digest another block has.
+
+        Args:
+            blocks: int32 [num_blocks], distinct, and none of them in the index.
+            digests: uint64 [num_blocks, 4]; of equal ones, one block enters.
+
+        Returns:
+            int32 [num_blocks], the block that has the digest, or -1 where the given one entered.
+
+        """
+        if blocks.size <= _FEW:
+            return self._enter_few(blocks, digests)
+        first = first_of_each(digests)
+        held = self.find(digests)
+        entering = (held < 0) & (first == np.arange(blocks.size))
+        self.insert(blocks[entering], digests[entering])
+        return np.where(entering | (held >= 0), held, blocks[first])
+
+    def _enter_few(
+        self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]
+    ) -> NDArray[np.int32]:
+        """Do what `enter` does, one block after the other."""
+        self._make_room(blocks.size)
+        self.digests[blocks] = digests
+        table, hashed = self._table.data, self.hashed.data
+        words, size = self.digests.reshape(-1).data, len(table)
+        held = []
+        for block, digest in zip(blocks.tolist(), digests.tolist(), strict=True):
+            place, step = digest[0] % size, digest[1] % (size - 1) + 1
+            while (entry := table[place]) and not (
+                words[4 * entry - 4] == digest[0]
+                and hashed[entry - 1]
+                and words[4 * entry - 4 : 4 * entry].tolist() == digest
+            ):
+                place = (place + step) % size
+            held.append(entry - 1)
+            if not entry:
+                table[place] = block + 1
+                hashed[block] = True
+                self._num_entries += 1
+        return np.array(held, dtype=np.int32)
+
     def insert(self, blocks: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
         """Make `blocks` findable.
 
@@ -125,17 +168,21 @@ class PrefixIndex(BlockDigests):
             digests: uint64 [num_blocks, 4], distinct, and none of them in the index.
 
         """
+        self._make_room(blocks.size)
         super().insert(blocks, digests)
-        if self._num_entries + blocks.size > _FULLEST * self._table.size:
-            self._table[:] = 0
-            self._num_entries = 0
+        self._num_entries += blocks.size
+        self._fill(blocks + np.int32(1), digests)
+
+    def _make_room(self, count: int) -> None:
+        """Rebuild the table, without what was forgotten, if `count` more would make it too full."""
+        if self._num_entries + count > _FULLEST * self._table.size:
             blocks = nonzero(self.hashed).astype(np.int32)
-            digests = self.digests[blocks]
-        entries = blocks + np.int32(1)
-        self._num_entries += entries.size
-        if entries.size <= _FEW:
-            self._enter_few(entries, digests)
-            return
+            self._table[:] = 0
+            self._num_entries = blocks.size
+            self._fill(blocks + np.int32(1), self.digests[blocks])
+
+    def _fill(self, entries: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
+        """Put entries into the table."""
         places, steps = self._places(digests)
         while entries.size:
             free = self._table[places] == 0
@@ -143,16 +190,6 @@ class PrefixIndex(BlockDigests):
             rest = nonzero(self._table[places] != entries)
             entries, steps = entries[rest], steps[rest]
             places = self._advance(places[rest], steps)
-
-    def _enter_few(self, entries: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
-        """Put entries into the table, one after the other."""
-        table = self._table.data
-        size = len(table)
-        for entry, digest in zip(entries.tolist(), digests[:, :2].tolist(), strict=True):
-            place, step = digest[0] % size, digest[1] % (size - 1) + 1
-            while table[place]:
-                place = (place + step) % size
-            table[place] = entry
 
     def clear(self) -> None:
         """Forget every block."""

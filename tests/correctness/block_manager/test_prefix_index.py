@@ -88,6 +88,15 @@ class Model:
         self.index.insert(np.array(blocks, np.int32), self.digests[numbers])
         self.blocks |= dict(zip(numbers, blocks, strict=True))
 
+    def enter(self, blocks, numbers):
+        held = self.index.enter(np.array(blocks, np.int32), self.digests[numbers])
+        expected = []
+        for block, number in zip(blocks, numbers, strict=True):
+            expected.append(self.blocks.get(number, -1))
+            self.blocks.setdefault(number, block)
+        assert held.dtype == np.int32
+        assert held.tolist() == expected
+
     def forget(self, numbers):
         self.index.forget(np.array([self.blocks.pop(n) for n in numbers], np.int32))
 
@@ -108,7 +117,11 @@ def test_random_batches_agree_with_a_dictionary(num_blocks, collision):
         free = sorted(set(range(num_blocks)) - set(model.blocks.values()))
         new = sorted(set(range(48)) - set(model.blocks))
         draw = rng.random()
-        if draw < 0.4:
+        if draw < 0.2:  # as often as not, what is there already, or the same twice
+            count = int(rng.integers(0, len(free) + 1))
+            blocks = rng.permutation(np.array(free, int))[:count].tolist()
+            model.enter(blocks, rng.integers(0, 48, count).tolist())
+        elif draw < 0.4:
             count = int(rng.integers(0, min(len(free), len(new)) + 1))
             blocks = rng.permutation(np.array(free, int))[:count].tolist()
             model.insert(blocks, rng.permutation(np.array(new, int))[:count].tolist())
@@ -213,6 +226,20 @@ def test_a_cleared_index_holds_nothing_and_can_be_filled():
     index.check_integrity()
 
 
+@pytest.mark.parametrize("collision", COLLISIONS)
+def test_of_blocks_with_one_digest_the_first_enters(collision):
+    index = PrefixIndex(8)
+    one, other = colliding_digests(index, collision)[:2].tolist()
+    held = index.enter(ids(5, 1, 3, 2), words(one, other, one, one))
+    assert held.tolist() == [-1, -1, 5, 5]
+    assert index.find(words(one, other)).tolist() == [5, 1]
+    assert index.enter(ids(0), words(other)).tolist() == [1]
+    assert np.flatnonzero(index.hashed).tolist() == [1, 5]
+    index.forget(ids(5))
+    assert index.enter(ids(4, 0), words(one, other)).tolist() == [-1, 1]
+    index.check_integrity()
+
+
 def test_searches_stay_short_while_blocks_come_and_go():
     index = PrefixIndex(500)
     rng = np.random.default_rng(2)
@@ -220,7 +247,8 @@ def test_searches_stay_short_while_blocks_come_and_go():
     for _ in range(200):
         blocks = rng.choice(500, 50, replace=False).astype(np.int32)
         index.forget(blocks)
-        index.insert(blocks, random_digests(rng, 50))
+        index.insert(blocks[:25], random_digests(rng, 25))
+        index.enter(blocks[25:], random_digests(rng, 25))
         taken = np.count_nonzero(index._table)
         assert taken < 0.9 * len(index._table)  # an empty place ends a search
     index.check_integrity()
