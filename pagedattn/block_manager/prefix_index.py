@@ -183,6 +183,9 @@ class PrefixIndex(BlockDigests):
 
     def _fill(self, entries: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
         """Put entries into the table."""
+        if entries.size <= _FEW:
+            self._fill_few(entries, digests)
+            return
         places, steps = self._places(digests)
         while entries.size:
             free = self._table[places] == 0
@@ -190,6 +193,16 @@ class PrefixIndex(BlockDigests):
             rest = nonzero(self._table[places] != entries)
             entries, steps = entries[rest], steps[rest]
             places = self._advance(places[rest], steps)
+
+    def _fill_few(self, entries: NDArray[np.int32], digests: NDArray[np.uint64]) -> None:
+        """Do what `_fill` does, one entry after the other."""
+        table = self._table.data
+        size = len(table)
+        for entry, digest in zip(entries.tolist(), digests[:, :2].tolist(), strict=True):
+            place, step = digest[0] % size, digest[1] % (size - 1) + 1
+            while table[place]:
+                place = (place + step) % size
+            table[place] = entry
 
     def clear(self) -> None:
         """Forget every block."""
