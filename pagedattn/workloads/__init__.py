@@ -1,6 +1,12 @@
 """What to run: named shapes, distributions of request lengths, and loaders for published traces."""
 
-from pagedattn.workloads.lengths import AZURE_CONVERSATION, LengthDistribution, RequestLengths
+from pagedattn.workloads.lengths import (
+    ALPACA,
+    AZURE_CONVERSATION,
+    SHAREGPT,
+    LengthDistribution,
+    RequestLengths,
+)
 from pagedattn.workloads.prompts import (
     VOCABULARY,
     count_repeated_blocks,
@@ -21,6 +27,7 @@ from pagedattn.workloads.traces import MOONCAKE_BLOCK_TOKENS, Request, TraceErro
 
 __all__ = [
     "ALL_SHAPES",
+    "ALPACA",
     "AZURE_CONVERSATION",
     "CPU_DECODE",
     "CPU_PREFILL",
@@ -28,6 +35,7 @@ __all__ = [
     "MIXED",
     "MOONCAKE_BLOCK_TOKENS",
     "PREFILL",
+    "SHAREGPT",
     "VOCABULARY",
     "AttentionShape",
     "LengthDistribution",

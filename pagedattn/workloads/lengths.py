@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+
+_LOGNORMAL_POINTS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,35 @@ class LengthDistribution:
             raise ValueError(
                 f"the lengths must be finite, 1 or more, and never fall, not {lengths.tolist()}."
             )
+
+    @classmethod
+    def lognormal(cls, mean: float, sigma: float, maximum: float) -> LengthDistribution:
+        """A log-normal distribution, cut at 1 and at ``maximum`` tokens, with the given mean.
+
+        ``sigma`` is the standard deviation of the logarithm. Raises ``ValueError`` for a mean that
+        is not between 1 and ``maximum``, or a ``sigma`` that is not above 0.
+
+            >>> round(LengthDistribution.lognormal(100, 0.8, 2048).mean, 6)
+            100.0
+        """
+        if not 1 < mean < maximum or not 0 < sigma < math.inf:
+            raise ValueError(
+                f"the mean must be between 1 and {maximum:g} and sigma above 0, "
+                f"not {mean:g} and {sigma:g}."
+            )
+        inner = (np.arange(_LOGNORMAL_POINTS) + 0.5) / _LOGNORMAL_POINTS
+        probabilities = np.concatenate([[0.0], inner, [0.999, 0.9999, 1.0]])
+        probabilities = np.unique(probabilities)
+        ends = np.clip(probabilities, 1e-6, 1 - 1e-6)
+        spread = np.exp(sigma * np.array([NormalDist().inv_cdf(p) for p in ends.tolist()]))
+        low, high = 1e-9 * mean, 1e9 * mean
+        while high / low > 1 + 1e-12:  # the mean rises with the median
+            median = math.sqrt(low * high)
+            lengths = np.clip(median * spread, 1.0, maximum)
+            points = zip(probabilities.tolist(), lengths.tolist(), strict=True)
+            distribution = cls(tuple(points))
+            low, high = (median, high) if distribution.mean < mean else (low, median)
+        return distribution
 
     @property
     def mean(self) -> float:
@@ -125,4 +158,27 @@ AzurePublicDataset, CC-BY-4.0), published with Splitwise (Patel et al., ISCA 202
 mean 1154.7, median 1020 and maximum 14,050 tokens; outputs with mean 211.1, median 129 and maximum
 1000. The tables lie 8.9 and 1.2 tokens from the trace on average over the quantiles. The trace's
 two lengths hardly depend on each other (rank correlation 0.07), so they are drawn independently.
+"""
+
+SHAREGPT = RequestLengths(
+    name="sharegpt",
+    prompt=LengthDistribution.lognormal(161.31, 1.2, 1024),
+    output=LengthDistribution.lognormal(337.99, 0.75, 2048),
+)
+"""Conversations shared with ChatGPT, as SOSP '23 used them: its Figure 11 gives the means.
+
+Log-normal; the paper prints no spread. The one of the outputs, which decides how many tokens a
+running request has, was chosen so that Orca (Oracle) keeps the shares of its Figure 2; that of the
+prompts hardly matters (`tests/claims/test_paper_memory_use.py`).
+"""
+
+ALPACA = RequestLengths(
+    name="alpaca",
+    prompt=LengthDistribution.lognormal(19.31, 0.5, 1024),
+    output=LengthDistribution.lognormal(58.45, 0.85, 1024),
+)
+"""Instructions generated for Alpaca, as SOSP '23 used them: its Figure 11 gives the means.
+
+Log-normal; the outputs' spread was chosen so that Orca (Oracle) batches as many requests as in its
+Figure 13b.
 """

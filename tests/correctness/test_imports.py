@@ -15,7 +15,7 @@ ROOT = Path(pagedattn.__file__).parent
 LAYERS = [
     {"config", "sequence"},
     {"memory", "block_manager", "workloads"},
-    {"page_table"},
+    {"page_table", "reservation"},
     {"kv_cache"},
     {"attention"},
     {"testing", "peers", "report"},
@@ -30,6 +30,7 @@ WITHOUT_TORCH = [
     "pagedattn.block_manager",
     "pagedattn.page_table",
     "pagedattn.workloads",
+    "pagedattn.reservation",
     "pagedattn.report",
     "pagedattn.report.cli",
 ]
@@ -81,7 +82,13 @@ def test_the_fast_implementations_do_not_know_the_reference():
 
 
 def test_every_public_name_is_there():
-    for package in ("pagedattn", "pagedattn.attention", "pagedattn.workloads", "pagedattn.testing"):
+    for package in (
+        "pagedattn",
+        "pagedattn.attention",
+        "pagedattn.reservation",
+        "pagedattn.testing",
+        "pagedattn.workloads",
+    ):
         module = importlib.import_module(package)
         assert all(getattr(module, name) is not None for name in module.__all__)
         assert set(module.__all__) <= set(dir(module))
