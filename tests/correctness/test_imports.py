@@ -14,7 +14,7 @@ ROOT = Path(pagedattn.__file__).parent
 # each layer may import those before it
 LAYERS = [
     {"config", "sequence"},
-    {"memory", "block_manager", "workloads"},
+    {"memory", "block_manager", "workloads", "hardware"},
     {"page_table", "reservation"},
     {"kv_cache"},
     {"attention"},
@@ -33,6 +33,7 @@ WITHOUT_TORCH = [
     "pagedattn.reservation",
     "pagedattn.report",
     "pagedattn.report.cli",
+    "pagedattn.hardware",
 ]
 
 
