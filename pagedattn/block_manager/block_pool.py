@@ -30,13 +30,22 @@ class OutOfBlocksError(RuntimeError):
         needed: blocks the operation needs.
         free: blocks that were free for it.
 
+    Args:
+        needed: as above.
+        free: as above.
+        pool: which pool, if not the device's.
+        num_blocks: blocks of the pool, free or not, if that is known.
+
     """
 
-    def __init__(self, needed: int, free: int, pool: str = "") -> None:
-        super().__init__(
-            f"the operation needs {needed} {pool + ' ' if pool else ''}blocks and {free} are free: "
-            "free or preempt a sequence first"
-        )
+    def __init__(
+        self, needed: int, free: int, pool: str = "", num_blocks: int | None = None
+    ) -> None:
+        blocks = f"{pool} blocks" if pool else "blocks"
+        advice = "free or preempt a sequence first"
+        if num_blocks is not None and needed > num_blocks:
+            advice = f"the pool has {num_blocks}, so it never fits"
+        super().__init__(f"the operation needs {needed} {blocks} and {free} are free: {advice}")
         self.needed = needed
         self.free = free
 
@@ -121,7 +130,7 @@ class BlockPool:
         """Raise `OutOfBlocksError` unless `count` blocks are free."""
         free = self.num_free if free is None else free
         if count > free:
-            raise OutOfBlocksError(count, free, self.name)
+            raise OutOfBlocksError(count, free, self.name, self.num_blocks)
 
     def take(self, count: int) -> NDArray[np.int32]:
         """Hand out `count` free blocks, each with one reference; their contents are forgotten.

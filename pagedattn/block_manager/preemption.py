@@ -112,7 +112,8 @@ class Preemption(ManagerState):
 
         Args:
             is_done: asked when blocks are needed, for one `torch.cuda.Event.query`; without it,
-                call `finish_step`.
+                call `finish_step`. What it raises comes out of the operation that asked, which
+                then has changed nothing.
 
         Returns:
             The step's number: 1, 2, ...
@@ -148,6 +149,14 @@ class Preemption(ManagerState):
             self.reset_prefix_cache()
         elif self._cache is not None:
             self._pool.forget(lost[self._cache.index.hashed[lost]])
+
+    def cancel_step(self) -> None:
+        """Say that what was admitted and appended since the last `start_step` is not launched.
+
+        The blocks that the step was to write cannot be found, as after `fail_step`. Free the
+        sequences that are given up; others may be launched with a later step.
+        """
+        self.fail_step(self.start_step())
 
     def reset_prefix_cache(self) -> None:
         """Make nothing findable that is there now, as after new weights were loaded.

@@ -220,6 +220,9 @@ class SequenceRows:
         """Make these rows, which are as new, what `state` says; the live rows."""
         self.grow(state["next_ids"].size - self.capacity)
         rows = state["ids"] & _ROW_MASK
+        for name in _PER_SEQUENCE:
+            if state[name].shape != (rows.size, *getattr(self, name).shape[1:]):
+                raise ValueError(f"{name} is not given for each of {rows.size} sequences")
         self._ids[rows] = state["ids"]
         self._next_ids[:] = state["next_ids"]
         self._unused[: state["unused"].size] = state["unused"]

@@ -12,7 +12,7 @@ from pagedattn.block_manager.in_flight import StepsInFlight
 from pagedattn.block_manager.layer_groups import LayerGroups
 from pagedattn.block_manager.prefix_cache import PrefixCache
 from pagedattn.block_manager.prefix_index import BlockDigests
-from pagedattn.block_manager.ragged import token_counts, whole_sum
+from pagedattn.block_manager.ragged import token_counts, whole_number, whole_sum
 from pagedattn.block_manager.sequence_tables import SequenceTables
 from pagedattn.block_manager.snapshot import FORMAT, Snapshot
 from pagedattn.block_manager.statistics import BlockStatistics
@@ -43,12 +43,11 @@ class ManagerState:
         windows: Sequence[int | None] = (None,),
         watermark: float = 0.0,
     ) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size is {block_size}; it must be at least 1 token")
-        if not 0 <= watermark <= 1:
-            raise ValueError(f"watermark is {watermark}; it must be from 0 to 1")
-        if num_host_blocks < 0:
-            raise ValueError(f"num_host_blocks is {num_host_blocks}; it must be at least 0")
+        num_blocks = whole_number(num_blocks, "num_blocks", 0)
+        block_size = whole_number(block_size, "block_size", 1)
+        num_host_blocks = whole_number(num_host_blocks, "num_host_blocks", 0)
+        if not isinstance(watermark, (int, float)) or not 0 <= watermark <= 1:
+            raise ValueError(f"watermark is {watermark!r}; it must be a number from 0 to 1")
         self.block_size = block_size
         self.watermark = watermark
         self._groups = LayerGroups(windows, block_size)
@@ -67,7 +66,7 @@ class ManagerState:
             "block_size": block_size,
             "num_host_blocks": num_host_blocks,
             "prefix_caching": prefix_caching,
-            "windows": list(windows),
+            "windows": list(self._groups.windows),
             "watermark": watermark,
         }
         self.num_copied_blocks = self.num_swapped_out_blocks = self.num_swapped_in_blocks = 0
@@ -276,7 +275,10 @@ class ManagerState:
 
     @property
     def _num_kept_free(self) -> int:
-        """Blocks that the watermark keeps from new and returning sequences."""
+        """Blocks that the watermark keeps from new and returning sequences, for those that run."""
+        state = self._tables.rows
+        if state.num_live == state.num_swapped:
+            return 0
         return int(self.watermark * self._pool.num_blocks)
 
     def _counts(

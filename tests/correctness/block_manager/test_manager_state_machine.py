@@ -214,7 +214,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.sequences) < MAX_SEQUENCES)
     @rule(lengths=st.lists(st.integers(1, 14), max_size=4))
     def allocate(self, lengths):
-        kept_free = int(self.manager.watermark * self.manager.num_blocks)
+        kept_free = int(self.manager.watermark * self.manager.num_blocks) if self.resident() else 0
         needed = len(self.windows) * sum(map(self.blocks, lengths))
         fits = needed + kept_free <= self.manager.num_free_blocks
         assert self.manager.can_allocate(lengths) == fits
@@ -277,6 +277,17 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for sequence, hit in zip(ids, cached, strict=True):
             self.note_cacheable(self.sequences[sequence])
             self.write(sequence, hit, len(self.sequences[sequence].tokens), fresh)
+
+    @rule(key=st.sampled_from(KEYS), prompt=st.lists(st.integers(0, 1), min_size=6, max_size=14))
+    def give_up(self, key, prompt):
+        """Admit, and end before anything was launched: nothing was written."""
+        try:
+            admission = self.manager.admit([prompt], key)
+        except OutOfBlocksError:
+            return
+        self.manager.cancel_step()
+        self.manager.free(admission.sequence_ids)
+        self.complete = False
 
     def note_cacheable(self, contents):
         for stop in range(self.size, contents.known + 1, self.size):

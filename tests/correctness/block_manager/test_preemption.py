@@ -191,19 +191,32 @@ def test_contents_survive_the_way_to_the_host_and_back():
 
 def test_the_watermark_is_kept_from_new_and_returning_sequences_alone():
     manager = BlockManager(10, 4, num_host_blocks=10, watermark=0.2)
-    assert manager.can_allocate([32])
-    assert not manager.can_allocate([33])
+    (other,) = manager.allocate([4])
+    assert manager.can_allocate([28])
+    assert not manager.can_allocate([29])
     with pytest.raises(OutOfBlocksError):
-        manager.allocate([33])
+        manager.allocate([29])
     with pytest.raises(OutOfBlocksError):
-        manager.admit([range(33)])
-    (sequence,) = manager.allocate([32])
+        manager.admit([range(29)])
+    (sequence,) = manager.allocate([28])
     manager.append([sequence], 8)  # what runs may use all
     assert manager.num_free_blocks == 0
     manager.swap_out([sequence])
     assert not manager.can_swap_in([sequence])
     with pytest.raises(OutOfBlocksError):
         manager.swap_in([sequence])
+    manager.free([other])
+    manager.swap_in([sequence])  # nobody runs for whom blocks would have to be kept
+
+
+def test_what_fits_the_pool_comes_back_whatever_the_watermark():
+    manager = BlockManager(10, 4, num_host_blocks=10, watermark=1)
+    (sequence,) = manager.allocate([40])
+    manager.swap_out([sequence])
+    assert manager.can_swap_in([sequence])
+    manager.swap_in([sequence])
+    assert not manager.can_allocate([1])
+    manager.check_integrity()
 
 
 # -- beam search ---------------------------------------------------------------------------
@@ -482,10 +495,15 @@ def test_whatever_the_pool_lacks_an_operation_is_done_whole_or_not_at_all(operat
         ({"watermark": 1.5}, "watermark is 1.5"),
         ({"watermark": -0.1}, "watermark is -0.1"),
         ({"num_host_blocks": -1}, "num_host_blocks is -1"),
-        ({"windows": ()}, "windows is empty"),
-        ({"windows": (0,)}, "a window is 0 tokens"),
+        ({"watermark": "x"}, "watermark is 'x'"),
+        ({"num_host_blocks": 1.5}, "num_host_blocks is 1.5"),
+        ({"num_blocks": "8"}, "num_blocks is '8'"),
+        ({"block_size": True}, "block_size is True"),
+        ({"windows": ()}, r"windows is \(\)"),
+        ({"windows": 16}, "windows is 16"),
+        ({"windows": (0,)}, "a window is 0"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        BlockManager(4, 4, **options)
+        BlockManager(**{"num_blocks": 4, "block_size": 4} | options)

@@ -432,3 +432,21 @@ def test_a_restored_manager_lets_freed_blocks_wait_for_the_steps_that_run():
     assert restored.num_deferred_blocks > waiting
     manager.free(manager.sequence_ids())
     assert_equal(restored.snapshot(), manager.snapshot())
+
+
+@pytest.mark.parametrize("name", ["group", "swapped", "chain", "tails", "num_known", "forked"])
+def test_an_array_that_is_too_short_is_refused(name):
+    manager = BlockManager(16, 4)
+    manager.admit([range(7), range(20, 29)])
+    snapshot = manager.snapshot()
+    arrays = dict(snapshot.arrays)
+    arrays[name] = arrays[name][:1]
+    with pytest.raises(SnapshotError, match=f"{name} is not given for each of 2 sequences"):
+        BlockManager.restore(Snapshot(snapshot.settings, arrays))
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"media": "x"}, {"media": {"0": 1}}], ids=repr)
+def test_settings_of_another_kind_are_refused(change):
+    snapshot = BlockManager(16, 4).snapshot()
+    with pytest.raises(SnapshotError, match="contradicts itself"):
+        BlockManager.restore(Snapshot(dict(snapshot.settings) | change, snapshot.arrays))
