@@ -19,7 +19,7 @@ LAYERS = [
     {"kv_cache"},
     {"attention"},
     {"testing", "peers", "report"},
-    {"benchmarking"},
+    {"benchmarking", "calculator"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = [
@@ -34,6 +34,8 @@ WITHOUT_TORCH = [
     "pagedattn.report",
     "pagedattn.report.cli",
     "pagedattn.hardware",
+    "pagedattn.calculator",
+    "pagedattn.calculator.cli",
 ]
 
 
