@@ -122,6 +122,11 @@ class BlockPool:
         """How many block-table entries refer to each of `blocks`; same shape, int32."""
         return self._ref_counts[blocks]
 
+    @property
+    def any_shared(self) -> bool:
+        """Whether a block has more than one reference."""
+        return self._num_extra > 0
+
     def num_reusable(self, blocks: NDArray[np.int32]) -> int:
         """How many of the distinct `blocks` are free, so that using them takes free blocks."""
         return int(np.count_nonzero(self._place[blocks] > 0))
@@ -356,6 +361,10 @@ class BlockPool:
         self._ref_counts[:] = state["ref_counts"]
         self._num_extra = int(self._ref_counts.sum()) - int(np.count_nonzero(self._ref_counts))
         self._next_unused, self.num_evicted = state["counters"].tolist()
+        if not 0 <= self._next_unused <= self.num_blocks or self.num_evicted < 0:
+            raise ValueError(f"the pool's counters are {state['counters'].tolist()}")
+        if (state["deferred_steps"] > busy_step).any():
+            raise ValueError("a block waits for a step that does not run")
         self._push_empty(state["empty"][::-1])
         self._push(state["cached"])
         for step in np.unique(state["deferred_steps"]).tolist():

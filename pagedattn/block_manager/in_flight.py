@@ -111,6 +111,9 @@ class StepsInFlight:
 
     def restore(self, newest: int, state: Mapping[str, NDArray[np.int64]]) -> None:
         """Become what `state` says; the running steps wait for `finish`."""
+        running = state["running"]
+        if (np.diff([0, *running.tolist(), newest + 1]) < 1).any():
+            raise ValueError(f"steps {running.tolist()} run, and {newest} is the newest")
         self.newest = newest
         self._running.extend((step, None) for step in state["running"].tolist())
         for step in np.unique(state["written_steps"]).tolist():

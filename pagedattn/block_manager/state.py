@@ -266,6 +266,11 @@ class ManagerState:
             references = np.bincount(named, minlength=pool.num_blocks)
             counts = pool.ref_counts(np.arange(pool.num_blocks, dtype=np.int32))
             assert np.array_equal(references, counts), "reference counts differ from the tables"
+            partly = members[rows.num_tokens[members] % self.block_size > 0]
+            last = rows.num_tokens[partly] // self.block_size
+            tails = lists.entries[self._tables.at(partly, 0, last)]
+            shared = pool.ref_counts(tails) > 1
+            assert rows.forked[partly[shared]].all(), "a shared block would be written"
         if self._cache is not None:
             self._cache.index.check_integrity()
         open_lists = np.sort(self._tables.all_lists_of(live))
@@ -326,12 +331,11 @@ class ManagerState:
         lists = tables.all_lists_of(rows)
         tables.lists.open(lists, arrays["list_first"], arrays["list_ends"])
         tables.lists.entries[tables.held(rows)] = arrays["blocks"]
-        self._steps.restore(settings["newest_step"], arrays)
+        self._steps.restore(whole_number(settings["newest_step"], "newest_step", 0), arrays)
         for name in _COUNTERS:
-            setattr(self, name, settings["counters"][name])
-        if self._cache is not None:
-            self._cache.num_lookup_tokens = settings["num_lookup_tokens"]
-            self._cache.num_hit_tokens = settings["num_hit_tokens"]
+            setattr(self, name, whole_number(settings["counters"][name], name, 0))
+        for name in ("num_lookup_tokens", "num_hit_tokens") if self._cache is not None else ():
+            setattr(self._cache, name, whole_number(settings[name], name, 0))
 
     def _plan_in(self, rows: NDArray[np.int64]) -> swapping.Move:
         assert self._host is not None

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagedattn import BlockManager, CacheKeys, OutOfBlocksError, PageTable, Snapshot
+from pagedattn.block_manager import prefix_index
 
+FEW = prefix_index._FEW
 GARBAGE = -1
 MAX_SEQUENCES = 12
 # what else contents depend on: a salt, or an image at a position
@@ -87,10 +89,12 @@ class BlockManagerMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.0, 0.1]),
         caching=st.sampled_from([True, True, True, False]),
         with_steps=st.booleans(),
+        few=st.sampled_from([0, 3, 128]),
     )
     def start(
-        self, num_blocks, block_size, num_host_blocks, windows, watermark, caching, with_steps
+        self, num_blocks, block_size, num_host_blocks, windows, watermark, caching, with_steps, few
     ):
+        prefix_index._FEW = few  # digests one after the other, or all at once
         self.manager = BlockManager(
             num_blocks,
             block_size,
@@ -109,6 +113,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.unwritten = {}  # sequence: its positions that the next step writes
         self.running = {}  # step: the slots it reads, and what it must find there
         self.written_by = {}  # step: slots
+        self.batches = {}  # step: groups that it writes for
         self.cacheable = set()  # prefixes that must be found as long as nothing was evicted
         self.complete = True
 
@@ -172,9 +177,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
         fresh = set(range(len(self.device)))
         for sequence, (start, stop) in self.unwritten.items():
             slots += self.write_now(sequence, start, stop, fresh)
-        self.unwritten.clear()
         step = self.manager.start_step()
         self.written_by[step] = slots
+        self.batches[step] = {self.sequences[sequence].group for sequence in self.unwritten}
+        self.unwritten.clear()
         reads = {}
         for sequence in self.resident():
             contents = self.sequences[sequence]
@@ -206,6 +212,9 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.manager.check_integrity()
         self.complete = False
 
+    def kept_free(self):
+        return int(self.manager.watermark * self.manager.num_blocks) if self.resident() else 0
+
     def draw_some(self, data, ids):
         return data.draw(st.lists(st.sampled_from(ids), min_size=1, unique=True))
 
@@ -214,9 +223,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.sequences) < MAX_SEQUENCES)
     @rule(lengths=st.lists(st.integers(1, 14), max_size=4))
     def allocate(self, lengths):
-        kept_free = int(self.manager.watermark * self.manager.num_blocks) if self.resident() else 0
         needed = len(self.windows) * sum(map(self.blocks, lengths))
-        fits = needed + kept_free <= self.manager.num_free_blocks
+        fits = needed + self.kept_free() <= self.manager.num_free_blocks
         assert self.manager.can_allocate(lengths) == fits
         if not fits:
             self.out_of_blocks(lambda: self.manager.allocate(lengths))
@@ -250,6 +258,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
         except OutOfBlocksError:
             unchanged = picture(self.manager) == before
             assert unchanged
+            most = len(self.windows) * sum(self.blocks(len(prompt)) for prompt in tokens)
+            assert most + self.kept_free() > self.manager.num_free_blocks
             return
         ids, cached = admission.sequence_ids.tolist(), admission.num_cached_tokens.tolist()
         fresh = set(np.flatnonzero(counts == 0).tolist())
@@ -479,18 +489,22 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail_step(self, data):
         step = data.draw(st.sampled_from(sorted(self.running)))
-        lost = {i for i in self.unwritten if not self.sequences[i].swapped}
+        groups = {self.sequences[sequence].group for sequence in self.unwritten}
         for later in [s for s in sorted(self.running) if s >= step]:
             del self.running[later]
+            groups |= self.batches[later]
         for later, slots in self.written_by.items():
             if later >= step:
                 for block, offset in slots:
                     self.device[block, offset] = GARBAGE
-        for sequence in self.resident():
-            if not self.reads_right(sequence):
-                lost.add(sequence)
+        wrong = {sequence for sequence in self.resident() if not self.reads_right(sequence)}
         self.unwritten.clear()
-        self.manager.fail_step(step)
+        tainted = set(self.manager.fail_step(step).tolist())
+        assert {i for i, contents in self.sequences.items() if contents.swapped} <= tainted
+        # the engine knows who was in these steps, the manager who shares with them
+        in_steps = {i for i, contents in self.sequences.items() if contents.group in groups}
+        lost = set(self.members(tainted | in_steps))
+        assert wrong <= lost
         self.complete = False
         if lost:
             for sequence in self.manager.drop(sorted(lost)).tolist():
@@ -576,6 +590,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         )
 
     def teardown(self):
+        prefix_index._FEW = FEW
         if not hasattr(self, "manager"):
             return
         self.launch()
