@@ -199,10 +199,7 @@ def _draw_example(canvas: Canvas, scene: Scene, y: float, shown: int) -> None:
         (f"where is token {shown},\n“{scene.words[shown]}”?", 1.95),
         (f"logical block {shown} // {size} = {logical}\noffset {shown} % {size} = {offset}", 2.5),
         (f"page table\n{logical} → block {block}", 1.6),
-        (
-            f"slot {block} \N{MULTIPLICATION SIGN} {size} + {offset} = {slot}:\nits K and V lie there",
-            2.4,
-        ),
+        (f"{product}\nits K and V lie there", 2.4),
     )
     gap = (WIDTH - 2 * MARGIN - sum(width for _, width in steps)) / 3
     left = MARGIN
