@@ -147,6 +147,12 @@ class Canvas:
             zorder=5,
         )
 
+    def label(self, x: float, y: float, text: str) -> Text:
+        """Write words on a white ground, over a pattern, beginning at `x`."""
+        words = self.write(x, y, text, size=SMALL, across="left")
+        words.set_bbox({"boxstyle": "square,pad=0.15", "facecolor": "white", "linewidth": 0})
+        return words
+
     def arrow(
         self,
         start: tuple[float, float],
