@@ -45,8 +45,8 @@ class _StaticBatch:
         if self._started:
             return None
         rows = self._rows
-        prompt = max(prompt_tokens, int(rows.prompts.max()))
-        output = max(output_tokens, int((rows.final - rows.prompts).max()))
+        prompt = max(prompt_tokens + generated, int(rows.first.max()))
+        output = max(output_tokens - generated, int((rows.final - rows.first).max()))
         if not self._fits(self._width + 1, prompt, output):
             if self._width == 0:
                 raise RequestError(
@@ -56,7 +56,7 @@ class _StaticBatch:
             return None
         final = prompt_tokens + output_tokens
         self._width += 1
-        return rows.add(prompt_tokens, prompt_tokens + generated, final, final)
+        return rows.add(prompt_tokens + generated, final, final)
 
     def advance(self, handles: Handles) -> Handles:
         """See `Reservation.advance`; nobody has to go."""
@@ -108,7 +108,7 @@ class Transformers(_StaticBatch):
     (before version 4.36) all old layers lived until the last new one was made: `copies` is 1. A
     `DynamicCache` frees each layer's at once: `copies` is 1 over the number of layers. The batch
     must leave room for that, and for requests that run to the model's maximum, as nobody knows
-    how long they will be.
+    how long they will be: so many columns as the longest prompt and what the shortest may generate.
 
     Args:
         num_slots: slots of the memory.
@@ -122,17 +122,23 @@ class Transformers(_StaticBatch):
     def __init__(self, num_slots: int, max_model_len: int, copies: float = 1.0) -> None:
         super().__init__(num_slots, max_model_len)
         self.copies = copies
-        self._column = 0
+        self._column = self._shortest = 0
 
     def _fits(self, width: int, prompt: int, output: int) -> bool:
-        del prompt, output
-        return width * self.max_model_len * (1 + self.copies) <= self.num_slots
+        del output
+        columns = prompt + self.max_model_len - self._shortest
+        return width * columns * (1 + self.copies) <= self.num_slots
 
     def admit(self, prompt_tokens: int, output_tokens: int, generated: int = 0) -> int | None:
         """See `Reservation.admit`."""
+        stored = prompt_tokens + generated
+        before = self._shortest
+        self._shortest = min(stored, before) if self._width else stored
         row = super().admit(prompt_tokens, output_tokens, generated)
-        if row is not None:
-            self._column = max(self._column, prompt_tokens + generated)
+        if row is None:
+            self._shortest = before
+        else:
+            self._column = max(self._column, stored)
         return row
 
     def advance(self, handles: Handles) -> Handles:
@@ -194,8 +200,8 @@ class FlexGen(_StaticBatch):
         """See `Reservation.admit`."""
         row = super().admit(prompt_tokens, output_tokens, generated)
         if row is not None:
-            self._prompt = max(self._prompt, prompt_tokens)
-            self._output = max(self._output, output_tokens)
+            self._prompt = max(self._prompt, prompt_tokens + generated)
+            self._output = max(self._output, output_tokens - generated)
         return row
 
     def finish(self, handles: Handles) -> None:
@@ -245,7 +251,7 @@ class TextGenerationInference:
         check_request(prompt_tokens, output_tokens, generated, self.max_model_len)
         most = min(self.max_model_len, prompt_tokens + power_of_two_from(output_tokens))
         tokens = prompt_tokens + generated
-        row = self._rows.add(prompt_tokens, tokens, prompt_tokens + output_tokens, most)
+        row = self._rows.add(tokens, prompt_tokens + output_tokens, most)
         if self._kept() <= self.num_slots:
             return row
         self._rows.remove(np.array([row]))

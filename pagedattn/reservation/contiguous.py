@@ -43,7 +43,7 @@ class _Orca:
                 )
             return None
         final = prompt_tokens + output_tokens
-        row = self._rows.add(prompt_tokens, prompt_tokens + generated, final, length)
+        row = self._rows.add(prompt_tokens + generated, final, length)
         self._starts[row] = start
         return row
 

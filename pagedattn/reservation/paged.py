@@ -53,7 +53,7 @@ class Paged:
         tokens = prompt_tokens + generated
         if not manager.can_allocate([tokens]):
             return None
-        row = self._rows.add(prompt_tokens, tokens, final, 0)
+        row = self._rows.add(tokens, final, 0)
         if row >= self._ids.size:
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
         self._ids[row] = manager.allocate([tokens])[0]

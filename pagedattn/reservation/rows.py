@@ -24,7 +24,7 @@ class RequestRows:
     Attributes:
         tokens: int64 [rows], tokens that each request has stored so far.
         final: int64 [rows], tokens that it will have stored at its end.
-        prompts: int64 [rows], tokens of its prompt.
+        first: int64 [rows], tokens that were stored when it was admitted.
         reserved: int64 [rows], slots kept for it.
         live: bool [rows], whether the row is in use.
 
@@ -33,7 +33,7 @@ class RequestRows:
     def __init__(self) -> None:
         self.tokens = np.zeros(16, dtype=np.int64)
         self.final = np.zeros(16, dtype=np.int64)
-        self.prompts = np.zeros(16, dtype=np.int64)
+        self.first = np.zeros(16, dtype=np.int64)
         self.reserved = np.zeros(16, dtype=np.int64)
         self.live = np.zeros(16, dtype=bool)
         self._unused = list(reversed(range(16)))
@@ -41,16 +41,16 @@ class RequestRows:
     def __len__(self) -> int:
         return self.live.size - len(self._unused)
 
-    def add(self, prompt: int, tokens: int, final: int, reserved: int) -> int:
+    def add(self, tokens: int, final: int, reserved: int) -> int:
         """Use a row; returns its number."""
         if not self._unused:
             old = self.live.size
-            for name in ("tokens", "final", "prompts", "reserved", "live"):
+            for name in ("tokens", "final", "first", "reserved", "live"):
                 values = getattr(self, name)
                 setattr(self, name, np.concatenate([values, np.zeros_like(values)]))
             self._unused = list(reversed(range(old, 2 * old)))
         row = self._unused.pop()
-        self.prompts[row], self.tokens[row] = prompt, tokens
+        self.first[row] = self.tokens[row] = tokens
         self.final[row], self.reserved[row] = final, reserved
         self.live[row] = True
         return row
@@ -58,7 +58,7 @@ class RequestRows:
     def remove(self, rows: Handles) -> None:
         """Stop using `rows`."""
         assert self.live[rows].all(), "a request ends twice"
-        for values in (self.tokens, self.final, self.prompts, self.reserved):
+        for values in (self.tokens, self.final, self.first, self.reserved):
             values[rows] = 0
         self.live[rows] = False
         self._unused += rows.tolist()
