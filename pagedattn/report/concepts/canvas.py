@@ -6,7 +6,7 @@ shown at half its width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
@@ -147,9 +147,9 @@ class Canvas:
             zorder=5,
         )
 
-    def label(self, x: float, y: float, text: str) -> Text:
-        """Write words on a white ground, over a pattern, beginning at `x`."""
-        words = self.write(x, y, text, size=SMALL, across="left")
+    def label(self, x: float, y: float, text: str, *, across: Across = "left") -> Text:
+        """Write words on a white ground, over a pattern."""
+        words = self.write(x, y, text, size=SMALL, across=across)
         words.set_bbox({"boxstyle": "square,pad=0.15", "facecolor": "white", "linewidth": 0})
         return words
 
@@ -180,6 +180,23 @@ class Canvas:
             )
         )
 
+    def line(
+        self,
+        start: tuple[float, float],
+        end: tuple[float, float],
+        colour: str = GREY,
+        *,
+        width: float = 1.0,
+        style: Literal["-", ":"] = "-",
+    ) -> None:
+        """Draw a line without a head."""
+        xs, ys = zip(start, end, strict=True)
+        self._axes.plot(xs, ys, color=colour, linewidth=width, linestyle=style, zorder=3)
+
+    def marker(self, x: float, y: float, marker: str, **look: Any) -> None:
+        """Draw a marker, with matplotlib's properties of a line, as charts have them."""
+        self._axes.plot([x], [y], marker, zorder=4, **look)
+
     def route(self, points: list[tuple[float, float]], *, colour: str = RED) -> None:
         """Draw an arrow along straight lines from point to point."""
         xs, ys = zip(*points[:-1], strict=True)
@@ -197,12 +214,13 @@ class Canvas:
 
     def key(
         self, left: float, y: float, entries: Iterable[tuple[str, str, str]], gap: float = 0.3
-    ) -> None:
-        """Write a legend on one line: words, fill and hatch of each entry."""
+    ) -> float:
+        """Write a legend on one line: words, fill and hatch of each; return where it ends."""
         for text, fill, hatch in entries:
             self.box(left, y - 0.1, 0.3, 0.2, fill=fill, hatch=hatch, line=0.8)
             words = self.write(left + 0.39, y, text, size=SMALL, across="left")
             left += 0.39 + self.width_of(words) + gap
+        return left
 
     def width_of(self, words: Text) -> float:
         """Return the width of what was written."""
