@@ -9,13 +9,13 @@ from pagedattn.block_manager import BlockManager
 from pagedattn.page_table import PageTable
 from pagedattn.report.concepts.canvas import (
     BLUE,
+    DARK_RED,
     GREEN,
     GREY,
     HEADING,
     MARGIN,
     ORANGE,
     PALE,
-    RED,
     SMALL,
     WIDTH,
     Canvas,
@@ -236,7 +236,7 @@ def _draw_stage(canvas: Canvas, scene: Scene, stage: Stage, number: int, top: fl
     for block, count in enumerate(stage.ref_counts):
         x = _LEFT + block * _PITCH + _WIDE / 2
         if count:
-            canvas.badge(x, y + 0.13, f"{count}", fill=RED if count > 1 else GREY)
+            canvas.badge(x, y + 0.13, f"{count}", fill=DARK_RED if count > 1 else GREY)
         else:
             canvas.write(x, y + 0.13, "0", colour=GREY)
 
@@ -279,4 +279,6 @@ def _draw_blocks(canvas: Canvas, scene: Scene, stage: Stage, top: float) -> None
     for source, destination in stage.copies:
         start, end = (_LEFT + block * _PITCH + _WIDE - 0.14 for block in (source, destination))
         canvas.route([(start, top), (start, top - 0.33), (end, top - 0.33), (end, top - 0.02)])
-        canvas.write((start + end) / 2, top - 0.46, "copy", size=SMALL, weight="bold", colour=RED)
+        canvas.write(
+            (start + end) / 2, top - 0.46, "copy", size=SMALL, weight="bold", colour=DARK_RED
+        )

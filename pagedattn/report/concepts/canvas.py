@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from matplotlib.axes import Axes
-    from matplotlib.patches import Patch
     from matplotlib.text import Text
 
 WIDTH = 1400 / DPI
@@ -29,6 +28,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = COLOURS
 GREY = "#555555"
 PALE = "#f1f1f1"
 HATCH = "#8a8a8a"
+DARK_RED = "#a84a00"  # red enough, and dark enough to write with
 
 Across = Literal["left", "center", "right"]
 Down = Literal["top", "center", "bottom", "baseline", "center_baseline"]
@@ -46,7 +46,6 @@ class Canvas:
     Attributes:
         figure: what is drawn on.
         top: where the drawing may begin, below title and subtitle.
-        fitted: words and the boxes that they must stay in.
 
     """
 
@@ -58,7 +57,6 @@ class Canvas:
         self._axes.set_axis_off()
         self._axes.set_xlim(0, WIDTH)
         self._axes.set_ylim(height, 0)
-        self.fitted: list[tuple[Text, Patch]] = []
         self.write(MARGIN, 0.33, title, size=TITLE, weight="bold", across="left")
         lines = self.wrap(subtitle, WIDTH - 2 * MARGIN, BODY)
         self.write(MARGIN, 0.62, "\n".join(lines), across="left", down="top")
@@ -81,19 +79,20 @@ class Canvas:
         weight: str = "normal",
         colour: str = INK,
         layer: float = 2.0,
-    ) -> Patch:
+    ) -> None:
         """Draw a rectangle, with words in its middle that must fit it."""
-        patch = Rectangle(
-            (left, top),
-            width,
-            height,
-            facecolor=fill,
-            edgecolor=edge,
-            linewidth=line,
-            linestyle=style,
-            zorder=layer,
+        self._axes.add_patch(
+            Rectangle(
+                (left, top),
+                width,
+                height,
+                facecolor=fill,
+                edgecolor=edge,
+                linewidth=line,
+                linestyle=style,
+                zorder=layer,
+            )
         )
-        self._axes.add_patch(patch)
         if hatch:
             # drawn apart, as a patch has one colour for edge and hatch
             self._axes.add_patch(
@@ -110,16 +109,13 @@ class Canvas:
             )
         if text:
             middle = left + width / 2, top + height / 2
-            words = self.write(*middle, text, size=size, weight=weight, colour=colour)
-            self.fitted.append((words, patch))
-        return patch
+            self.write(*middle, text, size=size, weight=weight, colour=colour)
 
     def badge(self, x: float, y: float, text: str, *, fill: str = INK) -> None:
         """Draw a disc around one or two white letters."""
         patch = Ellipse((x, y), 0.27, 0.27, facecolor=fill, edgecolor="none", zorder=4)
         self._axes.add_patch(patch)
-        words = self.write(x, y, text, weight="bold", colour="white")
-        self.fitted.append((words, patch))
+        self.write(x, y, text, weight="bold", colour="white")
 
     def write(
         self,
@@ -197,7 +193,7 @@ class Canvas:
         """Draw a marker, with matplotlib's properties of a line, as charts have them."""
         self._axes.plot([x], [y], marker, zorder=4, **look)
 
-    def route(self, points: list[tuple[float, float]], *, colour: str = RED) -> None:
+    def route(self, points: list[tuple[float, float]], *, colour: str = DARK_RED) -> None:
         """Draw an arrow along straight lines from point to point."""
         xs, ys = zip(*points[:-1], strict=True)
         self._axes.plot(xs, ys, color=colour, linewidth=2.0, zorder=3, solid_joinstyle="miter")

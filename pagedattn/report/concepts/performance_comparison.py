@@ -91,7 +91,7 @@ def scene(rates: tuple[float, ...] = RATES, max_steps: int = 8000) -> Scene:
 def draw(scene: Scene) -> Figure:
     """Draw the batches on the left and the tokens on the right."""
     canvas = Canvas(
-        6.4,
+        6.55,
         "Larger batches, more tokens: a simulation",
         "Nothing here was measured on a GPU: OPT-13B on an A100 of 40 GB, by its numbers; requests "
         "with ShareGPT's lengths; a step's time fitted to the vLLM of SOSP '23, Figure 13.",
