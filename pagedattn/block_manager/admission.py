@@ -182,8 +182,8 @@ def share(
             entries[at[made]] = entries[at[full.first[made]]]
             pool.retain_found(entries[at[made]])
         keys = groups.keys(full.digests[new], group)
-        held = cached.found[group][new] if full.told_apart else None
-        written(cache.register(pool, entries[at[new]], keys, held))
+        unknown = full.told_apart and bool((cached.found[group][new] < 0).all())
+        written(cache.register(pool, entries[at[new]], keys, new=unknown))
     return rows
 
 
@@ -242,8 +242,9 @@ def share_one(
     tables.lists.entries[start + num_hit : start + end] = new
     tables.rows.num_tokens[row] = taken
     registered = slice(num_hit, num_full)
+    unknown = bool((found[registered] < 0).all())
     blocks = new[: num_full - num_hit]
-    written(cache.register(pool, blocks, digests[registered], found[registered]))
+    written(cache.register(pool, blocks, digests[registered], new=unknown))
     return row, num_hit, taken
 
 

@@ -30,13 +30,22 @@ class OutOfBlocksError(RuntimeError):
         needed: blocks the operation needs.
         free: blocks that were free for it.
 
+    Args:
+        needed: as above.
+        free: as above.
+        pool: which pool, if not the device's.
+        num_blocks: blocks of the pool, free or not, if that is known.
+
     """
 
-    def __init__(self, needed: int, free: int, pool: str = "") -> None:
-        super().__init__(
-            f"the operation needs {needed} {pool + ' ' if pool else ''}blocks and {free} are free: "
-            "free or preempt a sequence first"
-        )
+    def __init__(
+        self, needed: int, free: int, pool: str = "", num_blocks: int | None = None
+    ) -> None:
+        blocks = f"{pool} blocks" if pool else "blocks"
+        advice = "free or preempt a sequence first"
+        if num_blocks is not None and needed > num_blocks:
+            advice = f"the pool has {num_blocks}, so it never fits"
+        super().__init__(f"the operation needs {needed} {blocks} and {free} are free: {advice}")
         self.needed = needed
         self.free = free
 
@@ -113,6 +122,11 @@ class BlockPool:
         """How many block-table entries refer to each of `blocks`; same shape, int32."""
         return self._ref_counts[blocks]
 
+    @property
+    def any_shared(self) -> bool:
+        """Whether a block has more than one reference."""
+        return self._num_extra > 0
+
     def num_reusable(self, blocks: NDArray[np.int32]) -> int:
         """How many of the distinct `blocks` are free, so that using them takes free blocks."""
         return int(np.count_nonzero(self._place[blocks] > 0))
@@ -121,7 +135,7 @@ class BlockPool:
         """Raise `OutOfBlocksError` unless `count` blocks are free."""
         free = self.num_free if free is None else free
         if count > free:
-            raise OutOfBlocksError(count, free, self.name)
+            raise OutOfBlocksError(count, free, self.name, self.num_blocks)
 
     def take(self, count: int) -> NDArray[np.int32]:
         """Hand out `count` free blocks, each with one reference; their contents are forgotten.
@@ -347,6 +361,10 @@ class BlockPool:
         self._ref_counts[:] = state["ref_counts"]
         self._num_extra = int(self._ref_counts.sum()) - int(np.count_nonzero(self._ref_counts))
         self._next_unused, self.num_evicted = state["counters"].tolist()
+        if not 0 <= self._next_unused <= self.num_blocks or self.num_evicted < 0:
+            raise ValueError(f"the pool's counters are {state['counters'].tolist()}")
+        if (state["deferred_steps"] > busy_step).any():
+            raise ValueError("a block waits for a step that does not run")
         self._push_empty(state["empty"][::-1])
         self._push(state["cached"])
         for step in np.unique(state["deferred_steps"]).tolist():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pagedattn.block_manager.ragged import whole_number
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -44,6 +46,8 @@ class StepsInFlight:
 
     def start(self, is_done: Callable[[], bool] | None) -> int:
         """Number the work that is launched now."""
+        if is_done is not None and not callable(is_done):
+            raise ValueError(f"is_done is {is_done!r}; it must be a function, or None")
         self.newest += 1
         self._running.append((self.newest, is_done))
         return self.newest
@@ -107,6 +111,9 @@ class StepsInFlight:
 
     def restore(self, newest: int, state: Mapping[str, NDArray[np.int64]]) -> None:
         """Become what `state` says; the running steps wait for `finish`."""
+        running = state["running"]
+        if (np.diff([0, *running.tolist(), newest + 1]) < 1).any():
+            raise ValueError(f"steps {running.tolist()} run, and {newest} is the newest")
         self.newest = newest
         self._running.extend((step, None) for step in state["running"].tolist())
         for step in np.unique(state["written_steps"]).tolist():
@@ -115,5 +122,6 @@ class StepsInFlight:
 
     def require_started(self, step: int) -> None:
         """Raise `ValueError` for a number that no step has."""
+        step = whole_number(step, "a step", -(1 << 62))
         if not 1 <= step <= self.newest:
             raise ValueError(f"step {step} was never started; the newest is {self.newest}")

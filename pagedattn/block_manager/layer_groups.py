@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pagedattn.block_manager.ragged import whole_number
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,14 +29,14 @@ class LayerGroups:
     """
 
     def __init__(self, windows: Sequence[int | None], block_size: int) -> None:
-        if not windows:
-            raise ValueError("windows is empty; there must be at least one layer group")
-        for window in windows:
-            if window is not None and (not isinstance(window, int) or window < 1):
-                raise ValueError(
-                    f"a window is {window} tokens; it must be a whole number of at least 1, or None"
-                )
-        self.windows = tuple(windows)
+        if not isinstance(windows, (list, tuple)) or not windows:
+            raise ValueError(
+                f"windows is {windows!r}; it must be a list with a window, or None, for each of at "
+                "least one layer group"
+            )
+        self.windows = tuple(
+            None if window is None else whole_number(window, "a window", 1) for window in windows
+        )
         self.count = len(self.windows)
         self.block_size = block_size
         self.has_window = any(window is not None for window in self.windows)

@@ -10,9 +10,9 @@ import numpy as np
 from pagedattn.block_manager import growth
 from pagedattn.block_manager.admission import FullBlocks, look_up, open_rows, share, share_one
 from pagedattn.block_manager.preemption import Preemption
-from pagedattn.block_manager.prefix_hash import CacheKeys, Prompts, token_ids_of
-from pagedattn.block_manager.ragged import ragged, token_counts, whole_sum
-from pagedattn.block_manager.snapshot import Snapshot, SnapshotError
+from pagedattn.block_manager.prefix_hash import MAX_TOKEN_ID, CacheKeys, Prompts, token_ids_of
+from pagedattn.block_manager.ragged import ragged, token_counts, whole_number, whole_sum
+from pagedattn.block_manager.snapshot import FORMAT, Snapshot, SnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,8 +57,8 @@ class BlockManager(Preemption):
         seed: makes the prefix hashes the same in every process; by default they are unpredictable.
         windows: a layer group for each entry, with its sliding window in tokens, or None for
             full attention. Each group has its own block tables.
-        watermark: share of the pool that `allocate`, `admit` and `swap_in` leave free, so that
-            running sequences can grow; 0 to 1.
+        watermark: share of the pool that `allocate`, `admit` and `swap_in` leave free while
+            sequences run, so that these can grow; 0 to 1.
 
     Example:
         >>> manager = BlockManager(num_blocks=8, block_size=4)
@@ -84,8 +84,12 @@ class BlockManager(Preemption):
             SnapshotError: the snapshot contradicts itself.
 
         """
+        if not isinstance(snapshot, Snapshot):
+            raise SnapshotError(f"{snapshot!r} is not a Snapshot; Snapshot.load reads a file")
         settings = snapshot.settings
         try:
+            if settings["format"] != FORMAT:
+                raise ValueError(f"it has format {settings['format']}; this version reads {FORMAT}")
             seed = bytes.fromhex(settings["seed"]) if settings["prefix_caching"] else None
             manager = cls(
                 settings["num_blocks"],
@@ -98,7 +102,9 @@ class BlockManager(Preemption):
             )
             manager._become(settings, snapshot.arrays)
             manager.check_integrity()
-        except (KeyError, IndexError, ValueError, TypeError, AssertionError) as error:
+        except KeyError as error:
+            raise SnapshotError(f"the snapshot contradicts itself: it has no {error}") from error
+        except (AttributeError, IndexError, ValueError, TypeError, AssertionError) as error:
             raise SnapshotError(f"the snapshot contradicts itself: {error}") from error
         return manager
 
@@ -153,8 +159,9 @@ class BlockManager(Preemption):
             ValueError: a prompt is empty or holds something else than token ids; keys do not fit.
 
         """
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        if max_new_tokens is not None:
+            whole_number(max_new_tokens, "max_new_tokens", 1)
+            max_new_tokens = int(min(max_new_tokens, MAX_TOKEN_ID))
         batch = Prompts.of(prompts, keys)
         self._poll()
         if self._cache is None:
@@ -297,8 +304,7 @@ class BlockManager(Preemption):
             ValueError: `num_forks` is less than 1.
 
         """
-        if not isinstance(num_forks, (int, np.integer)) or num_forks < 1:
-            raise ValueError(f"num_forks is {num_forks}; it must be a whole number of at least 1")
+        num_forks = whole_number(num_forks, "num_forks", 1)
         state, lists = self._tables.rows, self._tables.lists
         parents = np.repeat(state.parents_of(sequence_ids), num_forks)
         self._tables.reserve(parents.size)
@@ -324,7 +330,8 @@ class BlockManager(Preemption):
         """End sequences; a block goes back to the pool with its last owner.
 
         Full blocks whose tokens are known stay findable until they are evicted, those least
-        recently freed first and of a sequence its tail first.
+        recently freed first and of a sequence its tail first. If the step that was to write them
+        will not be launched, call `cancel_step` first.
 
         Raises:
             UnknownSequenceError: a sequence is not live, for one because it was freed before.

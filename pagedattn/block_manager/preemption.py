@@ -8,7 +8,7 @@ import numpy as np
 
 from pagedattn.block_manager import growth, swapping
 from pagedattn.block_manager.block_pool import OutOfBlocksError
-from pagedattn.block_manager.ragged import distinct
+from pagedattn.block_manager.ragged import distinct, ragged
 from pagedattn.block_manager.state import ManagerState
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class Preemption(ManagerState):
 
         Args:
             is_done: asked when blocks are needed, for one `torch.cuda.Event.query`; without it,
-                call `finish_step`.
+                call `finish_step`. What it raises comes out of the operation that asked, which
+                then has changed nothing.
 
         Returns:
             The step's number: 1, 2, ...
@@ -132,11 +133,15 @@ class Preemption(ManagerState):
         self._steps.finish(step)
         self._settle()
 
-    def fail_step(self, step: int) -> None:
+    def fail_step(self, step: int) -> NDArray[np.int64]:
         """Say that `step` and all after it did not do their work, and read no more.
 
-        The blocks that they were to write cannot be found any longer. The sequences of these
-        steps are still there, with contents that were never written: `drop` them.
+        The blocks that they were to write cannot be found any longer, here or on the host.
+
+        Returns:
+            int64 [num_tainted], sequences that may hold what was never written: those whose
+            tables name a block that these steps were to fill, and all that are swapped out, of
+            which this is not known. `drop` them, and those that were in these steps.
 
         Raises:
             ValueError: no such step was started, or it is done.
@@ -144,10 +149,36 @@ class Preemption(ManagerState):
         """
         lost = self._steps.fail(step)
         self._settle()
+        if self._host is not None and self._host.digests is not None:
+            self._host.forget(np.flatnonzero(self._host.digests.hashed).astype(np.int32))
+        rows, tables = self._tables.rows.live_rows(), self._tables
         if lost is None:
             self.reset_prefix_cache()
-        elif self._cache is not None:
+            return tables.rows.ids(rows)
+        if self._cache is not None:
             self._pool.forget(lost[self._cache.index.hashed[lost]])
+        tainted = tables.rows.swapped[rows]
+        resident = rows[~tainted]
+        lists = tables.all_lists_of(resident)
+        ends = tables.per_list(tables.blocks_for(tables.rows.num_tokens[resident]))
+        numbers, _ = ragged(tables.lists.first[lists], ends)
+        named = np.isin(tables.lists.entries[tables.held(resident)], lost)
+        holders = np.zeros(resident.size, dtype=bool)
+        holders[numbers[named] // tables.groups.count] = True
+        tainted[~tainted] = holders
+        return tables.rows.ids(rows[tainted])
+
+    def cancel_step(self) -> NDArray[np.int64]:
+        """Say that what was admitted and appended since the last `start_step` is not launched.
+
+        The blocks that the step was to write cannot be found, as after `fail_step`.
+
+        Returns:
+            int64, as by `fail_step`: those that are still launched, by a later step and with what
+            they share, may stay; free those that are given up.
+
+        """
+        return self.fail_step(self.start_step())
 
     def reset_prefix_cache(self) -> None:
         """Make nothing findable that is there now, as after new weights were loaded.
@@ -167,7 +198,7 @@ class Preemption(ManagerState):
         if swapped is not None and swapped.any():
             resident = rows[~swapped]
             self._release_host(self._tables.held(rows[swapped]))
-        self._pool.release(self._tables.lists.entries[self._tables.held(resident)][::-1])
+        self._pool.release(self._tables.lists.entries[self._tables.tails_first(resident)])
         self._tables.lists.close(self._tables.all_lists_of(rows))
         self._tables.rows.remove(rows)
 
@@ -177,4 +208,5 @@ class Preemption(ManagerState):
         self._tables.lists.entries[places] = 0
         self._host.release(blocks)
         if self._host.digests is not None:
-            self._host.forget(distinct(blocks))
+            blocks = distinct(blocks)
+            self._host.forget(blocks[self._host.ref_counts(blocks) == 0])

@@ -39,7 +39,8 @@ class PrefixCache:
         pool: BlockPool,
         blocks: NDArray[np.int32],
         digests: NDArray[np.uint64],
-        held: NDArray[np.int32] | None = None,
+        *,
+        new: bool = False,
     ) -> NDArray[np.int32]:
         """Make full blocks findable; of several that hold the same, one.
 
@@ -50,14 +51,13 @@ class PrefixCache:
             pool: the blocks' pool.
             blocks: int32 [num_blocks], distinct and referenced.
             digests: uint64 [num_blocks, 4].
-            held: int32 [num_blocks], what the index held for `digests`, which are then distinct,
-                before blocks were taken; by default it is looked up.
+            new: whether the digests are known to be distinct, and of none that is in the index.
 
         Returns:
             int32, those that became findable.
 
         """
-        if held is not None and (held < 0).all():
+        if new:
             self.index.insert(blocks, digests)
             return blocks
         held = self.index.enter(blocks, digests)
@@ -135,4 +135,7 @@ class PrefixCache:
             if tables.groups.windows[group] is not None:
                 kept = columns >= tables.lists.first[tables.lists_of(rows, group)]
                 blocks, keys = blocks[kept], keys[kept]
+            if pool.any_shared:  # forks may be told of one after the other
+                fresh = ~self.index.hashed[blocks]
+                blocks, keys = blocks[fresh], keys[fresh]
             written(self.register(pool, blocks, keys))

@@ -94,14 +94,21 @@ class Prompts:
                 2**31 - 1, or there is not one key a prompt, or media lies outside its prompt.
 
         """
+        if not isinstance(prompts, (list, tuple, np.ndarray)):
+            raise ValueError(f"prompts must be a list of prompts; given {prompts!r}")
         for prompt in prompts[:1]:
-            if np.ndim(prompt) == 0 and not isinstance(prompt, range):
-                raise ValueError(f"prompts must be a list of prompts; the first of it is {prompt}")
+            if np.isscalar(prompt) or (isinstance(prompt, np.ndarray) and prompt.ndim == 0):
+                raise ValueError(
+                    f"prompts must be a list of prompts; the first of it is {prompt!r}"
+                )
         parts = [_as_integers(prompt) for prompt in prompts]
         lengths = np.array([part.size for part in parts], dtype=np.int64)
         if (lengths == 0).any():
             raise ValueError(f"prompt {int(np.argmin(lengths))} is empty; it needs 1 token")
-        each = [keys] * len(parts) if keys is None or isinstance(keys, CacheKeys) else list(keys)
+        each = [keys] * len(parts) if keys is None or isinstance(keys, CacheKeys) else [*keys]
+        for key in each:
+            if key is not None and not isinstance(key, CacheKeys):
+                raise ValueError(f"keys must be CacheKeys or None; given {key!r}")
         if len(each) != len(parts):
             raise ValueError(f"{len(each)} keys were given for {len(parts)} prompts")
         for number, (key, length) in enumerate(zip(each, lengths.tolist(), strict=True)):

@@ -30,6 +30,13 @@ def whole_numbers(values: ArrayLike, what: str) -> NDArray[np.int64]:
     return array.astype(np.int64, copy=False).reshape(-1)
 
 
+def whole_number(value: object, what: str, least: int) -> int:
+    """Return `value` as an `int`; refuse fractions, booleans and what is below `least`."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{what} is {value!r}; it must be a whole number of at least {least}")
+    return int(value)
+
+
 def nonzero(values: NDArray[Any]) -> NDArray[np.int64]:
     """Places of the non-zero `values`, one-dimensional (`np.flatnonzero` with less overhead)."""
     return values.nonzero()[0]

@@ -220,6 +220,9 @@ class SequenceRows:
         """Make these rows, which are as new, what `state` says; the live rows."""
         self.grow(state["next_ids"].size - self.capacity)
         rows = state["ids"] & _ROW_MASK
+        for name in _PER_SEQUENCE:
+            if state[name].shape != (rows.size, *getattr(self, name).shape[1:]):
+                raise ValueError(f"{name} is not given for each of {rows.size} sequences")
         self._ids[rows] = state["ids"]
         self._next_ids[:] = state["next_ids"]
         self._unused[: state["unused"].size] = state["unused"]
@@ -237,6 +240,8 @@ class SequenceRows:
         both = np.sort(np.concatenate([live, unused]))
         assert np.array_equal(both, np.arange(self.capacity)), "rows are lost or used twice"
         assert (self._ids[live] & _ROW_MASK == live).all(), "an id does not name its row"
+        assert (self._next_ids & _ROW_MASK == np.arange(self.capacity)).all(), "ids change rows"
+        assert (self._next_ids[live] > self._ids[live]).all(), "an id would be used again"
         assert (self.num_tokens[live] > 0).all(), "a live sequence is empty"
         assert (self.num_known[live] <= self.num_tokens[live]).all(), "more is known than is there"
         assert not self.num_tokens[unused].any(), "an unused row has tokens"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pagedattn.block_manager.block_lists import BlockLists
+from pagedattn.block_manager.ragged import ragged
 from pagedattn.block_manager.sequence_rows import SequenceRows
 
 if TYPE_CHECKING:
@@ -60,6 +61,20 @@ class SequenceTables:
         lists = self.all_lists_of(rows)
         ends = self.per_list(self.blocks_for(self.rows.num_tokens[rows]))
         return self.lists.addresses(lists, self.lists.first[lists], ends)
+
+    def tails_first(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places in `lists.entries` of all blocks that `rows` hold, in the order to evict them.
+
+        The last row's before the others', and of each row, whatever the layer group, a later
+        logical block before an earlier one, since a prefix is of use only as a whole.
+        """
+        if self.groups.count == 1:
+            return self.held(rows)[::-1]
+        lists = self.all_lists_of(rows)
+        first = self.lists.first[lists]
+        numbers, columns = ragged(first, self.per_list(self.blocks_for(self.rows.num_tokens[rows])))
+        order = np.lexsort((columns, numbers // self.groups.count))[::-1]
+        return (self.lists.start[lists[numbers]] + columns)[order]
 
     def at(
         self, rows: NDArray[np.int64], group: int, columns: NDArray[np.int64]

@@ -71,6 +71,8 @@ class Snapshot:
                     arrays = {name: file[name] for name in file.files}
             settings = json.loads(arrays.pop("settings").tobytes())
             version = settings["format"]
+        except KeyError as error:
+            raise SnapshotError(f"{path} is not a block manager's snapshot: no {error}") from None
         except _UNREADABLE as error:
             raise SnapshotError(f"{path} is not a block manager's snapshot: {error}") from None
         if version != FORMAT:

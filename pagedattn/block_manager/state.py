@@ -12,7 +12,7 @@ from pagedattn.block_manager.in_flight import StepsInFlight
 from pagedattn.block_manager.layer_groups import LayerGroups
 from pagedattn.block_manager.prefix_cache import PrefixCache
 from pagedattn.block_manager.prefix_index import BlockDigests
-from pagedattn.block_manager.ragged import token_counts, whole_sum
+from pagedattn.block_manager.ragged import token_counts, whole_number, whole_sum
 from pagedattn.block_manager.sequence_tables import SequenceTables
 from pagedattn.block_manager.snapshot import FORMAT, Snapshot
 from pagedattn.block_manager.statistics import BlockStatistics
@@ -43,12 +43,11 @@ class ManagerState:
         windows: Sequence[int | None] = (None,),
         watermark: float = 0.0,
     ) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size is {block_size}; it must be at least 1 token")
-        if not 0 <= watermark <= 1:
-            raise ValueError(f"watermark is {watermark}; it must be from 0 to 1")
-        if num_host_blocks < 0:
-            raise ValueError(f"num_host_blocks is {num_host_blocks}; it must be at least 0")
+        num_blocks = whole_number(num_blocks, "num_blocks", 0)
+        block_size = whole_number(block_size, "block_size", 1)
+        num_host_blocks = whole_number(num_host_blocks, "num_host_blocks", 0)
+        if not isinstance(watermark, (int, float)) or not 0 <= watermark <= 1:
+            raise ValueError(f"watermark is {watermark!r}; it must be a number from 0 to 1")
         self.block_size = block_size
         self.watermark = watermark
         self._groups = LayerGroups(windows, block_size)
@@ -67,7 +66,7 @@ class ManagerState:
             "block_size": block_size,
             "num_host_blocks": num_host_blocks,
             "prefix_caching": prefix_caching,
-            "windows": list(windows),
+            "windows": list(self._groups.windows),
             "watermark": watermark,
         }
         self.num_copied_blocks = self.num_swapped_out_blocks = self.num_swapped_in_blocks = 0
@@ -267,6 +266,11 @@ class ManagerState:
             references = np.bincount(named, minlength=pool.num_blocks)
             counts = pool.ref_counts(np.arange(pool.num_blocks, dtype=np.int32))
             assert np.array_equal(references, counts), "reference counts differ from the tables"
+            partly = members[rows.num_tokens[members] % self.block_size > 0]
+            last = rows.num_tokens[partly] // self.block_size
+            tails = lists.entries[self._tables.at(partly, 0, last)]
+            shared = pool.ref_counts(tails) > 1
+            assert rows.forked[partly[shared]].all(), "a shared block would be written"
         if self._cache is not None:
             self._cache.index.check_integrity()
         open_lists = np.sort(self._tables.all_lists_of(live))
@@ -276,7 +280,10 @@ class ManagerState:
 
     @property
     def _num_kept_free(self) -> int:
-        """Blocks that the watermark keeps from new and returning sequences."""
+        """Blocks that the watermark keeps from new and returning sequences, for those that run."""
+        state = self._tables.rows
+        if state.num_live == state.num_swapped:
+            return 0
         return int(self.watermark * self._pool.num_blocks)
 
     def _counts(
@@ -324,12 +331,11 @@ class ManagerState:
         lists = tables.all_lists_of(rows)
         tables.lists.open(lists, arrays["list_first"], arrays["list_ends"])
         tables.lists.entries[tables.held(rows)] = arrays["blocks"]
-        self._steps.restore(settings["newest_step"], arrays)
+        self._steps.restore(whole_number(settings["newest_step"], "newest_step", 0), arrays)
         for name in _COUNTERS:
-            setattr(self, name, settings["counters"][name])
-        if self._cache is not None:
-            self._cache.num_lookup_tokens = settings["num_lookup_tokens"]
-            self._cache.num_hit_tokens = settings["num_hit_tokens"]
+            setattr(self, name, whole_number(settings["counters"][name], name, 0))
+        for name in ("num_lookup_tokens", "num_hit_tokens") if self._cache is not None else ():
+            setattr(self._cache, name, whole_number(settings[name], name, 0))
 
     def _plan_in(self, rows: NDArray[np.int64]) -> swapping.Move:
         assert self._host is not None

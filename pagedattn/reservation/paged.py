@@ -44,8 +44,7 @@ class Paged:
         """See `Reservation.admit`."""
         check_request(prompt_tokens, output_tokens, generated, self.max_model_len)
         manager, final = self.manager, prompt_tokens + output_tokens
-        kept_free = int(manager.watermark * manager.num_blocks)
-        if num_blocks_for(final, manager.block_size) > manager.num_blocks - kept_free:
+        if num_blocks_for(final, manager.block_size) > manager.num_blocks:
             raise RequestError(
                 f"{self.name} cannot hold one request of {prompt_tokens} and {output_tokens} "
                 f"tokens in {self.num_slots} slots"

@@ -206,8 +206,6 @@ class _Run:
         if entered:
             self.which = np.concatenate([self.which, np.array(entered)])
             self.handles = np.concatenate([self.handles, np.array(handles)])
-            order = np.argsort(self.which)  # one that went keeps its place
-            self.which, self.handles = self.which[order], self.handles[order]
         return prefilled
 
     def step(self) -> None:

@@ -19,7 +19,7 @@ from pagedattn.workloads import (
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("without_garbage_collection")]
 
-NAMES = ["pagedattn", "vllm"]
+NAMES = ["pagedattn", "pagedattn_from_lists", "vllm"]
 A_ROUND = 20  # requests
 
 
@@ -72,7 +72,7 @@ class Replay:
         assert self.num_prepared == len(self.trace)
         assert manager.num_free_blocks == manager.num_blocks
         num_evicted = num_blocks - self.num_hit_blocks - manager.num_cached_blocks
-        if manager.name == "pagedattn":
+        if not isinstance(manager, VllmBlockManager):
             manager.manager.check_integrity()
             assert manager.manager.statistics().num_evicted_blocks == num_evicted
         assert self.num_hit_blocks <= num_repeated
@@ -80,7 +80,7 @@ class Replay:
             assert (self.num_hit_blocks, num_evicted) == (num_repeated, 0)
         self.hits[manager.name] = self.num_hit_blocks
         if len(self.hits) == len(NAMES):
-            assert self.hits["pagedattn"] >= self.hits["vllm"]
+            assert self.hits["pagedattn"] == self.hits["pagedattn_from_lists"] >= self.hits["vllm"]
 
     def columns(self):
         num_repeated, num_blocks = count_repeated_blocks(self.trace)

@@ -88,10 +88,11 @@ def test_a_dense_control_refuses_ragged_lengths():
 
 @pytest.mark.gpu
 def test_a_copy_of_known_bytes_takes_the_time_that_its_bandwidth_says(roofs):
-    source = torch.randn(1 << 28, device="cuda")
+    torch.cuda.empty_cache()  # memory of its own, not what earlier tests left in pieces
+    source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
     graph = LaunchGraph([lambda: torch.abs(source, out=target)])
-    seconds = min(graph.replay() for _ in range(9))  # one in some runs a sixth slower
+    seconds = min(graph.replay() for _ in range(20))  # some are a sixth slower
     assert 2 * source.nbytes / seconds * 1e-9 == pytest.approx(roofs.copy_gb_per_s, rel=0.1)
 
 

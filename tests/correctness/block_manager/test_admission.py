@@ -75,11 +75,11 @@ def test_a_block_that_leaves_a_window_is_too_late_for_a_copy_of_the_same_call():
 
 def test_the_watermark_stays_free_of_new_prompts():
     manager = BlockManager(10, 4, watermark=0.2)
-    for operation in (lambda: manager.allocate([33]), lambda: manager.admit([range(33)])):
+    (sequence,) = manager.allocate([4])
+    for operation in (lambda: manager.allocate([29]), lambda: manager.admit([range(29)])):
         with pytest.raises(OutOfBlocksError):
             operation()
-    assert not manager.can_allocate([33])
-    assert manager.can_allocate([32])
-    (sequence,) = manager.allocate([32])
-    manager.append([sequence], 8)  # what runs may use it
+    assert not manager.can_allocate([29])
+    assert manager.can_allocate([28])
+    manager.append([sequence], 36)  # what runs may use it
     assert manager.num_free_blocks == 0

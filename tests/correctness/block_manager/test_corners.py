@@ -216,6 +216,65 @@ def test_the_watermark_is_named_among_the_blocks_that_coming_back_needs():
     assert (caught.value.needed, caught.value.free) == (10, 9)
 
 
+@pytest.mark.parametrize(
+    "chunk", [1.5, 2.0, float("nan"), np.array([2]), True, 0, -1, "2"], ids=repr
+)
+def test_a_chunk_is_a_whole_number_of_tokens(chunk):
+    manager = BlockManager(8, 4)
+    manager.admit([range(9)])
+    before = str(manager.snapshot())
+    with pytest.raises(ValueError, match="max_new_tokens is"):
+        manager.admit([range(9)], max_new_tokens=chunk)
+    assert str(manager.snapshot()) == before
+    manager.check_integrity()
+
+
+def test_a_chunk_may_be_longer_than_any_prompt():
+    manager = BlockManager(8, 4)
+    manager.admit([range(9)], max_new_tokens=2**70)
+    assert manager.num_free_blocks == 5
+
+
+def test_what_is_given_up_before_it_is_launched_is_not_found():
+    manager = BlockManager(16, 4)
+    for launched in (False, True):  # before the first step, and later
+        if launched:
+            manager.admit([range(100, 109)])
+            manager.finish_step(manager.start_step())
+        admission = manager.admit([range(9)])
+        manager.cancel_step()
+        manager.free(admission.sequence_ids)
+        assert manager.num_cached_blocks == 0
+        assert manager.admit([range(9)]).num_cached_tokens.tolist() == [0]
+        manager.cancel_step()
+    assert manager.admit([range(100, 109)]).num_cached_tokens.tolist() == [8]
+    manager.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m: m.admit([[1]], keys=["t"]), "keys must be CacheKeys or None; given 't'"),
+        (lambda m: m.admit(None), "prompts must be a list of prompts; given None"),
+        (lambda m: m.admit([3]), "the first of it is 3"),
+        (lambda m: m.admit([np.array(3)]), r"the first of it is array\(3\)"),
+        (lambda m: m.finish_step("1"), "a step is '1'"),
+        (lambda m: m.start_step(is_done=5), "is_done is 5; it must be a function"),
+        (lambda m: m.restore("state.npz"), "'state.npz' is not a Snapshot"),
+        (
+            lambda m: m.allocate([100]),
+            "needs 25 blocks and 8 are free: the pool has 8, so it never",
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence(call, sentence):
+    manager = BlockManager(8, 4)
+    before = str(manager.snapshot())
+    with pytest.raises((ValueError, OutOfBlocksError), match=sentence):
+        call(manager)
+    assert str(manager.snapshot()) == before
+
+
 @pytest.mark.parametrize("window", [2.5, 0, -3, "8"], ids=repr)
 def test_a_window_is_a_whole_number_of_tokens(window):
     with pytest.raises(ValueError, match="a window is"):

@@ -72,6 +72,6 @@ def test_no_groups_at_all_are_refused():
 @pytest.mark.parametrize("window", [0, -1])
 def test_a_window_that_sees_nothing_is_refused(window):
     with pytest.raises(
-        ValueError, match=f"a window is {window} tokens; it must be a whole number of at least 1"
+        ValueError, match=f"a window is {window}; it must be a whole number of at least 1"
     ):
         LayerGroups([None, window], 4)

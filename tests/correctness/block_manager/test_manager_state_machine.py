@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagedattn import BlockManager, CacheKeys, OutOfBlocksError, PageTable, Snapshot
+from pagedattn.block_manager import prefix_index
 
+FEW = prefix_index._FEW
 GARBAGE = -1
 MAX_SEQUENCES = 12
 # what else contents depend on: a salt, or an image at a position
@@ -87,10 +89,12 @@ class BlockManagerMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.0, 0.1]),
         caching=st.sampled_from([True, True, True, False]),
         with_steps=st.booleans(),
+        few=st.sampled_from([0, 3, 128]),
     )
     def start(
-        self, num_blocks, block_size, num_host_blocks, windows, watermark, caching, with_steps
+        self, num_blocks, block_size, num_host_blocks, windows, watermark, caching, with_steps, few
     ):
+        prefix_index._FEW = few  # digests one after the other, or all at once
         self.manager = BlockManager(
             num_blocks,
             block_size,
@@ -206,6 +210,9 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.manager.check_integrity()
         self.complete = False
 
+    def kept_free(self):
+        return int(self.manager.watermark * self.manager.num_blocks) if self.resident() else 0
+
     def draw_some(self, data, ids):
         return data.draw(st.lists(st.sampled_from(ids), min_size=1, unique=True))
 
@@ -214,9 +221,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.sequences) < MAX_SEQUENCES)
     @rule(lengths=st.lists(st.integers(1, 14), max_size=4))
     def allocate(self, lengths):
-        kept_free = int(self.manager.watermark * self.manager.num_blocks)
         needed = len(self.windows) * sum(map(self.blocks, lengths))
-        fits = needed + kept_free <= self.manager.num_free_blocks
+        fits = needed + self.kept_free() <= self.manager.num_free_blocks
         assert self.manager.can_allocate(lengths) == fits
         if not fits:
             self.out_of_blocks(lambda: self.manager.allocate(lengths))
@@ -250,6 +256,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
         except OutOfBlocksError:
             unchanged = picture(self.manager) == before
             assert unchanged
+            most = len(self.windows) * sum(self.blocks(len(prompt)) for prompt in tokens)
+            assert most + self.kept_free() > self.manager.num_free_blocks
             return
         ids, cached = admission.sequence_ids.tolist(), admission.num_cached_tokens.tolist()
         fresh = set(np.flatnonzero(counts == 0).tolist())
@@ -277,6 +285,17 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for sequence, hit in zip(ids, cached, strict=True):
             self.note_cacheable(self.sequences[sequence])
             self.write(sequence, hit, len(self.sequences[sequence].tokens), fresh)
+
+    @rule(key=st.sampled_from(KEYS), prompt=st.lists(st.integers(0, 1), min_size=6, max_size=14))
+    def give_up(self, key, prompt):
+        """Admit, and end before anything was launched: nothing was written."""
+        try:
+            admission = self.manager.admit([prompt], key)
+        except OutOfBlocksError:
+            return
+        self.manager.cancel_step()
+        self.manager.free(admission.sequence_ids)
+        self.complete = False
 
     def note_cacheable(self, contents):
         for stop in range(self.size, contents.known + 1, self.size):
@@ -468,26 +487,30 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail_step(self, data):
         step = data.draw(st.sampled_from(sorted(self.running)))
-        lost = {i for i in self.unwritten if not self.sequences[i].swapped}
+        lost = set(self.unwritten)
         for later in [s for s in sorted(self.running) if s >= step]:
             del self.running[later]
         for later, slots in self.written_by.items():
             if later >= step:
                 for block, offset in slots:
                     self.device[block, offset] = GARBAGE
-        for sequence in self.resident():
-            if not self.reads_right(sequence):
-                lost.add(sequence)
+        wrong = {sequence for sequence in self.resident() if not self.reads_right(sequence)}
         self.unwritten.clear()
-        self.manager.fail_step(step)
+        tainted = set(self.manager.fail_step(step).tolist())
+        assert {i for i, contents in self.sequences.items() if contents.swapped} <= tainted
+        # besides those that were in these steps, who may hold a part of a block
+        assert {i for i in wrong if not self.reads_right(i, whole_blocks=True)} <= tainted
+        lost |= wrong | tainted
         self.complete = False
         if lost:
             for sequence in self.manager.drop(sorted(lost)).tolist():
                 del self.sequences[sequence]
 
-    def reads_right(self, sequence):
+    def reads_right(self, sequence, *, whole_blocks=False):
         contents = self.sequences[sequence]
         length = len(contents.tokens)
+        if whole_blocks:
+            length = max(0, contents.known) // self.size * self.size
         for group, window in enumerate(self.windows):
             table = self.table(sequence, group)
             first = 0 if window is None else max(0, contents.seen_from - window + 1)
@@ -565,6 +588,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         )
 
     def teardown(self):
+        prefix_index._FEW = FEW
         if not hasattr(self, "manager"):
             return
         self.launch()

@@ -372,3 +372,29 @@ def test_slots_of_a_pool_above_two_to_the_31_are_right():
     assert slots > 2**31
     assert manager.statistics().num_used_blocks == 120_002
     manager.check_integrity()
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 3])
+@pytest.mark.parametrize("evicted", [1, 2, 7, 15])
+def test_a_prefix_is_evicted_tail_first_in_all_layer_groups(num_groups, evicted):
+    manager = BlockManager(32 * num_groups, 4, windows=[None] * num_groups)
+    older, newer = ([first, *range(1, 64)] for first in (1000, 2000))
+    manager.free(manager.admit([older]).sequence_ids)
+    manager.free(manager.admit([newer]).sequence_ids)
+    manager.free(manager.allocate([4 * evicted]))
+    assert manager.statistics().num_evicted_blocks == evicted * num_groups
+    assert cached(manager, older) == [min(60, 64 - 4 * evicted)]
+    assert cached(manager, newer) == [60]
+    manager.check_integrity()
+
+
+def test_a_block_that_forks_were_told_of_twice_keeps_its_first_prefix():
+    manager = BlockManager(16, 4)
+    (one,) = manager.admit([[7]]).sequence_ids
+    manager.append([one], 4)
+    (other,) = manager.fork(one)
+    manager.record([one], [1, 2, 3, 4], 4)
+    manager.record([other], [5, 6, 7, 8], 4)  # which cannot be, for it is the same block
+    manager.check_integrity()
+    assert cached(manager, [7, 1, 2, 3, 0]) == [4]
+    assert cached(manager, [7, 5, 6, 7, 0]) == [0]

@@ -432,3 +432,61 @@ def test_a_restored_manager_lets_freed_blocks_wait_for_the_steps_that_run():
     assert restored.num_deferred_blocks > waiting
     manager.free(manager.sequence_ids())
     assert_equal(restored.snapshot(), manager.snapshot())
+
+
+@pytest.mark.parametrize("name", ["group", "swapped", "chain", "tails", "num_known", "forked"])
+def test_an_array_that_is_too_short_is_refused(name):
+    manager = BlockManager(16, 4)
+    manager.admit([range(7), range(20, 29)])
+    snapshot = manager.snapshot()
+    arrays = dict(snapshot.arrays)
+    arrays[name] = arrays[name][:1]
+    with pytest.raises(SnapshotError, match=f"{name} is not given for each of 2 sequences"):
+        BlockManager.restore(Snapshot(snapshot.settings, arrays))
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"media": "x"}, {"media": {"0": 1}}], ids=repr)
+def test_settings_of_another_kind_are_refused(change):
+    snapshot = BlockManager(16, 4).snapshot()
+    with pytest.raises(SnapshotError, match="contradicts itself"):
+        BlockManager.restore(Snapshot(dict(snapshot.settings) | change, snapshot.arrays))
+
+
+def forked_manager():
+    manager = BlockManager(16, 4, num_host_blocks=4)
+    (parent,) = manager.admit([range(6)]).sequence_ids
+    manager.fork(parent)
+    manager.start_step()
+    manager.free(manager.allocate([9]))
+    return manager
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda arrays: arrays["pool_counters"].__setitem__(0, -(2**30)),
+        lambda arrays: arrays["host_counters"].__setitem__(0, 2**30),
+        lambda arrays: arrays["forked"].__setitem__(slice(None), False),
+        lambda arrays: arrays["next_ids"].__imod__(2**20),
+        lambda arrays: arrays["next_ids"].__iadd__(1),
+        lambda arrays: arrays["running"].__iadd__(1),
+        lambda arrays: arrays["running"].__imul__(0),
+        lambda arrays: arrays["pool_deferred_steps"].__iadd__(1),
+    ],
+    ids=range(8),
+)
+def test_arrays_that_would_do_harm_later_are_refused(damage):
+    snapshot = forked_manager().snapshot()
+    BlockManager.restore(snapshot).check_integrity()
+    arrays = {name: array.copy() for name, array in snapshot.arrays.items()}
+    damage(arrays)
+    with pytest.raises(SnapshotError, match="contradicts itself"):
+        BlockManager.restore(Snapshot(snapshot.settings, arrays))
+
+
+@pytest.mark.parametrize("name", ["newest_step", "num_hit_tokens", "num_lookup_tokens"])
+@pytest.mark.parametrize("value", [-1, 1.5, "3", None])
+def test_counters_are_whole_numbers(name, value):
+    snapshot = forked_manager().snapshot()
+    with pytest.raises(SnapshotError, match=f"{name} is"):
+        BlockManager.restore(Snapshot(dict(snapshot.settings) | {name: value}, snapshot.arrays))

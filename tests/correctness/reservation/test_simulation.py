@@ -115,6 +115,22 @@ def test_littles_law_holds_where_nobody_waits_and_the_load_is_even():
     assert run.mean_running == pytest.approx(rate * requests.output_tokens.mean() * 0.05, rel=0.03)
 
 
+def test_what_had_to_go_is_computed_again():
+    system = make_reservation("paged", 4 * 16, 64)
+    run = simulate(system, stream((0, 16, 20), (0, 16, 20)), StepTime(0, per_token=1))
+    # the second goes in the 17th step, and comes back with 32 tokens when the first has ended
+    assert (run.num_preempted, run.num_steps) == (1, 24)
+    assert run.tokens_per_s == pytest.approx(40 / (34 + 15 * 2 + 2 + 3 + 33 + 3))
+
+
+def test_what_had_to_go_comes_back_before_those_that_wait():
+    system = make_reservation("paged", 4 * 16, 64)
+    run = simulate(system, stream(*4 * [(0, 16, 2)], (0, 48, 1)), SECOND)
+    # two go in the first step and end after 4 s; only then the large one has room
+    assert run.num_preempted == 2
+    assert run.normalised_latency_s == pytest.approx((1 + 1 + 2 + 2 + 5) / 5)
+
+
 def test_a_request_that_had_to_go_comes_back_with_what_it_has():
     system = make_reservation("paged", 8 * 16, 128)
     # 4 blocks of 8 each at the end: both do not fit; the second goes, and is computed again
