@@ -109,7 +109,7 @@ def draw(scene: Scene) -> Figure:
     facts = (
         (f"{scene.bytes_per_token[0] / 1024:g} KiB", f"for one token of {NAMES[0]}"),
         (f"{scene.num_fit} requests", f"and {KV_GIB} GiB are full"),
-        (percent(never), f"never written: {scene.num_drawn:,} requests with ShareGPT's lengths"),
+        (percent(never), f"never written: {scene.num_drawn:,} requests, lengths like ShareGPT's"),
     )
     widths = 2.4, 2.2, 5.17
     left = MARGIN

@@ -76,7 +76,7 @@ def draw(scene: Scene) -> Figure:
     canvas = Canvas(
         2.3 + _PITCH * len(scene.shares),
         "Where the KV memory goes",
-        f"A simulation: OPT-13B, {KV_GIB} GiB for K and V, ShareGPT's lengths, some requests "
+        f"A simulation: OPT-13B, {KV_GIB} GiB for K and V, lengths like ShareGPT's, some requests "
         f"always waiting. FlexGen keeps slots in host memory, too.",
     )
     y = canvas.top + 0.15

@@ -94,7 +94,7 @@ def draw(scene: Scene) -> Figure:
         6.55,
         "Larger batches, more tokens: a simulation",
         "Nothing here was measured on a GPU: OPT-13B on an A100 of 40 GB, by its numbers; requests "
-        "with ShareGPT's lengths; a step's time fitted to the vLLM of SOSP '23, Figure 13.",
+        "with lengths like ShareGPT's; a step's time fitted to the vLLM of SOSP '23, Figure 13.",
     )
     top = canvas.top + 0.2
     titles = "Requests that run, on average", "Tokens a second"
