@@ -141,7 +141,7 @@ class Preemption(ManagerState):
         Returns:
             int64 [num_tainted], sequences that may hold what was never written: those whose
             tables name a block that these steps were to fill, and all that are swapped out, of
-            which this is not known. `drop` them, and those that were in these steps.
+            which this is not known. `drop` them, and the groups that were in these steps.
 
         Raises:
             ValueError: no such step was started, or it is done.

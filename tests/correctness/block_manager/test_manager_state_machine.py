@@ -113,6 +113,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.unwritten = {}  # sequence: its positions that the next step writes
         self.running = {}  # step: the slots it reads, and what it must find there
         self.written_by = {}  # step: slots
+        self.batches = {}  # step: groups that it writes for
         self.cacheable = set()  # prefixes that must be found as long as nothing was evicted
         self.complete = True
 
@@ -176,9 +177,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
         fresh = set(range(len(self.device)))
         for sequence, (start, stop) in self.unwritten.items():
             slots += self.write_now(sequence, start, stop, fresh)
-        self.unwritten.clear()
         step = self.manager.start_step()
         self.written_by[step] = slots
+        self.batches[step] = {self.sequences[sequence].group for sequence in self.unwritten}
+        self.unwritten.clear()
         reads = {}
         for sequence in self.resident():
             contents = self.sequences[sequence]
@@ -487,9 +489,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail_step(self, data):
         step = data.draw(st.sampled_from(sorted(self.running)))
-        lost = set(self.unwritten)
+        groups = {self.sequences[sequence].group for sequence in self.unwritten}
         for later in [s for s in sorted(self.running) if s >= step]:
             del self.running[later]
+            groups |= self.batches[later]
         for later, slots in self.written_by.items():
             if later >= step:
                 for block, offset in slots:
@@ -498,19 +501,18 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.unwritten.clear()
         tainted = set(self.manager.fail_step(step).tolist())
         assert {i for i, contents in self.sequences.items() if contents.swapped} <= tainted
-        # besides those that were in these steps, who may hold a part of a block
-        assert {i for i in wrong if not self.reads_right(i, whole_blocks=True)} <= tainted
-        lost |= wrong | tainted
+        # the engine knows who was in these steps, the manager who shares with them
+        in_steps = {i for i, contents in self.sequences.items() if contents.group in groups}
+        lost = set(self.members(tainted | in_steps))
+        assert wrong <= lost
         self.complete = False
         if lost:
             for sequence in self.manager.drop(sorted(lost)).tolist():
                 del self.sequences[sequence]
 
-    def reads_right(self, sequence, *, whole_blocks=False):
+    def reads_right(self, sequence):
         contents = self.sequences[sequence]
         length = len(contents.tokens)
-        if whole_blocks:
-            length = max(0, contents.known) // self.size * self.size
         for group, window in enumerate(self.windows):
             table = self.table(sequence, group)
             first = 0 if window is None else max(0, contents.seen_from - window + 1)
