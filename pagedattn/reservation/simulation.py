@@ -101,6 +101,8 @@ class Simulation:
         peak_tokens: most tokens stored at once.
         requests_per_s: requests that ended, over the time until the last one did.
         tokens_per_s: tokens generated over that time.
+        queued_tokens_per_s: tokens generated a second while requests still come or wait, so that
+            the run's end, in which the last ones run alone, does not count.
         normalised_latency_s: mean over requests that ended of seconds from arrival to end, by
             tokens of output (§6.1).
         num_preempted: how many times a request had to go for the others' sake.
@@ -115,6 +117,7 @@ class Simulation:
     peak_tokens: int
     requests_per_s: float
     tokens_per_s: float
+    queued_tokens_per_s: float
     normalised_latency_s: float
     num_preempted: int
     num_steps: int
@@ -179,6 +182,7 @@ class _Run:
         self.ended_s = np.zeros(len(requests))
         self.num_ended = self.num_preempted = self.num_steps = 0
         self.measured_s = self.running_s = self.waiting_s = 0.0
+        self.measured_tokens = 0
         self.use = KVUse(0, 0, 0, 0, 0)
         self.peak_running = self.peak_tokens = 0
 
@@ -217,10 +221,12 @@ class _Run:
         seconds = self.step_time.seconds(
             running, prefilled + running, use.token_states, self.reservation.offloaded()
         )
-        self._measure(use.while_one_waits() if self.waiting else use, seconds)
+        is_measured = self._measure(use.while_one_waits() if self.waiting else use, seconds)
         self.now += seconds
         gone = self.reservation.advance(self.handles)
         staying = self.which.size - gone.size
+        if is_measured:
+            self.measured_tokens += staying
         # those that go have computed nothing in this step
         self.waiting.extendleft(reversed(self.which[staying:].tolist()))
         self.num_preempted += gone.size
@@ -233,15 +239,18 @@ class _Run:
             self.num_ended += int(np.count_nonzero(done))
             self.which, self.handles = self.which[~done], self.handles[~done]
 
-    def _measure(self, use: KVUse, seconds: float) -> None:
+    def _measure(self, use: KVUse, seconds: float) -> bool:
+        """Add a step to the means unless it is of the run's end; returns whether it was added."""
         self.num_steps += 1
         self.peak_running = max(self.peak_running, self.which.size)
         self.peak_tokens = max(self.peak_tokens, int(use.token_states))
-        if self.arrived < len(self.requests) or self.measured_s == 0 or self.waiting:
-            self.measured_s += seconds
-            self.running_s += seconds * self.which.size
-            self.waiting_s += seconds * len(self.waiting)
-            self.use += use * seconds
+        if self.arrived == len(self.requests) and self.measured_s > 0 and not self.waiting:
+            return False
+        self.measured_s += seconds
+        self.running_s += seconds * self.which.size
+        self.waiting_s += seconds * len(self.waiting)
+        self.use += use * seconds
+        return True
 
     def result(self) -> Simulation:
         ended = np.flatnonzero(self.ended_s)
@@ -255,6 +264,7 @@ class _Run:
             peak_tokens=self.peak_tokens,
             requests_per_s=self.num_ended / self.now,
             tokens_per_s=float(self.generated.sum()) / self.now,
+            queued_tokens_per_s=self.measured_tokens / self.measured_s,
             normalised_latency_s=float(latency.mean()) if ended.size else float("nan"),
             num_preempted=self.num_preempted,
             num_steps=self.num_steps,

@@ -14,12 +14,12 @@ ROOT = Path(pagedattn.__file__).parent
 # each layer may import those before it
 LAYERS = [
     {"config", "sequence"},
-    {"memory", "block_manager", "workloads"},
+    {"memory", "block_manager", "workloads", "hardware"},
     {"page_table", "reservation"},
     {"kv_cache"},
     {"attention"},
     {"testing", "peers", "report"},
-    {"benchmarking"},
+    {"benchmarking", "calculator"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = [
@@ -34,6 +34,9 @@ WITHOUT_TORCH = [
     "pagedattn.report",
     "pagedattn.report.cli",
     "pagedattn.report.concepts",
+    "pagedattn.hardware",
+    "pagedattn.calculator",
+    "pagedattn.calculator.cli",
 ]
 
 

@@ -37,6 +37,7 @@ def test_a_run_can_be_followed_by_hand():
     assert run.normalised_latency_s == pytest.approx((1 + 1 + 3.5 / 3) / 3)
     # measured while requests still come or wait: two steps with both
     assert run.mean_running == 2
+    assert run.queued_tokens_per_s == 2
     assert run.use == KVUse((26 + 28) / 2, (6 + 4) / 2, 0, 0, 0)
     assert run.peak_tokens == 28
     assert system.use().free == 32

@@ -196,6 +196,13 @@ def test_a_model_config_checks_itself_too():
         ({"num_kv_heads": 5}, "num_query_heads must be a multiple of num_kv_heads"),
         ({"dtype": "float64"}, "dtype"),
         ({"name": ""}, "name"),
+        ({"layer_types": ("full_attention",)}, "num_layers = 32"),
+        ({"layer_types": ("without_kv",) * 32}, "keeps K and V"),
+        ({"layer_types": ("linear_attention",) * 32}, "layer_types must be one of"),
+        ({"layer_types": ("sliding_attention",) * 32}, "sliding_window"),
+        ({"sliding_window": 128}, "sliding_window"),
+        ({"sliding_window": 0}, "sliding_window must be a positive integer"),
+        ({"num_weight_bytes": -1}, "num_weight_bytes"),
         ({"num_parameters": 1.5}, "num_parameters"),
     ]:
         with pytest.raises(ConfigError) as error:
@@ -243,12 +250,34 @@ def opt_like(model, *, vocab, positions):
     return model.num_layers * (12 * h * h + 13 * h) + (vocab + positions) * h + 2 * h
 
 
-def llama_like(model, *, vocab, mlp, tied, query_norms=False):
-    """Weights of a Llama or Qwen3: no biases, a gated MLP, tied or separate embeddings."""
+def llama_like(model, *, vocab, mlp, tied, query_norms=False, norms=2, biases=False, experts=None):
+    """Weights of a Llama or its like: a gated MLP or experts, tied or separate embeddings."""
     h, d = model.hidden_size, model.head_size
     attention = 2 * h * d * (model.num_query_heads + model.num_kv_heads)
-    layer = attention + 3 * h * mlp + 2 * h + (2 * d if query_norms else 0)
+    if biases:
+        attention += d * (model.num_query_heads + 2 * model.num_kv_heads)
+    feed_forward = 3 * h * mlp if experts is None else experts * (3 * h * mlp + h)
+    layer = attention + feed_forward + norms * h + (2 * d if query_norms else 0)
     return model.num_layers * layer + vocab * h * (1 if tied else 2) + h
+
+
+def gemma_3_27b(model):
+    """A Gemma 3 and its eyes: a SigLIP of 27 layers over 64 x 64 patches, and a projector."""
+    text = llama_like(model, vocab=262208, mlp=21504, tied=True, norms=4, query_norms=True)
+    w, mlp = 1152, 4304
+    layer = 4 * (w * w + w) + 2 * w * mlp + mlp + w + 4 * w
+    patches = 3 * 14 * 14 * w + w + 64 * 64 * w
+    return text + 27 * layer + patches + 2 * w + w * model.hidden_size + w
+
+
+def gpt_oss(model, *, experts):
+    """A gpt-oss: biases everywhere, a sink for each head, experts as wide as the model."""
+    h, d = model.hidden_size, model.head_size
+    q, kv = model.num_query_heads * d, model.num_kv_heads * d
+    attention = h * (q + 2 * kv) + q * h + (q + 2 * kv + h) + model.num_query_heads
+    expert = 3 * h * h + 3 * h
+    layer = attention + experts * (expert + h + 1) + 2 * h
+    return model.num_layers * layer + 2 * 201088 * h + h
 
 
 @pytest.mark.parametrize(
@@ -263,7 +292,9 @@ def llama_like(model, *, vocab, mlp, tied, query_norms=False):
         ("llama-2-13b", llama_like, {"vocab": 32000, "mlp": 13824, "tied": False}),
         ("llama-3-8b", llama_like, {"vocab": 128256, "mlp": 14336, "tied": False}),
         ("llama-3-70b", llama_like, {"vocab": 128256, "mlp": 28672, "tied": False}),
+        ("llama-3.1-8b", llama_like, {"vocab": 128256, "mlp": 14336, "tied": False}),
         ("mistral-7b", llama_like, {"vocab": 32768, "mlp": 14336, "tied": False}),
+        ("qwen2.5-7b", llama_like, {"vocab": 152064, "mlp": 18944, "tied": False, "biases": True}),
         (
             "qwen3-0.6b",
             llama_like,
@@ -274,7 +305,27 @@ def llama_like(model, *, vocab, mlp, tied, query_norms=False):
             llama_like,
             {"vocab": 151936, "mlp": 12288, "tied": False, "query_norms": True},
         ),
+        (
+            "qwen3-32b",
+            llama_like,
+            {"vocab": 151936, "mlp": 25600, "tied": False, "query_norms": True},
+        ),
+        (
+            "qwen3-30b-a3b",
+            llama_like,
+            {"vocab": 151936, "mlp": 768, "tied": False, "query_norms": True, "experts": 128},
+        ),
         ("smollm2-135m", llama_like, {"vocab": 49152, "mlp": 1536, "tied": True}),
+        ("mistral-7b-v0.1", llama_like, {"vocab": 32000, "mlp": 14336, "tied": False}),
+        ("gemma-2-9b", llama_like, {"vocab": 256000, "mlp": 14336, "tied": True, "norms": 4}),
+        (
+            "gemma-3-1b",
+            llama_like,
+            {"vocab": 262144, "mlp": 6912, "tied": True, "norms": 4, "query_norms": True},
+        ),
+        ("gemma-3-27b", gemma_3_27b, {}),
+        ("gpt-oss-20b", gpt_oss, {"experts": 32}),
+        ("gpt-oss-120b", gpt_oss, {"experts": 128}),
     ],
 )
 def test_a_presets_parameters_follow_from_its_shape(name, count, sizes):
