@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pagedattn.report.concepts import Concept
 
 
+# a package above this one draws it; it is found by its name, and only when it is drawn
+_ELSEWHERE = {"benchmark_results": "pagedattn.calculator.concept"}
+
+
 @contextmanager
 def concept_style() -> Iterator[None]:
     """Draw with this project's settings, and patterns that show on a pale ground."""
@@ -31,7 +35,7 @@ def concept_style() -> Iterator[None]:
 
 def draw_concept(name: Concept) -> Figure:
     """Draw a figure with its usual scene."""
-    module = importlib.import_module(f"pagedattn.report.concepts.{name}")
+    module = importlib.import_module(_ELSEWHERE.get(name, f"pagedattn.report.concepts.{name}"))
     with concept_style():
         return cast("Figure", module.draw(module.scene()))
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pagedattn.config import ModelConfig
+from pagedattn.hardware import GIB
 from pagedattn.memory import kv_bytes_per_token
 from pagedattn.report.concepts.canvas import (
     BLUE,
@@ -23,6 +24,7 @@ from pagedattn.report.concepts.canvas import (
     Canvas,
     tint,
 )
+from pagedattn.report.concepts.opt_13b import KV_GIB, MAX_MODEL_LEN, NUM_SLOTS
 from pagedattn.report.text import percent
 from pagedattn.reservation import Requests, fill, make_reservation
 from pagedattn.workloads import SHAREGPT
@@ -30,11 +32,8 @@ from pagedattn.workloads import SHAREGPT
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GIB = 1 << 30
 MODELS = "opt-13b", "llama-2-7b", "llama-3-8b"
 NAMES = "OPT-13B", "Llama 2 7B", "Llama 3 8B"
-KV_GIB = 12
-"""What an A100 of 40 GB has left beside the weights of OPT-13B (SOSP '23, Table 1)."""
 
 _COLOURS, _STYLES = (PURPLE, BLUE, GREEN), ("-", "--", "-.")
 _PROMPT, _OUTPUT, _NEVER = (tint(BLUE, 0.55), ""), (tint(ORANGE, 0.75), ""), ("white", "..")
@@ -49,7 +48,7 @@ class Scene:
     Attributes:
         bytes_per_token: of each of `MODELS`.
         max_model_len: slots that are kept for each request.
-        num_slots: slots in `KV_GIB` for the first model.
+        num_slots: slots in `opt_13b.KV_GIB` for the first model.
         requests: those that are there, in order of arrival.
         num_fit: how many of them the slots take.
         mean_tokens: mean number of tokens of a request, over many.
@@ -66,18 +65,17 @@ class Scene:
     num_drawn: int
 
 
-def scene(max_model_len: int = 2048, seed: int = 2) -> Scene:
+def scene(max_model_len: int = MAX_MODEL_LEN, seed: int = 2) -> Scene:
     """Fill the memory with requests as SOSP '23 has them from ShareGPT, each at its maximum."""
     bytes_per_token = tuple(kv_bytes_per_token(ModelConfig.preset(name)) for name in MODELS)
-    num_slots = KV_GIB * GIB // bytes_per_token[0]
     rng = np.random.default_rng(seed)
     requests = Requests.draw(SHAREGPT, rng, 100_000, max_model_len=max_model_len)
-    filled = fill(make_reservation("orca-max", num_slots, max_model_len), requests)
+    filled = fill(make_reservation("orca-max", NUM_SLOTS, max_model_len), requests)
     tokens = requests.prompt_tokens + requests.output_tokens
     return Scene(
         bytes_per_token,
         max_model_len,
-        num_slots,
+        NUM_SLOTS,
         requests,
         filled.num_requests,
         float(tokens.mean()),
