@@ -83,6 +83,11 @@ def test_bars_are_as_long_as_shares(small):
         for cause in ("token_states", "reservation", "internal", "external")
     ]
     assert widths == pytest.approx(expected)
+    starts = [patch.get_x() for patch in waste.patches]
+    ends = [patch.get_x() + patch.get_width() for patch in waste.patches]
+    assert starts[::4] == [0] * len(small.waste.systems)
+    assert starts[1::4] == pytest.approx(ends[::4])
+    assert ends[3::4] == pytest.approx([100] * len(small.waste.systems))
 
 
 def test_where_nothing_was_run_the_panel_says_why(unknown):
