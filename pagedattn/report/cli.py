@@ -186,7 +186,10 @@ def _draw_concepts(options: argparse.Namespace) -> None:
     out = options.out or CONCEPTS_OUT
 
     def make(folder: Path) -> None:
-        write_concepts(CONCEPTS, folder, options.formats)
+        for number, name in enumerate(CONCEPTS, 1):
+            if sys.stderr.isatty():
+                print(f"{number} of {len(CONCEPTS)}: {name}", file=sys.stderr)
+            write_concepts((name,), folder, options.formats)
 
     _say_written(out, *write_into(out, CONCEPTS, make))
 

@@ -107,7 +107,7 @@ def draw(scene: Scene) -> Figure:
     blocks = scene.table.block_tables[0, :count].tolist()
     body = count * (size * _TALL + _GAP) - _GAP
     canvas = Canvas(
-        3.3 + body,
+        3.36 + body,
         "Attention over a paged cache",
         f"Decoding token {num_tokens - 1}: one head of size 4 reads {num_tokens} keys and values "
         f"from {count} blocks of {size}. Check it by hand.",
@@ -128,6 +128,7 @@ def draw(scene: Scene) -> Figure:
     labels = (
         (_SLOT + 0.2, "slot"),
         (_KEY + 2 * _NUMBER, "keys K"),
+        (_SCORE + 0.38, "score"),
         (_VALUE + 2 * _NUMBER, "values V"),
     )
     for x, text in labels:
