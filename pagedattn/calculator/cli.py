@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 after one sentence on stderr, or 130 after Ctrl-C."""
     progress = _Progress()
     try:
-        options = _parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         formats = () if options.no_plot else options.formats
         settings = read_settings(options)
         check_outputs(options.out, formats, options.json)
@@ -160,7 +160,8 @@ def _scaled(workload: Workload, asked: float | None, usual: int) -> Workload:
     return workload.scaled_to(asked)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = _Parser(
         prog="paged_attention_benchmark.py",
         description="Calculate what a paged KV cache saves: waste by cause, users that fit, and a "

@@ -143,7 +143,7 @@ def _note(axes: Axes, text: str, x: float, y: float, colour: str, *, on_bar: boo
         xytext=(3, 0),
         textcoords="offset points",
         va="center_baseline",
-        fontsize=11.5,
+        fontsize=12,
         fontweight="bold",
         color=colour,
         bbox=box if on_bar and colour == INK else None,
@@ -214,7 +214,7 @@ def _draw_throughput(axes: Axes, result: Calculation) -> None:
     slow = [f"; {row.system}: {row.tokens_per_s:.3g} tokens/s" for row in ran if row not in rows]
     axes.set_xlabel(f"mean requests in a step{''.join(slow)}", fontsize=12)
     axes.set_ylabel("tokens/s, at most", fontsize=12)
-    axes.legend(loc="lower right", fontsize=10.5, frameon=True, framealpha=0.9, edgecolor="none")
+    axes.legend(loc="lower right", fontsize=12, frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _draw_sharing(axes: Axes, result: Calculation) -> None:

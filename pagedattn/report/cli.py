@@ -6,25 +6,25 @@ import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagedattn.report.concepts import CONCEPTS
+from pagedattn.report.output import FORMATS, write_into
 from pagedattn.report.results import Run, load_run, newest_file, require_one_machine, to_frame
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.summary import Summary, summarise
 from pagedattn.report.text import clean, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pagedattn.report.plots import Plot
 
 STORAGE = Path(".benchmarks")
 DEFAULT_OUT = Path("figures") / "local"
-FORMATS = ("png", "svg")
+CONCEPTS_OUT = Path("figures")
 _PLOT_NAMES = ("latency", "bandwidth", "speedup", "bookkeeping", "hit_rate")
 
 _EXAMPLES = """\
@@ -34,6 +34,8 @@ examples:
   python tools/plot.py run.json --out figures/h100 --baseline flashinfer
   python tools/plot.py attention.json bookkeeping.json --formats png
       both files joined; a later file's row replaces an earlier one's of the same name
+  python tools/plot.py --concepts
+      the seven figures of the tutorial, drawn into figures/ (about a minute)
 """
 
 
@@ -69,7 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         help="results files (default: the newest run under .benchmarks/)",
     )
     parser.add_argument(
-        "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default: %(default)s"
+        "--concepts",
+        action="store_true",
+        help="draw the tutorial's figures instead; they take no results",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"default: {DEFAULT_OUT}, with --concepts {CONCEPTS_OUT}",
     )
     parser.add_argument(
         "--baseline",
@@ -100,14 +110,21 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def _draw(options: argparse.Namespace) -> None:
+    if options.concepts:
+        _draw_concepts(options)
+        return
     run = load_run(options.files or [_newest()])
     if not options.allow_different_machines:
         require_one_machine(run)
     summary = summarise(run.rows, options.baseline)
     plots, written, removed = _write(run, summary, options)
     _print_outcome(run, summary, plots)
-    out = clean(str(options.out))
-    _say(f"\nWritten to {out}: {', '.join(written)}")
+    _say("")
+    _say_written(options.out or DEFAULT_OUT, written, removed)
+
+
+def _say_written(out: Path, written: list[str], removed: list[str]) -> None:
+    _say(f"Written to {clean(str(out))}: {', '.join(written)}")
     if removed:
         _say(f"Removed, left from an earlier run: {', '.join(removed)}")
 
@@ -125,67 +142,56 @@ def _newest() -> Path:
 def _write(
     run: Run, summary: Summary, options: argparse.Namespace
 ) -> tuple[list[Plot], list[str], list[str]]:
-    """Write everything beside the output folder, then move it there.
+    """Write plots, report and table; return the plots, and the names of files written and removed.
 
-    Returns the plots, the names of the files written, and those of earlier plots removed because
-    this run has none such. Raises ResultsError, having changed nothing, if a folder cannot be used.
+    Raises ResultsError, having changed nothing, if a folder cannot be used.
     """
-    try:
+    with _plotting():
         from pagedattn.report.markdown import make_report
         from pagedattn.report.plots import write_plots
+    plots: list[Plot] = []
+
+    def make(folder: Path) -> None:
+        plots.extend(write_plots(summary, folder, options.formats))
+        text = make_report(run, summary, plots, _command(run, options))
+        (folder / "report.md").write_text(text, encoding="utf-8", newline="\n")
+        to_frame(run.rows).to_csv(folder / "rows.csv", index=False, lineterminator="\n")
+
+    written, removed = write_into(options.out or DEFAULT_OUT, _PLOT_NAMES, make)
+    return plots, written, removed
+
+
+@contextlib.contextmanager
+def _plotting() -> Iterator[None]:
+    """Raise ResultsError where a package that draws is missing."""
+    try:
+        yield
     except ImportError as error:
         raise ResultsError(
             f"Plots need pandas and matplotlib ({error}): pip install 'pagedattn[plot]'."
         ) from None
-    out = Path(os.path.realpath(options.out))
-    if out.exists() and not out.is_dir():
-        raise ResultsError(f"The output folder {options.out} is a file.")
-    made: list[Path] = []
-    try:
-        made = _make_folders(out.parent)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
-            folder = Path(name)
-            plots = write_plots(summary, folder, options.formats)
-            text = make_report(run, summary, plots, _command(run, options))
-            (folder / "report.md").write_text(text, encoding="utf-8", newline="\n")
-            to_frame(run.rows).to_csv(folder / "rows.csv", index=False, lineterminator="\n")
-            written = sorted(path.name for path in folder.iterdir())
-            removed = _move(folder, written, out)
-            made = []
-    except OSError as error:
-        reason = f"{error.strerror or error}"
-        raise ResultsError(
-            f"The output folder {options.out} cannot be written: {reason}."
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            for path in reversed(made):
-                path.rmdir()
-    return plots, written, removed
 
 
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; return the new ones, outermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
+def _draw_concepts(options: argparse.Namespace) -> None:
+    """Draw the tutorial's figures, which need no results."""
+    for name, value in (
+        ("results files", options.files),
+        ("--baseline", options.baseline is not None),
+        ("--allow-different-machines", options.allow_different_machines),
+    ):
+        if value:
+            raise ResultsError(f"--concepts draws the tutorial's figures and takes no {name}.")
+    with _plotting():
+        from pagedattn.report.concepts.drawing import write_concepts
+    out = options.out or CONCEPTS_OUT
 
+    def make(folder: Path) -> None:
+        for number, name in enumerate(CONCEPTS, 1):
+            if sys.stderr.isatty():
+                print(f"{number} of {len(CONCEPTS)}: {name}", file=sys.stderr)
+            write_concepts((name,), folder, options.formats)
 
-def _move(folder: Path, names: list[str], out: Path) -> list[str]:
-    """Move the named files into `out`; remove plots that an earlier run left, and name them."""
-    for name in names:
-        if (out / name).is_dir():
-            raise ResultsError(f"{out / name} is a folder where a file must be written.")
-    out.mkdir(exist_ok=True)
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise PermissionError(13, "Permission denied")
-    for name in names:
-        shutil.move(folder / name, out / name)
-    ours = [f"{plot}.{suffix}" for plot in _PLOT_NAMES for suffix in FORMATS]
-    stale = [name for name in ours if name not in names and (out / name).is_file()]
-    for name in stale:
-        (out / name).unlink()
-    return stale
+    _say_written(out, *write_into(out, CONCEPTS, make))
 
 
 def _command(run: Run, options: argparse.Namespace) -> str:

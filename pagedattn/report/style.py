@@ -30,9 +30,9 @@ GRID = "#dddddd"
 ROOF = "#777777"
 
 # Okabe and Ito, https://jfly.uni-koeln.de/color/: told apart by colour-blind readers
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
 _PLACES = {
     "triton": 0,
     "pagedattn": 0,
@@ -67,9 +67,9 @@ def looks_of(implementations: list[str]) -> dict[str, Look]:
     for name in sorted(implementations, key=lambda name: (name not in _PLACES, name)):
         wanted = _PLACES.get(name)
         if wanted is None:
-            first = zlib.crc32(name.encode()) % len(_COLOURS)
-            turned = [(first + step) % len(_COLOURS) for step in range(len(_COLOURS))]
-            later = range(len(_COLOURS), len(_COLOURS) + len(implementations))
+            first = zlib.crc32(name.encode()) % len(COLOURS)
+            turned = [(first + step) % len(COLOURS) for step in range(len(COLOURS))]
+            later = range(len(COLOURS), len(COLOURS) + len(implementations))
             taken = set(places.values())
             wanted = next(place for place in (*turned, *later) if place not in taken)
         places[name] = wanted
@@ -77,9 +77,9 @@ def looks_of(implementations: list[str]) -> dict[str, Look]:
 
 
 def _look(name: str, place: int) -> Look:
-    turn, i = divmod(place, len(_COLOURS))
-    marker, hatch = ((group[(i + 3 * turn) % len(group)]) for group in (_MARKERS, _HATCHES))
-    return Look(label(name, 32), _COLOURS[i], marker, hatch)
+    turn, i = divmod(place, len(COLOURS))
+    marker, hatch = ((group[(i + 3 * turn) % len(group)]) for group in (MARKERS, HATCHES))
+    return Look(label(name, 32), COLOURS[i], marker, hatch)
 
 
 def label(text: str, length: int = 54) -> str:

@@ -33,6 +33,7 @@ WITHOUT_TORCH = [
     "pagedattn.reservation",
     "pagedattn.report",
     "pagedattn.report.cli",
+    "pagedattn.report.concepts",
     "pagedattn.hardware",
     "pagedattn.calculator",
     "pagedattn.calculator.cli",

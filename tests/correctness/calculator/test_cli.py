@@ -157,7 +157,7 @@ def test_unknown_weights_are_told_and_can_be_given(capsys):
 
 
 def test_without_a_name_the_machines_own_gpu_is_used_and_else_a_v100(monkeypatch):
-    options = cli._parser().parse_args([])
+    options = cli.make_parser().parse_args([])
     monkeypatch.setattr(cli, "own_gpu", lambda: None)
     assert cli.read_settings(options).gpu.name == "v100-32gb"
     mine = GPU("mine", 64 * 2**30)
@@ -166,7 +166,9 @@ def test_without_a_name_the_machines_own_gpu_is_used_and_else_a_v100(monkeypatch
 
 
 def test_defaults_of_means_shrink_with_the_longest_request():
-    options = cli._parser().parse_args(["--gpu", "v100", "--model", "gpt2", "--own-tokens", "9"])
+    options = cli.make_parser().parse_args(
+        ["--gpu", "v100", "--model", "gpt2", "--own-tokens", "9"]
+    )
     settings = cli.read_settings(options)
     assert settings.max_model_len == 1024
     assert settings.waste_requests.mean_tokens == pytest.approx(235.5, rel=2e-3)

@@ -43,6 +43,20 @@ def test_a_run_can_be_followed_by_hand():
     assert system.use().free == 32
 
 
+def test_a_run_that_is_stopped_counts_what_was_done_by_then():
+    waiting = stream((0, 14, 2), (0, 12, 4), (1.5, 5, 3))
+    run = simulate(make_reservation("orca-oracle", 32, 32), waiting, SECOND, max_steps=2)
+    assert run.num_steps == 2
+    assert run.requests_per_s == pytest.approx(1 / 2)
+    assert run.tokens_per_s == pytest.approx(4 / 2)
+    assert run.normalised_latency_s == pytest.approx(2 / 2)
+    one = simulate(make_reservation("orca-oracle", 32, 32), waiting, SECOND, max_steps=1)
+    assert one.tokens_per_s == 2
+    assert np.isnan(one.normalised_latency_s)
+    with pytest.raises(ValueError, match="max_steps is 0"):
+        simulate(make_reservation("paged", 64, 32), waiting, SECOND, max_steps=0)
+
+
 def test_a_static_batch_takes_in_nobody_until_it_ends():
     lengths = stream((0, 4, 2), (0, 4, 6), (0, 4, 3))
     static = simulate(make_reservation("fastertransformer", 40, 20), lengths, SECOND)
