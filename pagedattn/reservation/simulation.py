@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pagedattn.config import DTYPE_BYTES
 from pagedattn.memory import kv_bytes_per_token
 from pagedattn.reservation.use import KVUse
 
@@ -59,9 +58,9 @@ class StepTime:
             efficiency: share of these that is reached.
 
         """
-        if model.num_parameters is None:
+        weight_bytes = model.weight_bytes
+        if model.num_parameters is None or weight_bytes is None:
             raise ValueError(f"the number of parameters of {model.name} is not known")
-        weight_bytes = model.num_parameters * DTYPE_BYTES[model.dtype]
         kv_bytes = kv_bytes_per_token(model)
         return cls(
             fixed=weight_bytes / (bandwidth * efficiency),

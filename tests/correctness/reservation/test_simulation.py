@@ -1,5 +1,7 @@
 """The discrete-event run, on streams small enough to be followed by hand, and by its laws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,8 @@ def test_a_roofline_is_worked_out_from_the_model():
     assert step.per_token == pytest.approx(2 * model.num_parameters / 0.5e14)
     assert step.per_stored_token == pytest.approx(819_200 / 0.5e12)
     assert step.per_offloaded_slot == pytest.approx(819_200 / 0.5e10)
+    quantised = dataclasses.replace(model, num_weight_bytes=10**9)
+    assert StepTime.roofline(quantised, bandwidth=1e12, flops=1e14).fixed == pytest.approx(1e-3)
     unknown = ModelConfig("x", 1, 1, 1, 8, 8, 8, "float16")
     with pytest.raises(ValueError, match="of x is not known"):
         StepTime.roofline(unknown, bandwidth=1, flops=1)
