@@ -1,0 +1,114 @@
+"""The documents do what they say: their code runs, their links lead somewhere."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagedattn.attention import registry
+from pagedattn.testing.documents import read_fences, run_document
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [document.name for document in DOCUMENTS]
+
+
+def runs():
+    """One case for each document and each thing that parts of it need."""
+    for document in DOCUMENTS:
+        fences = [f for f in read_fences(document.read_text(encoding="utf-8")) if f.runs]
+        for needs in sorted({fence.needs or "" for fence in fences}):
+            marks = [getattr(pytest.mark, needs)] if needs else []
+            name = f"{document.name}-{needs}" if needs else document.name
+            yield pytest.param(document, needs or None, id=name, marks=marks)
+
+
+def repository_in(folder):
+    """Lay the repository out in a folder that commands may write into."""
+    for entry in ROOT.iterdir():
+        if entry.name == "figures":
+            shutil.copytree(entry, folder / entry.name)
+        elif not entry.name.startswith("."):
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.mark.parametrize(("document", "needs"), list(runs()))
+def test_a_documents_code_runs_and_prints_what_it_says(document, needs, monkeypatch, tmp_path):
+    folder = repository_in(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(registry, "_made", dict(registry._made))
+    torch.manual_seed(0)
+    run_document(document, needs, folder=folder)
+
+
+def prose(document):
+    """Return a document without its code."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"^    .*$|`[^`\n]*`", "", text, flags=re.M)
+
+
+def anchors(document):
+    """Return the anchors that GitHub gives a document's headings."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = []
+    for heading in re.findall(r"^#{1,6} (.*)$", text, flags=re.M):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip()
+        slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        again = found.count(slug)
+        found.append(f"{slug}-{again}" if again else slug)
+    return found
+
+
+def broken_links(document, root=ROOT):
+    """Return the links of a document that lead to no file, or to no heading, of the repository."""
+    text = prose(document)
+    targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", text)
+    targets += re.findall(r"^\[[^\]]+\]: *(\S+)", text, flags=re.M)
+    targets += re.findall(r"""\b(?:src|srcset|href)=["']([^"']+)["']""", text)
+    broken = []
+    for target in targets:
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        if (
+            not file.exists()
+            or not file.is_relative_to(root)
+            or (anchor and file.suffix == ".md" and anchor not in anchors(file))
+        ):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_a_documents_links_lead_to_files_and_headings(document):
+    assert broken_links(document) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "other.md").write_text("# A `heading`, twice\n\n# A heading, twice\n")
+    document = tmp_path / "document.md"
+    links = {
+        "other.md": True,
+        "other.md#a-heading-twice": True,
+        "other.md#a-heading-twice-1": True,
+        "other.md#a-heading-twice-2": False,
+        "missing.md": False,
+        "figures/missing.png": False,
+        "../": False,
+        "#its-own": True,
+        "#not-its-own": False,
+        "https://example.org/": True,
+    }
+    fence = "```text\n[in code](missing.md)\n# A heading that is none\n```\n"
+    text = "".join(f"![text]({link})\n" for link in links)
+    document.write_text(f"## Its own\n\n{text}\n`[code](x)`\n\n{fence}")
+    expected = [link for link, good in links.items() if not good]
+    assert broken_links(document, tmp_path) == expected
+    document.write_text('<img src="missing.svg">\n\n[here][1]\n\n[1]: missing.txt\n')
+    assert broken_links(document, tmp_path) == ["missing.txt", "missing.svg"]
