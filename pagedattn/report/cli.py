@@ -34,6 +34,8 @@ examples:
   python tools/plot.py run.json --out figures/h100 --baseline flashinfer
   python tools/plot.py attention.json bookkeeping.json --formats png
       both files joined; a later file's row replaces an earlier one's of the same name
+  python tools/plot.py figures/h100/results.json --document results.md
+      one document about these runs; with --blank, a form for a machine of your own
   python tools/plot.py --concepts
       the seven figures of the tutorial, drawn into figures/ (about a minute)
 """
@@ -76,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
         help="draw the tutorial's figures instead; they take no results",
     )
     parser.add_argument(
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="write one markdown document with a section for each of FILES instead",
+    )
+    parser.add_argument(
+        "--blank", action="store_true", help="with --document: leave all numbers out, to fill in"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -113,6 +124,9 @@ def _draw(options: argparse.Namespace) -> None:
     if options.concepts:
         _draw_concepts(options)
         return
+    if options.document is not None or options.blank:
+        _write_document(options)
+        return
     run = load_run(options.files or [_newest()])
     if not options.allow_different_machines:
         require_one_machine(run)
@@ -121,6 +135,33 @@ def _draw(options: argparse.Namespace) -> None:
     _print_outcome(run, summary, plots)
     _say("")
     _say_written(options.out or DEFAULT_OUT, written, removed)
+
+
+def _write_document(options: argparse.Namespace) -> None:
+    """Write one document about all results files, each by itself."""
+    for name, value in (
+        ("--out", options.out is not None),
+        ("--allow-different-machines", options.allow_different_machines),
+    ):
+        if value:
+            raise ResultsError(f"--document writes one file and takes no {name}.")
+    if options.document is None:
+        raise ResultsError("--blank needs --document FILE.")
+    if not options.files:
+        raise ResultsError("--document needs the results files that it is about.")
+    from pagedattn.report.document import make_document
+
+    runs = []
+    for path in options.files:
+        run = load_run([path])
+        runs.append((path, run, summarise(run.rows, options.baseline)))
+    text = make_document(runs, options.document, blank=options.blank)
+    try:
+        options.document.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ResultsError(f"{options.document} cannot be written ({reason}).") from error
+    _say(f"Written: {clean(str(options.document))}")
 
 
 def _say_written(out: Path, written: list[str], removed: list[str]) -> None:

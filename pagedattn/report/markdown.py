@@ -52,7 +52,7 @@ def make_report(run: Run, summary: Summary, plots: list[Plot], command: str) -> 
     parts.append("## Plots")
     parts += [_plot(plot) for plot in plots]
     parts.append("## Machine")
-    parts.append(_machine(run).as_markdown())
+    parts.append(machine_table(run).as_markdown())
     parts.append("## All rows")
     parts.append(
         "Times are microseconds: the median, the lower and the upper quartile over the rounds. "
@@ -105,7 +105,7 @@ def _plot(plot: Plot) -> str:
     return f"{title}\n\n![{escape(plot.alt)}]({embedded}){also}"
 
 
-def _machine(run: Run) -> Table:
+def machine_table(run: Run) -> Table:
     """Make a table with a line for each property and a column for each file."""
     about = [dict(file.about) for file in run.files]
     names = list(dict.fromkeys(name for properties in about for name in properties))
