@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 STORAGE = Path(".benchmarks")
 DEFAULT_OUT = Path("figures") / "local"
 CONCEPTS_OUT = Path("figures")
-_PLOT_NAMES = ("latency", "bandwidth", "speedup", "bookkeeping", "hit_rate")
+_PLOT_NAMES = (
+    *("latency", "bandwidth", "speedup", "bookkeeping", "hit_rate"),
+    *("serving", "serving_memory"),
+)
 
 _EXAMPLES = """\
 examples:
@@ -249,6 +252,7 @@ def _command(run: Run, options: argparse.Namespace) -> str:
 
 def _print_outcome(run: Run, summary: Summary, plots: list[Plot]) -> None:
     from pagedattn.report.comparison import comparison_tables, hit_rate_tables
+    from pagedattn.report.serving import serving_tables
     from pagedattn.report.tables import bookkeeping_tables, headline_tables
 
     names = ", ".join(file.name for file in run.files)
@@ -257,7 +261,10 @@ def _print_outcome(run: Run, summary: Summary, plots: list[Plot]) -> None:
         _say(f"{plural(run.num_replaced, 'row')} of earlier files replaced by a later file's")
     if run.num_skipped:
         _say(f"{plural(run.num_skipped, 'benchmark')} of other suites skipped")
-    makers = (headline_tables, bookkeeping_tables, comparison_tables, hit_rate_tables)
+    makers = (
+        *(headline_tables, bookkeeping_tables, comparison_tables, hit_rate_tables),
+        serving_tables,
+    )
     for table in (table for make in makers for table in make(summary)):
         _say(f"\n{table.as_text()}")
     for plot in plots:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.comparison import comparison_tables, hit_rate_tables
 from pagedattn.report.markdown import machine_table
+from pagedattn.report.serving import serving_tables
 from pagedattn.report.tables import bookkeeping_tables, headline_tables
 from pagedattn.report.text import escape, plural
 
@@ -24,7 +25,8 @@ _INTRODUCTION = """\
 # Benchmark results
 
 Every number here was read from a results file by the command at the end; none was typed in. A row
-was timed only after its result had been compared with float64. Times compare within one run."""
+of a kernel was timed only after its result had been compared with float64. Times compare within one
+run."""
 
 _BLANK = """\
 # Benchmark results of your own
@@ -54,6 +56,7 @@ def make_document(runs: Sequence[tuple[Path, Run, Summary]], target: Path, *, bl
     for path, run, summary in runs:
         tables = [*headline_tables(summary), *bookkeeping_tables(summary)]
         tables += [*comparison_tables(summary), *hit_rate_tables(summary)]
+        tables += serving_tables(summary)
         if not blank:
             parts += _opening(path, run, target)
         for table in tables:
@@ -81,7 +84,7 @@ def _opening(path: Path, run: Run, target: Path) -> list[str]:
     ]
     plots = [
         plot
-        for plot in ("bandwidth", "bookkeeping", "hit_rate")
+        for plot in ("bandwidth", "bookkeeping", "hit_rate", "serving", "serving_memory")
         if (path.parent / f"{plot}.png").exists()
     ]
     parts += [f"![{plot.replace('_', ' ').capitalize()}]({folder}/{plot}.png)" for plot in plots]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pagedattn.report.comparison import comparison_tables, hit_rate_tables
+from pagedattn.report.serving import serving_tables
 from pagedattn.report.tables import Table, bookkeeping_tables, full_tables, headline_tables
 from pagedattn.report.text import MISSING, escape, plural
 
@@ -49,22 +50,35 @@ def make_report(run: Run, summary: Summary, plots: list[Plot], command: str) -> 
             "that forgets nothing. Then the blocks that it evicted."
         )
         parts += _with_titles(hits)
+    serving = serving_tables(summary)
+    if serving:
+        parts.append("## Serving engines")
+        parts.append(
+            "Real inference. The knee is the fewest users with 90 % of the most output tokens a "
+            "second. Of memory, the engine says the one column and this project calculates the "
+            "other."
+        )
+        parts += _with_titles(serving)
     parts.append("## Plots")
     parts += [_plot(plot) for plot in plots]
     parts.append("## Machine")
     parts.append(machine_table(run).as_markdown())
-    parts.append("## All rows")
-    parts.append(
+    full = full_tables(summary)
+    parts += _all_rows(full) if full else []
+    parts.append("## Command")
+    parts.append(f"```sh\n{command}\n```")
+    parts.append("Add `--out FOLDER` for another folder than `figures/local`.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _all_rows(tables: list[Table]) -> list[str]:
+    about = (
         "Times are microseconds: the median, the lower and the upper quartile over the rounds. "
         "GB/s count 1e9 bytes, TFLOP/s 1e12 operations. The share is of the measured read "
         "bandwidth. The error may reach its budget. Host time is what an eager launch costs its "
         "caller. `rows.csv` has these and every other column, with units in their names."
     )
-    parts += _with_titles(full_tables(summary))
-    parts.append("## Command")
-    parts.append(f"```sh\n{command}\n```")
-    parts.append("Add `--out FOLDER` for another folder than `figures/local`.")
-    return "\n\n".join(parts) + "\n"
+    return ["## All rows", about, *_with_titles(tables)]
 
 
 def _opening(run: Run, summary: Summary) -> str:

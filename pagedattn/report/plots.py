@@ -9,6 +9,8 @@ from pagedattn.report.bars import draw_bandwidth, draw_bookkeeping, draw_speedup
 from pagedattn.report.comparison import hit_rates
 from pagedattn.report.hit_rate import draw_hit_rate
 from pagedattn.report.latency import draw_latency
+from pagedattn.report.serving import engines
+from pagedattn.report.serving_plots import draw_serving, draw_serving_memory
 from pagedattn.report.style import looks_of, plain_style, save
 from pagedattn.report.text import clean, plural
 
@@ -27,6 +29,10 @@ _DRAW: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
     "speedup": draw_speedup,
     "bookkeeping": draw_bookkeeping,
     "hit_rate": draw_hit_rate,
+}
+_DRAW_SERVING: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
+    "serving": draw_serving,
+    "serving_memory": draw_serving_memory,
 }
 
 
@@ -48,7 +54,7 @@ def write_plots(summary: Summary, folder: Path, formats: tuple[str, ...]) -> lis
     plots = []
     looks = looks_of(summary.implementations)
     with plain_style():
-        for name, draw in _DRAW.items():
+        for name, draw in _kinds(summary).items():
             figure = draw(summary, looks)
             if isinstance(figure, str):
                 plots.append(Plot(name, (), "", figure))
@@ -60,8 +66,22 @@ def write_plots(summary: Summary, folder: Path, formats: tuple[str, ...]) -> lis
     return plots
 
 
+def _kinds(summary: Summary) -> dict[str, Callable[[Summary, dict[str, Look]], Figure | str]]:
+    """Return the plots that a run like this could have: engines are drawn by their own."""
+    kinds = _DRAW if summary.data or summary.bookkeeping else {}
+    return kinds | _DRAW_SERVING if summary.serving else kinds
+
+
 def _alt(name: str, summary: Summary) -> str:
     """Say in words what a plot shows, for a reader who does not see it."""
+    if name in _DRAW_SERVING:
+        count = len(engines(summary))
+        what = {
+            "serving": "Tokens a second and waits against users at once",
+            "serving_memory": "Memory of a serving engine, beside the calculator's, and blocks "
+            "in use over time",
+        }[name]
+        return f"{what}, {plural(count, 'engine')}; the tables have the numbers"
     if name == "bookkeeping":
         count = sum(len(group.cases) for group in summary.bookkeeping)
         return f"Median time with quartiles of {plural(count, 'bookkeeping operation')}"

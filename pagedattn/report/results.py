@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
+COLUMNS: tuple[str, ...] = tuple(
+    field.name for field in fields(Row) if field.name != "pool_over_time"
+)
 """The table's columns, in order: `Row` documents them."""
 
-_INT_COLUMNS = tuple(field.name for field in fields(Row) if "int" in str(field.type))
-_FLOAT_COLUMNS = tuple(field.name for field in fields(Row) if "float" in str(field.type))
+_TYPES = {field.name: str(field.type) for field in fields(Row)}
+_INT_COLUMNS = tuple(name for name in COLUMNS if "int" in _TYPES[name])
+_FLOAT_COLUMNS = tuple(name for name in COLUMNS if "float" in _TYPES[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,16 @@ def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataF
     ``measured_read_gb_per_s``. 1e12 operations a second: ``tflop_per_s``. A fraction:
     ``share_of_bandwidth``. In the benchmark's own unit: ``error``, ``error_budget``. Totals:
     ``bytes``, ``peak_memory_bytes``, ``flops``.
+
+    Of a serving engine: ``model``; ``num_users`` clients at once; ``requests_per_s``,
+    ``prompt_tokens_per_s``, ``output_tokens_per_s``; microseconds ``first_token_p50_us``, ``p90``
+    and ``p99``, and ``inter_token_*`` likewise; fractions ``prefix_hit_rate`` of prompt tokens and
+    ``last_block_waste`` of slots in use; bytes ``device_bytes``, ``in_use_bytes``,
+    ``weights_bytes``, ``kv_pool_bytes``, ``graphs_bytes`` as the engine or the device says, and
+    ``predicted_weights_bytes``, ``predicted_kv_pool_bytes`` as the calculator does; blocks
+    ``predicted_blocks`` from the device's memory, ``predicted_pool_blocks`` from the pool's bytes,
+    ``peak_blocks`` in use and ``expected_peak_blocks`` by the block manager; ``compared_steps``,
+    of which ``equal_steps`` had the same blocks in use in both.
     """
     if isinstance(paths, str) or not hasattr(paths, "__iter__"):
         paths = [paths]

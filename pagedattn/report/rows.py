@@ -10,13 +10,14 @@ from typing import Any
 from pagedattn.report.text import clean, cut
 
 BOOKKEEPING_AREAS = ("block_manager", "page_table")
-_AREA_ORDER = ("attention", "kv_write", "kv_cache", *BOOKKEEPING_AREAS)
+SERVING_AREA = "serving"
+_AREA_ORDER = ("attention", "kv_write", "kv_cache", *BOOKKEEPING_AREAS, SERVING_AREA)
 _DEVICE_ORDER = ("cuda", "cpu")
 _KIND_ORDER = ("decode", "mixed", "prefill")
 _LARGEST = 1e18
 _LONGEST_SECONDS = 1e6
 
-_TEXTS = ("kind", "operation", "length_distribution", "dtype")
+_TEXTS = ("kind", "operation", "length_distribution", "dtype", "model")
 _COUNTS = (
     "batch",
     "context",
@@ -31,6 +32,13 @@ _COUNTS = (
     "num_hit_blocks",
     "num_repeated_blocks",
     "num_evicted_blocks",
+    "num_users",
+    "peak_blocks",
+    "expected_peak_blocks",
+    "predicted_blocks",
+    "predicted_pool_blocks",
+    "compared_steps",
+    "equal_steps",
 )
 _NUMBERS = (
     "bytes",
@@ -45,11 +53,37 @@ _NUMBERS = (
     "peak_memory_bytes",
     "host_us",
     "hashing_us",
+    "requests_per_s",
+    "prompt_tokens_per_s",
+    "output_tokens_per_s",
+    *(f"{what}_p{rank}_us" for what in ("first_token", "inter_token") for rank in (50, 90, 99)),
+    "prefix_hit_rate",
+    "last_block_waste",
+    "device_bytes",
+    "in_use_bytes",
+    "weights_bytes",
+    "kv_pool_bytes",
+    "graphs_bytes",
+    "predicted_weights_bytes",
+    "predicted_kv_pool_bytes",
 )
 
 
 class ResultsError(ValueError):
     """A results file cannot be used; the message is one sentence for the person who gave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSample:
+    """A serving engine's pool, `seconds` after the first request was sent.
+
+    `expected` blocks are in use in this project's block manager, given the same requests; None
+    where that is not known.
+    """
+
+    seconds: float
+    blocks: float
+    expected: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +99,10 @@ class Row:
     cache of `pool_blocks` blocks was asked by `num_requests` requests for `num_lookup_blocks`, had
     `num_hit_blocks` and evicted `num_evicted_blocks`; one that forgets nothing would have had
     `num_repeated_blocks`.
+
+    A serving engine ran `model` for `num_users` clients at a time; the row's times are those
+    between two tokens of an answer, and `first_token_*` those from sending a request. It kept its
+    memory as `*_bytes` say, in `pool_blocks` blocks; `predicted_*` are the calculator's.
     """
 
     area: str
@@ -106,8 +144,35 @@ class Row:
     num_hit_blocks: int | None
     num_repeated_blocks: int | None
     num_evicted_blocks: int | None
+    model: str | None
+    num_users: int | None
+    requests_per_s: float | None
+    prompt_tokens_per_s: float | None
+    output_tokens_per_s: float | None
+    first_token_p50_us: float | None
+    first_token_p90_us: float | None
+    first_token_p99_us: float | None
+    inter_token_p50_us: float | None
+    inter_token_p90_us: float | None
+    inter_token_p99_us: float | None
+    prefix_hit_rate: float | None
+    last_block_waste: float | None
+    device_bytes: float | None
+    in_use_bytes: float | None
+    weights_bytes: float | None
+    kv_pool_bytes: float | None
+    graphs_bytes: float | None
+    predicted_weights_bytes: float | None
+    predicted_kv_pool_bytes: float | None
+    predicted_blocks: int | None
+    predicted_pool_blocks: int | None
+    peak_blocks: int | None
+    expected_peak_blocks: int | None
+    compared_steps: int | None
+    equal_steps: int | None
     fullname: str
     file: str
+    pool_over_time: tuple[PoolSample, ...] = ()
 
     @property
     def is_bookkeeping(self) -> bool:
@@ -142,6 +207,7 @@ class Row:
             self.batch or 0,
             self.context or 0,
             self.num_sequences or 0,
+            self.num_users or 0,
             self.pool_blocks or 0,
             self.workload,
             self.length_distribution or "",
@@ -254,7 +320,23 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     values: dict[str, Any] = {key: _encodable(str(name)) for key, name in names.items()}
     values |= {"device": device, "rounds": rounds, "fullname": fullname, "file": file}
     values |= texts | counts | numbers | times
+    values["pool_over_time"] = _pool_samples(extra.get("pool_over_time") or [], what)
     return Row(**values)
+
+
+def _pool_samples(entries: Any, what: str) -> tuple[PoolSample, ...]:
+    if not isinstance(entries, list):
+        raise ResultsError(f"{what} pool_over_time must be a list, not {_shown(entries)}.")
+    samples = []
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise ResultsError(f"{what} pool_over_time must hold lists of 3, not {_shown(entry)}.")
+        seconds, blocks = (expect_number(value, f"{what} pool_over_time") for value in entry[:2])
+        expected = None
+        if entry[2] is not None:
+            expected = expect_number(entry[2], f"{what} pool_over_time")
+        samples.append(PoolSample(seconds, blocks, expected))
+    return tuple(samples)
 
 
 def _derive(numbers: dict[str, float | None], median_us: float, roof: float | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pagedattn.report.rows import BOOKKEEPING_AREAS, ResultsError, Row
+from pagedattn.report.rows import BOOKKEEPING_AREAS, SERVING_AREA, ResultsError, Row
 from pagedattn.report.text import clean, plural
 
 if TYPE_CHECKING:
@@ -80,11 +80,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run's groups; `baseline` is None if the run compares nothing."""
+    """A run's groups; `baseline` is None if the run compares nothing; `serving` are engines."""
 
     data: tuple[Group, ...]
     bookkeeping: tuple[Group, ...]
     baseline: str | None
+    serving: tuple[Row, ...] = ()
 
     @property
     def data_cases(self) -> list[Case]:
@@ -94,9 +95,8 @@ class Summary:
     @property
     def implementations(self) -> list[str]:
         """All implementations of the run, by name."""
-        return implementations_of(
-            case for group in (*self.data, *self.bookkeeping) for case in group.cases
-        )
+        cases = (case for group in (*self.data, *self.bookkeeping) for case in group.cases)
+        return sorted({*implementations_of(cases), *(row.implementation for row in self.serving)})
 
 
 def implementations_of(cases: Iterable[Case]) -> list[str]:
@@ -111,7 +111,8 @@ def summarise(rows: tuple[Row, ...], baseline: str | None = None) -> Summary:
     ``torch`` likewise, else the implementation that most of them have. Raises ResultsError for a
     baseline that the run does not have.
     """
-    groups = _groups(rows)
+    serving = tuple(row for row in rows if row.area == SERVING_AREA)
+    groups = _groups(tuple(row for row in rows if row.area != SERVING_AREA))
     bookkeeping = tuple(group for group in groups if group.cases[0].first.is_bookkeeping)
     data = tuple(group for group in groups if not group.cases[0].first.is_bookkeeping)
     cases = [case for group in data for case in group.cases]
@@ -126,7 +127,7 @@ def summarise(rows: tuple[Row, ...], baseline: str | None = None) -> Summary:
             f"The baseline must be an implementation of this run, one of {names}, "
             f"not {clean(baseline)!r}."
         )
-    return Summary(data, bookkeeping, baseline)
+    return Summary(data, bookkeeping, baseline, serving)
 
 
 def _choose_baseline(cases: list[Case]) -> str | None:

@@ -1,0 +1,1 @@
+"""Real inference on a serving engine, measured: the load, the clients, what they waited for."""

