@@ -19,7 +19,7 @@ LAYERS = [
     {"kv_cache"},
     {"attention"},
     {"testing", "peers", "report"},
-    {"benchmarking", "calculator"},
+    {"benchmarking", "calculator", "models"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = [
@@ -37,6 +37,8 @@ WITHOUT_TORCH = [
     "pagedattn.hardware",
     "pagedattn.calculator",
     "pagedattn.calculator.cli",
+    "pagedattn.models",
+    "pagedattn.models.cli",
 ]
 
 
