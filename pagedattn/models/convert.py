@@ -16,14 +16,22 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "gguf", "accelerate", "safetensors")
 """What a conversion imports; transformers needs gguf and accelerate to read GGUF."""
 
+_TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # known to transformers 4 and 5
+
 
 def check_packages() -> None:
-    """Raise :class:`FetchError` if a package that a conversion needs is not installed."""
+    """Raise :class:`FetchError` if a package that a conversion needs is missing or too old."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise FetchError(
-            f"Converting the model needs {' and '.join(missing)}, not installed here; "
+            f"Converting the model needs {', '.join(missing)}, not installed here; "
             f"run pip install {' '.join(missing)}."
+        )
+    found = metadata.version("transformers")
+    if int(found.split(".")[0]) < 5:  # reads this tokenizer's end-of-text token wrongly
+        raise FetchError(
+            f"Converting the model needs transformers 5 or newer, and {found} is installed; "
+            "run pip install --upgrade transformers."
         )
 
 
@@ -79,21 +87,19 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **place)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder, save_jinja_files=False)
-    _tidy(folder, gguf.name.split(".")[0])
+    _tidy(folder, gguf.name.split(".")[0], config.rope_parameters["rope_theta"])
 
 
-def _tidy(folder: Path, name: str) -> None:
-    """Name the model, and take out what only the writing version of transformers understands."""
+def _tidy(folder: Path, name: str, rope_theta: float) -> None:
+    """Name the model, and write what transformers 4 reads beside what transformers 5 does."""
     foreign = {"_model_name_or_path", "quantization_config"}
-    _edit(folder / "config.json", foreign, {"_name_or_path": name})
-    # transformers 4 knows the tokenizer by this name only, transformers 5 by this one too
+    _edit(folder / "config.json", foreign, {"_name_or_path": name, "rope_theta": rope_theta})
     foreign = {"backend", "is_local", "local_files_only", "name_or_path"}
-    known = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    _edit(folder / "tokenizer_config.json", foreign, known)
+    _edit(folder / "tokenizer_config.json", foreign, {"tokenizer_class": _TOKENIZER_CLASS})
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
-def _edit(path: Path, drop: set[str], put: dict[str, str]) -> None:
+def _edit(path: Path, drop: set[str], put: dict[str, object]) -> None:
     loaded = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in loaded.items() if key not in drop} | put
     text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False)
