@@ -28,7 +28,7 @@ def check_packages() -> None:
             f"run pip install {' '.join(missing)}."
         )
     found = metadata.version("transformers")
-    if int(found.split(".")[0]) < 5:  # reads this tokenizer's end-of-text token wrongly
+    if int(found.split(".")[0]) < 5:  # known to read the tokenizer wrongly
         raise FetchError(
             f"Converting the model needs transformers 5 or newer, and {found} is installed; "
             "run pip install --upgrade transformers."
@@ -54,6 +54,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of packages about each other
             _convert(gguf, folder)
+    except FetchError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file system, not transformers' for a file that it does not understand
@@ -85,9 +87,23 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(folder, max_shard_size="100GB")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **place)
+    _check_tokenizer(tokenizer, config)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     _tidy(folder, gguf.name.split(".")[0], config.rope_parameters["rope_theta"])
+
+
+def _check_tokenizer(tokenizer: Any, config: Any) -> None:
+    """Refuse a tokenizer that was read as another one, as transformers 4.56 and 5.0 do.
+
+    There the end-of-text token is the beginning's, and that is put before every text.
+    """
+    read = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.encode(""))
+    if read != (config.bos_token_id, config.eos_token_id, []):
+        raise FetchError(
+            f"transformers {metadata.version('transformers')} reads the model's tokenizer wrongly; "
+            "run pip install --upgrade transformers."
+        )
 
 
 def _tidy(folder: Path, name: str, rope_theta: float) -> None:

@@ -172,6 +172,27 @@ def test_the_tokenizer_has_its_special_tokens_its_merges_and_its_chat_template(m
 
 
 @needs_packages
+@pytest.mark.parametrize("wrong", ["eos", "a token before every text"])
+def test_a_tokenizer_that_was_read_wrongly_is_refused(tmp_path, monkeypatch, wrong):
+    import transformers
+
+    read = transformers.AutoTokenizer.from_pretrained
+
+    def misread(*arguments, **options):
+        tokenizer = read(*arguments, **options)
+        if wrong == "eos":
+            tokenizer.eos_token = "<|im_start|>"
+        else:
+            monkeypatch.setattr(tokenizer, "encode", lambda _: [1])
+        return tokenizer
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", misread)
+    write_gguf(tmp_path / "Tiny.gguf")
+    with pytest.raises(FetchError, match="reads the model's tokenizer wrongly; run pip install"):
+        convert.convert_gguf(tmp_path / "Tiny.gguf", tmp_path)
+
+
+@needs_packages
 def test_a_file_that_is_no_gguf_is_told_in_one_sentence(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, or so it says")
     with pytest.raises(FetchError, match=r"could not convert bad\.gguf \(.*\); try pip install"):
