@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 from pagedattn.models.folder import FetchError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "gguf", "accelerate", "safetensors")
 """What a conversion imports; transformers needs gguf and accelerate to read GGUF."""
 
-_TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # known to transformers 4 and 5
+# said so that transformers 4 knows the class and gives the model no token types
+_TOKENIZER: Mapping[str, object] = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 
 
 def check_packages() -> None:
@@ -111,12 +116,12 @@ def _tidy(folder: Path, name: str, rope_theta: float) -> None:
     foreign = {"_model_name_or_path", "quantization_config"}
     _edit(folder / "config.json", foreign, {"_name_or_path": name, "rope_theta": rope_theta})
     foreign = {"backend", "is_local", "local_files_only", "name_or_path"}
-    _edit(folder / "tokenizer_config.json", foreign, {"tokenizer_class": _TOKENIZER_CLASS})
+    _edit(folder / "tokenizer_config.json", foreign, _TOKENIZER)
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
-def _edit(path: Path, drop: set[str], put: dict[str, object]) -> None:
+def _edit(path: Path, drop: set[str], put: Mapping[str, object]) -> None:
     loaded = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in loaded.items() if key not in drop} | put
+    kept = {key: value for key, value in loaded.items() if key not in drop} | dict(put)
     text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(f"{text}\n", encoding="utf-8", newline="\n")

@@ -157,6 +157,7 @@ def test_the_tokenizer_has_its_special_tokens_its_merges_and_its_chat_template(m
     assert written["model_max_length"] == 128
     assert not {"local_files_only", "is_local"} & set(written)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert list(tokenizer("ab")) == ["input_ids", "attention_mask"]
     assert tokenizer.special_tokens_map == {
         "bos_token": "<|im_start|>",
         "eos_token": "<|im_end|>",
