@@ -112,20 +112,35 @@ def _run(options: argparse.Namespace) -> int:
         model=options.model,
         load_format=options.load_format,
         block_size=options.block_size,
-        max_model_len=options.max_model_len or _usual_length(options, scale),
+        max_model_len=_usual_length(options, scale),
         gpu_memory_utilization=options.gpu_memory_utilization if gpu else None,
         prefix_caching=options.prefix_caching,
         tensor_parallel_size=options.tensor_parallel_size,
         attention_backend=options.attention_backend,
-        enforce_eager=options.enforce_eager,
+        enforce_eager=not gpu if options.enforce_eager is None else options.enforce_eager,
         seed=options.seed,
     )
     chosen = policies(settings, compare, block_sizes=scale.block_sizes, gpu=gpu)
+    _check_lengths(load, scale, settings.max_model_len)
     _say_plan(options, tests, chosen, gpu=gpu)
-    results = _measure(chosen, tests, load, scale, options.seed)
+    results, failure = _measure(chosen, tests, load, scale, options.seed)
     name = Path(options.model).name if Path(options.model).exists() else options.model
-    _finish(results, clean(name), "cuda" if gpu else "cpu", options)
+    if results or failure is None:
+        _finish(results, clean(name), "cuda" if gpu else "cpu", options)
+    if failure is not None:
+        raise UsageError(failure)
     return 130 if any(result.interrupted for result in results) else 0
+
+
+def _check_lengths(load: LoadSettings, scale: Scale, max_model_len: int | None) -> None:
+    """Refuse before an engine is started what its length would refuse."""
+    longest = load.shared_prefix + scale.prompt_tokens[1] + scale.output_tokens[1]
+    if load.path is None and max_model_len is not None and longest > max_model_len:
+        raise UsageError(
+            f"the longest request has {longest} tokens ({load.shared_prefix} shared, "
+            f"{scale.prompt_tokens[1]} in, {scale.output_tokens[1]} out) and the longest allowed "
+            f"{max_model_len}: change --max-model-len, --prompt-tokens or --output-tokens."
+        )
 
 
 def _usual_length(options: argparse.Namespace, scale: Scale) -> int | None:
@@ -139,6 +154,12 @@ def _usual_length(options: argparse.Namespace, scale: Scale) -> int | None:
             model = ModelConfig.preset(options.model)
     except ConfigError:
         return scale.max_model_len
+    asked = options.max_model_len
+    if asked is not None and asked > model.max_model_len:
+        raise UsageError(
+            f"--max-model-len must be at most {model.max_model_len}, which {options.model} takes, "
+            f"not {asked}."
+        )
     return min(scale.max_model_len, model.max_model_len)
 
 
@@ -163,7 +184,7 @@ def _say_plan(
 ) -> None:
     from pagedattn.serving.vllm_engine import vllm_version
 
-    where = "a GPU" if gpu else "a CPU, at a reduced scale"
+    where = "a GPU" if gpu else "a CPU, at a reduced scale and without compilation"
     _say(f"vLLM {vllm_version()} on {where}: {options.model}, {', '.join(tests)}")
     if options.load_format == "dummy":
         _say("Weights are random: speed and memory are real, the answers are not.")
@@ -180,24 +201,27 @@ def _measure(
     load: LoadSettings,
     scale: Scale,
     seed: int,
-) -> list[ServingResult]:
+) -> tuple[list[ServingResult], str | None]:
     """Measure each policy, each in a process of its own where there are several.
 
-    An engine does not give all of a GPU's memory back before its process ends.
+    An engine does not give all of a GPU's memory back before its process ends. Returns what was
+    measured, and a sentence if an engine could not be started; those before it are kept.
     """
     from pagedattn.serving.running import run_apart, run_here
 
-    if len(chosen) == 1:
-        return [run_here(chosen[0], tests, load, scale, seed)]
     results: list[ServingResult] = []
-    for policy in chosen:
-        result = run_apart(policy, tests, load, scale, seed)
-        if result is None:
-            break
-        results.append(result)
-        if result.interrupted:
-            break
-    return results
+    try:
+        for policy in chosen:
+            arguments = (policy, tests, load, scale, seed)
+            result = run_here(*arguments) if len(chosen) == 1 else run_apart(*arguments)
+            if result is None:
+                break
+            results.append(result)
+            if result.interrupted:
+                break
+    except LoadError as error:
+        return results, str(error)
+    return results, None
 
 
 def _finish(
@@ -365,7 +389,10 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--attention-backend", metavar="NAME", help="vLLM's name of one")
     group.add_argument(
-        "--enforce-eager", action="store_true", help="no CUDA graphs, no compilation"
+        "--enforce-eager",
+        action=argparse.BooleanOptionalAction,
+        help="no CUDA graphs and no compilation (default: on a CPU, where compiling takes longer "
+        "than the run)",
     )
     group.add_argument("--seed", type=_seed, default=0, help="default: %(default)s")
 

@@ -85,17 +85,13 @@ class VllmEngine:
         path = self._model_path()
         records = _Records()
         logger = logging.getLogger("vllm")
-        logger.addHandler(records)
+        logger.addHandler(records)  # and stays: without a handler, Python prints warnings
         logger.setLevel(logging.INFO)
         logger.propagate = False
         try:
             self._llm = self._start(path)
-        except KeyboardInterrupt:
-            raise
         except Exception as error:
-            raise EngineError(_sentence(settings.model, error)) from error
-        finally:
-            logger.removeHandler(records)
+            raise EngineError(_sentence(settings, error)) from error
         self._engine = self._llm.llm_engine
         config = self._engine.vllm_config.model_config
         self.vocab_size = int(config.get_vocab_size())
@@ -154,6 +150,7 @@ class VllmEngine:
     def _memory(self, records: _Records) -> EngineMemory:
         cache = self._engine.vllm_config.cache_config
         sizes = {name: records.gib(pattern) for name, pattern in _LOG_GIB.items()}
+        sizes["weights"] = self._weight_bytes() or sizes["weights"]
         total = in_use = None
         if _has_gpu():
             import torch
@@ -169,6 +166,13 @@ class VllmEngine:
             block_size=int(cache.block_size),
             **sizes,
         )
+
+    def _weight_bytes(self) -> int | None:
+        """Bytes of the model's parameters on one GPU, counted; None where vLLM cannot."""
+        try:
+            return int(self._llm.apply_model(_parameter_bytes)[0])
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):
+            return None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; raises EngineError where the model has no tokenizer."""
@@ -249,14 +253,19 @@ _USAGE = (
 _HITS = ("vllm:prefix_cache_queries", "vllm:prefix_cache_hits")
 
 
+def _parameter_bytes(model: Any) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
 def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
 
 
-def _sentence(model: str, error: BaseException) -> str:
+def _sentence(settings: EngineSettings, error: BaseException) -> str:
     """Say in one sentence what went wrong and what to do."""
+    model = settings.model
     text = " ".join(str(error).split())
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
@@ -271,6 +280,11 @@ def _sentence(model: str, error: BaseException) -> str:
         return (
             f"{model} does not fit the memory ({_short(text)}): lower --max-model-len, raise "
             f"--gpu-memory-utilization or take a smaller model."
+        )
+    if "no common block size" in everything:
+        return (
+            f"vLLM's attention on this device does not take blocks of {settings.block_size} tokens "
+            f"({_short(text)}): choose another --block-size."
         )
     if "kv cache is needed" in everything or "larger than the available" in everything:
         return f"the KV cache is too small ({_short(text)}): lower --max-model-len."
