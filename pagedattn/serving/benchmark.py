@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +13,7 @@ from pagedattn.serving.measures import is_saturated
 from pagedattn.serving.memory import EngineMemory, Gauges, MemorySample, MemoryWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pagedattn.config import ModelConfig
     from pagedattn.serving.settings import EngineSettings, LoadSettings, Scale
@@ -145,7 +146,9 @@ def predict(engine: MeasuredEngine) -> Prediction:
     if engine.model is None:
         return Prediction(None, None, None, None)
     memory = KVMemory(
-        engine.model, said.block_size, tensor_parallel_size=settings.tensor_parallel_size
+        replace(engine.model, dtype=settings.dtype or engine.model.dtype),
+        said.block_size,
+        tensor_parallel_size=settings.tensor_parallel_size,
     )
     weights, pool = memory.weight_bytes, None
     share = settings.gpu_memory_utilization
@@ -167,6 +170,7 @@ def measure(
     scale: Scale,
     seed: int,
     progress: Progress,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> ServingResult:
     """Run the tests that were asked for; Ctrl-C ends them and keeps what was measured.
 
@@ -184,6 +188,7 @@ def measure(
             engine,
             chosen,
             min(users, total),
+            clock=clock,
             progress=lambda completed: progress(what, completed, total),
             watch=watch,
         )

@@ -25,6 +25,7 @@ class EngineSettings:
         prefix_caching: whether blocks are found again.
         tensor_parallel_size: GPUs.
         attention_backend: the engine's name of one.
+        dtype: of weights and KV cache.
         enforce_eager: whether to do without CUDA graphs and compilation.
         seed: of weights and sampling.
 
@@ -38,6 +39,7 @@ class EngineSettings:
     prefix_caching: bool = True
     tensor_parallel_size: int = 1
     attention_backend: str | None = None
+    dtype: str | None = None
     enforce_eager: bool = False
     seed: int = 0
 

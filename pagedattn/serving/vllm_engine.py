@@ -125,6 +125,7 @@ class VllmEngine:
             "max_model_len": settings.max_model_len,
             "gpu_memory_utilization": settings.gpu_memory_utilization,
             "attention_backend": settings.attention_backend,
+            "dtype": settings.dtype,
         }
         options = {name: value for name, value in options.items() if value is not None}
         folder = Path(path)
