@@ -151,7 +151,6 @@ class VllmEngine:
     def _memory(self, records: _Records) -> EngineMemory:
         cache = self._engine.vllm_config.cache_config
         sizes = {name: records.gib(pattern) for name, pattern in _LOG_GIB.items()}
-        sizes["weights"] = self._weight_bytes() or sizes["weights"]
         total = in_use = None
         if _has_gpu():
             import torch
@@ -167,13 +166,6 @@ class VllmEngine:
             block_size=int(cache.block_size),
             **sizes,
         )
-
-    def _weight_bytes(self) -> int | None:
-        """Bytes of the model's parameters on one GPU, counted; None where vLLM cannot."""
-        try:
-            return int(self._llm.apply_model(_parameter_bytes)[0])
-        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):
-            return None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; raises EngineError where the model has no tokenizer."""
@@ -252,10 +244,6 @@ _USAGE = (
     "vllm:num_requests_waiting",
 )
 _HITS = ("vllm:prefix_cache_queries", "vllm:prefix_cache_hits")
-
-
-def _parameter_bytes(model: Any) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def _has_gpu() -> bool:
