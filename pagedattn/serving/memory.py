@@ -27,6 +27,8 @@ class EngineMemory:
         in_use: of the device, by the driver's count, after the start: everybody's.
         num_blocks: blocks of the pool.
         block_size: tokens a block.
+        tokens_ahead: tokens of an answer that have slots before the one received last: 1 where the
+            next step is scheduled while a step runs.
 
     """
 
@@ -37,6 +39,7 @@ class EngineMemory:
     in_use: int | None
     num_blocks: int
     block_size: int
+    tokens_ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,14 @@ class MemoryWatch:
     """Reads an engine's metrics after every step, and gives a block manager the same requests.
 
     A request's prompt is stored when its first token is received, and that token itself only with
-    the next step: an engine that has received n tokens of an answer holds prompt + n - 1.
+    the next step: an engine that has given n tokens of an answer holds prompt + n - 1, and one
+    more where it is a step ahead.
 
     Attributes:
         gauges: the engine's.
         manager: a pool of the engine's size.
         pool_blocks: that `usage` is a share of.
+        tokens_ahead: as the engine's memory says.
         samples: one for each step.
 
     """
@@ -87,6 +92,7 @@ class MemoryWatch:
     gauges: Gauges
     manager: BlockManager
     pool_blocks: int
+    tokens_ahead: int = 0
     samples: list[MemorySample] = field(default_factory=list)
     _waiting: dict[int, ServingRequest] = field(default_factory=dict)
     _ids: dict[int, int] = field(default_factory=dict)
@@ -97,7 +103,7 @@ class MemoryWatch:
         """Watch an engine with a pool of these blocks, one of which it keeps for itself."""
         pool = memory.num_blocks - 1
         manager = BlockManager(pool, memory.block_size, prefix_caching=prefix_caching)
-        return cls(gauges, manager, pool)
+        return cls(gauges, manager, pool, memory.tokens_ahead)
 
     def sent(self, number: int, request: ServingRequest) -> None:
         """A request waits until its first token comes."""
@@ -111,8 +117,12 @@ class MemoryWatch:
             requests = [self._waiting.pop(number) for number in first]
             admission = self.manager.admit([request.prompt for request in requests])
             self._ids.update(zip(first, admission.sequence_ids.tolist(), strict=True))
-        known = set(first)
-        grown = [(number, new - (number in known)) for number, new in tokens]
+        begun = set(first)
+        grown = [
+            (number, new - (1 - self.tokens_ahead if number in begun else 0))
+            for number, new in tokens
+            if self._left[number] > new
+        ]
         grown = [(number, new) for number, new in grown if new]
         if grown:
             ids = [self._ids[number] for number, _ in grown]

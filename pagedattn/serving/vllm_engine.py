@@ -164,6 +164,7 @@ class VllmEngine:
             in_use=in_use,
             num_blocks=int(cache.num_gpu_blocks),
             block_size=int(cache.block_size),
+            tokens_ahead=int(bool(self._engine.vllm_config.scheduler_config.async_scheduling)),
             **sizes,
         )
 

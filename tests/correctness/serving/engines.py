@@ -72,7 +72,7 @@ class SteppedEngine:
     def usage(self):
         blocks = 0
         for request, left in self.running.values():
-            stored = request.num_tokens - left - 1
+            stored = request.num_tokens - left - 1 + self.memory.tokens_ahead
             blocks += -(-stored // self.memory.block_size)
         return blocks / (self.memory.num_blocks - 1), len(self.running), len(self.waiting)
 

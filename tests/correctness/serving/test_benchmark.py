@@ -56,8 +56,11 @@ def test_only_what_was_asked_for_is_measured():
     assert result.memory.run.completed == 10
 
 
-def test_the_block_manager_holds_the_engines_blocks_at_every_step():
-    result, _, _ = measured(("memory",))
+@pytest.mark.parametrize("tokens_ahead", [0, 1])
+@pytest.mark.parametrize("tokens_a_step", [1, 3])
+def test_the_block_manager_holds_the_engines_blocks_at_every_step(tokens_ahead, tokens_a_step):
+    said = EngineMemory(None, None, None, None, None, 101, 4, tokens_ahead)
+    result, _, _ = measured(("memory",), memory=said, tokens_a_step=tokens_a_step)
     memory = result.memory
     assert len(memory.compared) == len(memory.samples)  # all prompts are computed in one step
     assert [s.blocks for s in memory.samples] == [s.mirrored for s in memory.samples]
