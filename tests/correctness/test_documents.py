@@ -96,7 +96,7 @@ def test_a_documents_vllm_code_runs_and_prints_what_it_says(document, needs, mod
     settings = {
         "HF_HOME": str(model_hub),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
