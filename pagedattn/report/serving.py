@@ -34,12 +34,13 @@ class Engine:
     def knee(self) -> Row | None:
         """The fewest users that get 90 % of the sweep's highest output tokens/s.
 
-        More wait longer for hardly more tokens.
+        More wait longer for hardly more tokens. None if the last step of the sweep is needed for
+        that: it ended before the knee.
         """
         rates = [row.output_tokens_per_s or 0.0 for row in self.sweep]
         enough = KNEE * max(rates, default=0.0)
-        reach = (row for row, rate in zip(self.sweep, rates, strict=True) if rate >= enough > 0)
-        return next(reach, None)
+        before_last = zip(self.sweep[:-1], rates, strict=False)
+        return next((row for row, rate in before_last if rate >= enough > 0), None)
 
 
 def engines(summary: Summary) -> list[Engine]:
@@ -112,7 +113,8 @@ def _sweep(engine: Engine) -> Table:
         [f"{row.num_users}{' (knee)' if row is engine.knee else ''}", *_rates(row), *_waits(row)]
         for row in engine.sweep
     ]
-    title = f"{engine.title}: concurrent users, {engine.implementation}"
+    ended = "" if engine.knee is not None else "; the sweep ends before the knee"
+    title = f"{engine.title}: concurrent users, {engine.implementation}{ended}"
     return Table(title, ["users", *_RATES, *_WAITS], lines, 0)
 
 

@@ -111,6 +111,14 @@ def _directives(lines: list[str], place: int) -> tuple[str | None, bool]:
     return needs, run
 
 
+class _Captured(io.StringIO):
+    """What is printed; whoever asks for a file descriptor, as vLLM does, gets standard output's."""
+
+    def fileno(self) -> int:
+        """The descriptor of the process's standard output."""
+        return sys.__stdout__.fileno() if sys.__stdout__ is not None else 1
+
+
 def run_document(path: Path, needs: str | None = None, *, folder: Path | None = None) -> list[str]:
     """Run a document's fences in order: those that need nothing, and those that need `needs`.
 
@@ -149,7 +157,7 @@ def run_document(path: Path, needs: str | None = None, *, folder: Path | None = 
 def _run_python(fence: Fence, path: Path, names: dict[str, Any]) -> str:
     # empty lines before it, so that a traceback names the document's lines
     source = "\n" * (fence.line - 1) + fence.text
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+    with contextlib.redirect_stdout(_Captured()) as out:
         exec(compile(source, str(path), "exec"), names)
     return out.getvalue()
 

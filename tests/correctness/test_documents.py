@@ -99,6 +99,7 @@ def test_a_documents_vllm_code_runs_and_prints_what_it_says(document, needs, mod
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process may have used CUDA before
     }
     environment = {**os.environ, **settings}
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override what a document asks for

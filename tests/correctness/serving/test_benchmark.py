@@ -33,11 +33,11 @@ SCALE = replace(
 )
 
 
-def measured(tests=TESTS, **options):
+def measured(tests=TESTS, scale=SCALE, **options):
     clock = engines.Clock()
     engine = engines.SteppedEngine(clock, **options)
     said = []
-    result = measure(engine, "", tests, LoadSettings(), SCALE, 0, lambda *words: said.append(words))
+    result = measure(engine, "", tests, LoadSettings(), scale, 0, lambda *words: said.append(words))
     return result, engine, said
 
 
@@ -143,6 +143,16 @@ def test_the_knee_has_ninety_percent_of_the_most_tokens(tmp_path):
     best = max(rates.values())
     assert rates[engine.knee.num_users] >= 0.9 * best
     assert all(rate < 0.9 * best for users, rate in rates.items() if users < engine.knee.num_users)
+
+
+def test_a_sweep_that_ends_while_rates_rise_has_no_knee(tmp_path):
+    result, _, _ = measured(("scaling",), replace(SCALE, users=(1, 2, 4)))
+    rates = [run.per_second(run.output_tokens) for run in result.sweep]
+    assert rates[-2] < 0.9 * rates[-1]
+    summary = summary_of(result, tmp_path)
+    (engine,) = report_engines(summary)
+    assert engine.knee is None
+    assert "ends before the knee" in serving_tables(summary)[0].title
 
 
 def test_nothing_measured_gives_no_rows():
