@@ -25,6 +25,8 @@ def runs(*things):
         fences = [f for f in read_fences(document.read_text(encoding="utf-8")) if f.runs]
         for needs in {fence.needs for fence in fences}.intersection(things):
             marks = [getattr(pytest.mark, needs)] if needs else []
+            if needs == "vllm" and torch.cuda.is_available():
+                marks.append(pytest.mark.gpu)  # vLLM runs on the GPU where there is one
             yield pytest.param(document, needs, id=document.name, marks=marks)
 
 

@@ -17,15 +17,16 @@ from pagedattn.serving.load import synthetic_load
 from pagedattn.serving.memory import MemoryWatch
 from pagedattn.serving.settings import EngineSettings
 
+ON_GPU = torch.cuda.is_available()
 pytestmark = [
     pytest.mark.vllm,
+    *([pytest.mark.gpu] if ON_GPU else []),  # vLLM runs on the GPU where there is one
     # vLLM and what it imports warn of their own affairs
     pytest.mark.filterwarnings("ignore"),
 ]
 
 ROOT = Path(__file__).resolve().parents[3]
 SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct"
-ON_GPU = torch.cuda.is_available()
 PROMPTS = (
     "The capital of France is",
     "A page table maps",
