@@ -178,7 +178,9 @@ def measure(
     """
     most = max(scale.requests, scale.requests_a_user * max(scale.users), LEAST_REQUESTS)
     requests = make_load(engine, load, scale, seed, most)
-    result = ServingResult(policy, engine.settings, replace_requests(requests, scale.requests))
+    result = ServingResult(
+        policy, engine.settings, replace(requests, requests=requests.requests[: scale.requests])
+    )
 
     def run(what: str, count: int, users: int, watch: MemoryWatch | None = None) -> LoadRun:
         engine.reset_prefix_cache()
@@ -213,8 +215,3 @@ def measure(
             if result.interrupted or is_saturated(result.sweep):
                 break
     return result
-
-
-def replace_requests(load: Load, count: int) -> Load:
-    """The load's first requests."""
-    return replace(load, requests=load.requests[:count])

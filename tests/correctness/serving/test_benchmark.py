@@ -37,7 +37,9 @@ def measured(tests=TESTS, scale=SCALE, **options):
     clock = engines.Clock()
     engine = engines.SteppedEngine(clock, **options)
     said = []
-    result = measure(engine, "", tests, LoadSettings(), scale, 0, lambda *words: said.append(words))
+    result = measure(
+        engine, "", tests, LoadSettings(), scale, 0, lambda *words: said.append(words), clock
+    )
     return result, engine, said
 
 
