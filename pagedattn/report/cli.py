@@ -39,6 +39,8 @@ examples:
       both files joined; a later file's row replaces an earlier one's of the same name
   python tools/plot.py figures/h100/results.json --document results.md
       one document about these runs; with --blank, a form for a machine of your own
+  python tools/plot.py compare before.json after.json --fail-on-regression 5%
+      what became faster or slower; plot.py compare --help says more
   python tools/plot.py --concepts
       the seven figures of the tutorial, drawn into figures/ (about a minute)
 """
@@ -46,9 +48,13 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 after one sentence on stderr, or 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _draw(options)
+        if words[:1] == ["compare"]:
+            from pagedattn.report import compare_cli
+
+            return compare_cli.main(words[1:])
+        _draw(_parser().parse_args(words))
         sys.stdout.flush()
     except ResultsError as error:
         print(clean(str(error)), file=sys.stderr)

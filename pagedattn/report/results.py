@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS: tuple[str, ...] = tuple(
-    field.name for field in fields(Row) if field.name != "pool_over_time"
+    field.name for field in fields(Row) if field.name not in ("pool_over_time", "samples_us")
 )
 """The table's columns, in order: `Row` documents them."""
 

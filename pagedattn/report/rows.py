@@ -100,6 +100,8 @@ class Row:
     `num_hit_blocks` and evicted `num_evicted_blocks`; one that forgets nothing would have had
     `num_repeated_blocks`.
 
+    `samples_us` has the time of each round, where the file kept them.
+
     A serving engine ran `model` for `num_users` clients at a time; the row's times are those
     between two tokens of an answer, and `first_token_*` those from sending a request. It kept its
     memory as `*_bytes` say, in `pool_blocks` blocks; `predicted_*` are the calculator's.
@@ -173,6 +175,7 @@ class Row:
     fullname: str
     file: str
     pool_over_time: tuple[PoolSample, ...] = ()
+    samples_us: tuple[float, ...] = ()
 
     @property
     def is_bookkeeping(self) -> bool:
@@ -320,8 +323,17 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     values: dict[str, Any] = {key: _encodable(str(name)) for key, name in names.items()}
     values |= {"device": device, "rounds": rounds, "fullname": fullname, "file": file}
     values |= texts | counts | numbers | times
+    values["samples_us"] = _samples_us(stats.get("data"), what)
     values["pool_over_time"] = _pool_samples(extra.get("pool_over_time") or [], what)
     return Row(**values)
+
+
+def _samples_us(data: Any, what: str) -> tuple[float, ...]:
+    if data is None:
+        return ()
+    if not isinstance(data, list):
+        raise ResultsError(f"{what} stats.data must be a list, not {_shown(data)}.")
+    return tuple(1e6 * expect_number(seconds, f"{what} stats.data") for seconds in data)
 
 
 def _pool_samples(entries: Any, what: str) -> tuple[PoolSample, ...]:

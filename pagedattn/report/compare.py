@@ -1,0 +1,216 @@
+"""Two runs, row by row: what became faster, what slower, and what cannot be told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pagedattn.report.medians import (
+    FEWEST,
+    Interval,
+    interval,
+    median_draws,
+    median_draws_of_quartiles,
+)
+from pagedattn.report.rows import ResultsError
+from pagedattn.report.tables import Table
+from pagedattn.report.text import clean, duration, plural
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pagedattn.report.results import Run
+    from pagedattn.report.rows import Row
+
+VERDICTS = ("slower", "faster", "unclear", "same")
+MARGIN = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row in two runs.
+
+    Attributes:
+        name: of the row.
+        before: its median in the first run, with its interval, microseconds.
+        after: the same in the second.
+        ratio: after over before, with its interval; above 1 is slower.
+        verdict: one of `VERDICTS`.
+
+    """
+
+    name: str
+    before: Interval
+    after: Interval
+    ratio: Interval
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs of one suite.
+
+    Attributes:
+        changes: rows that both have, in the first run's order.
+        added: names of rows that only the second has.
+        removed: names of rows that only the first has.
+        num_skipped: benchmarks of other suites, in either.
+        margin: relative difference below which it does not matter.
+
+    """
+
+    changes: tuple[Change, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    num_skipped: int
+    margin: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows have each verdict."""
+        return {word: sum(c.verdict == word for c in self.changes) for word in VERDICTS}
+
+    @property
+    def mean_ratio(self) -> float | None:
+        """Geometric mean of the ratios; None without rows."""
+        if not self.changes:
+            return None
+        logs = [math.log(change.ratio.value) for change in self.changes]
+        return math.exp(math.fsum(logs) / len(logs))
+
+    def regressions(self, limit: float) -> list[Change]:
+        """Rows that are slower by more than a fraction, beyond doubt: slower, and above it."""
+        return [c for c in self.changes if c.verdict == "slower" and c.ratio.value > 1 + limit]
+
+
+def compare(before: Run, after: Run, *, margin: float = MARGIN) -> Comparison:
+    """Join two runs by row name and judge each row.
+
+    Args:
+        before: the first run.
+        after: the second.
+        margin: relative difference that matters in practice, above 0.
+
+    Returns:
+        The comparison. A row is slower (faster) if the interval of the ratio lies above (below) 1
+        and the ratio differs from 1 by the margin at least; the same if the whole interval lies
+        within the margin, or the difference is below it and the interval within twice the margin;
+        else unclear.
+
+    Raises:
+        ResultsError: the runs have no row in common.
+
+    """
+    first, second = _by_name(before), _by_name(after)
+    names = [name for name in first if name in second]
+    if not names:
+        raise ResultsError("The two runs have no row in common.")
+    return Comparison(
+        changes=tuple(_change(name, first[name], second[name], margin) for name in names),
+        added=tuple(name for name in second if name not in first),
+        removed=tuple(name for name in first if name not in second),
+        num_skipped=before.num_skipped + after.num_skipped,
+        margin=margin,
+    )
+
+
+def _by_name(run: Run) -> dict[str, Row]:
+    """Name rows by their benchmark, or where that is not known by what they are of."""
+    named: dict[str, Row] = {}
+    for row in run.rows:
+        parts = (row.area, row.operation, row.workload, row.num_sequences, row.implementation)
+        words = " ".join(str(part) for part in parts if part is not None)
+        name = clean(row.fullname.rpartition("::")[2] or words)
+        copies = 2
+        unique = name
+        while unique in named:
+            unique, copies = f"{name} #{copies}", copies + 1
+        named[unique] = row
+    return named
+
+
+def _change(name: str, before: Row, after: Row, margin: float) -> Change:
+    # every row has its own draws, the same in each comparison
+    rng = np.random.default_rng(list(name.encode()))
+    draws_before, draws_after = _draws(before, rng), _draws(after, rng)
+    value = after.median_us / before.median_us
+    ratio = interval(draws_after / draws_before, value)
+    return Change(
+        name,
+        interval(draws_before, before.median_us),
+        interval(draws_after, after.median_us),
+        ratio,
+        _verdict(ratio, margin, min(before.rounds, after.rounds)),
+    )
+
+
+def _draws(row: Row, rng: np.random.Generator) -> NDArray[np.float64]:
+    if row.samples_us:
+        return median_draws(np.asarray(row.samples_us), rng)
+    return median_draws_of_quartiles(row.q1_us, row.median_us, row.q3_us, row.rounds, rng)
+
+
+def _verdict(ratio: Interval, margin: float, rounds: int) -> str:
+    if rounds < FEWEST:
+        return "unclear"
+    if ratio.low > 1 and ratio.value >= 1 + margin:
+        return "slower"
+    if ratio.high < 1 and ratio.value <= 1 / (1 + margin):
+        return "faster"
+    inside = 1 / (1 + margin) < ratio.value < 1 + margin
+    wide = 1 + 2 * margin
+    return "same" if inside and ratio.low > 1 / wide and ratio.high < wide else "unclear"
+
+
+def comparison_tables(comparison: Comparison, *, every: bool = False) -> list[Table]:
+    """Make a table of the rows that changed or are unclear, all of them if `every`."""
+    order = {word: place for place, word in enumerate(VERDICTS)}
+    shown = [c for c in comparison.changes if every or c.verdict != "same"]
+    shown.sort(key=lambda c: (order[c.verdict], -abs(math.log(c.ratio.value)), c.name))
+    lines = [
+        [
+            change.name,
+            change.verdict,
+            _change_text(change.ratio.value),
+            f"{_change_text(change.ratio.low)} to {_change_text(change.ratio.high)}",
+            _with_bounds(change.before),
+            _with_bounds(change.after),
+        ]
+        for change in shown
+    ]
+    header = ["row", "verdict", "change", "95 % interval", "before", "after"]
+    tables = [Table("Rows", header, lines, 2)] if lines else []
+    for title, names in (
+        ("Only in the second run", comparison.added),
+        ("Only in the first run", comparison.removed),
+    ):
+        if names:
+            tables.append(Table(title, ["row"], [[name] for name in names], 1))
+    return tables
+
+
+def summary_sentence(comparison: Comparison) -> str:
+    """Say what the comparison found, in a line."""
+    counts = comparison.counts
+    words = ", ".join(f"{counts[word]} {word}" for word in VERDICTS)
+    mean = comparison.mean_ratio or 1.0
+    text = f"{plural(len(comparison.changes), 'row')}: {words}; geometric mean {_change_text(mean)}"
+    others = [
+        f"{len(names)} {word}"
+        for names, word in ((comparison.added, "new"), (comparison.removed, "removed"))
+        if names
+    ]
+    if comparison.num_skipped:
+        others.append(f"{comparison.num_skipped} of other suites skipped")
+    return f"{text}; {', '.join(others)}" if others else text
+
+
+def _change_text(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def _with_bounds(found: Interval) -> str:
+    return f"{duration(found.value)} ({duration(found.low)} to {duration(found.high)})"

@@ -1,0 +1,132 @@
+"""The command line of ``tools/plot.py compare``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pagedattn.report.results import load_run, require_one_machine
+from pagedattn.report.rows import ResultsError
+from pagedattn.report.text import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pagedattn.report.compare import Change, Comparison
+
+_EXAMPLES = """\
+examples:
+  python tools/plot.py compare before.json after.json
+      rows that became faster or slower, and those that cannot be told
+  python tools/plot.py compare main.json mine.json --fail-on-regression 5%
+      the same, and exit code 1 if a row is slower by more than 5 %
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return 0, 1 on a regression, or raise ResultsError."""
+    options = _parser().parse_args(arguments)
+    from pagedattn.report.compare import compare, comparison_tables, summary_sentence
+
+    before, after = (load_run([path]) for path in (options.before, options.after))
+    if not options.allow_different_machines:
+        require_one_machine(load_run([options.before, options.after]))
+    comparison = compare(before, after, margin=options.margin)
+    found = [] if options.limit is None else comparison.regressions(options.limit)
+    tables = comparison_tables(comparison, every=options.all)
+    if options.markdown is not None:
+        text = _markdown(options, comparison, found)
+        try:
+            options.markdown.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ResultsError(f"{options.markdown} cannot be written ({reason}).") from error
+    _say(summary_sentence(comparison))
+    for table in tables:
+        _say(f"\n{table.as_text()}")
+    if options.markdown is not None:
+        _say(f"\nWritten: {clean(str(options.markdown))}")
+    if options.limit is not None:
+        _say(f"\n{_verdict_on(found, options.limit)}")
+    return 1 if found else 0
+
+
+def _verdict_on(found: list[Change], limit: float) -> str:
+    if not found:
+        return f"No row is slower by more than {100 * limit:g} %."
+    names = ", ".join(change.name for change in found)
+    return f"Slower by more than {100 * limit:g} %: {names}."
+
+
+def _markdown(options: argparse.Namespace, comparison: Comparison, found: list[Change]) -> str:
+    from pagedattn.report.compare import comparison_tables, summary_sentence
+    from pagedattn.report.text import escape
+
+    parts = ["# Comparison", f"{escape(summary_sentence(comparison))}."]
+    if options.limit is not None:
+        parts.append(escape(_verdict_on(found, options.limit)))
+    parts.append(
+        f"Medians with 95 % bootstrap intervals. A row is slower or faster if the interval of the "
+        f"ratio is on one side of 1 and the difference is {100 * options.margin:g} % at least; "
+        f"unclear if the interval is too wide to tell."
+    )
+    for table in comparison_tables(comparison, every=True):
+        parts += [f"## {escape(table.title)}", table.as_markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="plot.py compare",
+        description="Compare two runs row by row: medians with 95 % bootstrap intervals, and a "
+        "verdict that needs both a sure difference and one that matters.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("before", type=Path, metavar="A", help="results file of the first run")
+    parser.add_argument("after", type=Path, metavar="B", help="results file of the second run")
+    parser.add_argument(
+        "--fail-on-regression",
+        dest="limit",
+        type=_share,
+        metavar="PERCENT",
+        help="exit with 1 if a row is slower by more than this, as 5%%",
+    )
+    parser.add_argument(
+        "--margin",
+        type=_share,
+        default=0.03,
+        metavar="PERCENT",
+        help="difference that matters in practice (default: 3%%)",
+    )
+    parser.add_argument("--all", action="store_true", help="list rows that are the same too")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the comparison of all rows there"
+    )
+    parser.add_argument(
+        "--allow-different-machines",
+        action="store_true",
+        help="compare even if the runs come from different machines",
+    )
+    return parser
+
+
+def _share(text: str) -> float:
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number) / 100
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and 0 < value < 10):
+        raise argparse.ArgumentTypeError(f"must be a percentage above 0, as 5%, not {text!r}")
+    return value
+
+
+def _say(text: str) -> None:
+    """Print, replacing letters that the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
