@@ -133,9 +133,8 @@ def _by_name(run: Run) -> dict[str, Row]:
 
 
 def _change(name: str, before: Row, after: Row, margin: float) -> Change:
-    # every row has its own draws, the same in each comparison
-    rng = np.random.default_rng(list(name.encode()))
-    draws_before, draws_after = _draws(before, rng), _draws(after, rng)
+    # two streams: the draws of the two runs do not depend on each other
+    draws_before, draws_after = _draws(before, 0), _draws(after, 1)
     value = after.median_us / before.median_us
     ratio = interval(draws_after / draws_before, value)
     return Change(
@@ -147,10 +146,10 @@ def _change(name: str, before: Row, after: Row, margin: float) -> Change:
     )
 
 
-def _draws(row: Row, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draws(row: Row, stream: int) -> NDArray[np.float64]:
     if row.samples_us:
-        return median_draws(np.asarray(row.samples_us), rng)
-    return median_draws_of_quartiles(row.q1_us, row.median_us, row.q3_us, row.rounds, rng)
+        return median_draws(np.asarray(row.samples_us), stream)
+    return median_draws_of_quartiles(row.q1_us, row.median_us, row.q3_us, row.rounds, stream)
 
 
 def _verdict(ratio: Interval, margin: float, rounds: int) -> str:

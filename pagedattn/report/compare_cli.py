@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
     before, after = (load_run([path]) for path in (options.before, options.after))
     if not options.allow_different_machines:
-        require_one_machine(load_run([options.before, options.after]))
+        require_one_machine(replace(before, files=before.files + after.files))
     comparison = compare(before, after, margin=options.margin)
     found = [] if options.limit is None else comparison.regressions(options.limit)
     tables = comparison_tables(comparison, every=options.all)

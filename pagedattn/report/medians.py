@@ -9,6 +9,7 @@ David and Nagaraja, Order Statistics, §2.1 for the distribution).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,23 +34,31 @@ class Interval:
     high: float
 
 
-def median_draws(sample: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def median_draws(sample: NDArray[np.float64], stream: int) -> NDArray[np.float64]:
     """Draw the medians of resamples: float64 [DRAWS].
 
     Args:
         sample: float64 [num_values], at least 1.
-        rng: of the draws.
+        stream: names the draws: the same number gives the same, others independent ones.
 
     """
-    ordered, count = np.sort(sample), sample.size
+    ordered = np.sort(sample)
+    lower, upper = _ranks(sample.size, stream)
+    medians = (ordered[lower] + ordered[upper]) / 2
+    return np.asarray(np.maximum(medians, _LEAST))
+
+
+@lru_cache(maxsize=1000)
+def _ranks(count: int, stream: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ranks, from 0, of the two middle values of resamples; the same one twice for odd counts."""
+    rng = np.random.default_rng((count, stream))
     lower = (count + 1) // 2
     first = rng.beta(lower, count - lower + 1, DRAWS)
-    medians = ordered[_rank(first, count)]
-    if count % 2 == 0:
-        # the next order statistic, given this one: the least of count - lower uniform numbers above
-        step = 1.0 - rng.random(DRAWS) ** (1.0 / (count - lower))
-        medians = (medians + ordered[_rank(first + (1.0 - first) * step, count)]) / 2
-    return np.asarray(np.maximum(medians, _LEAST))
+    if count % 2:
+        return _rank(first, count), _rank(first, count)
+    # the next order statistic, given this one: the least of count - lower uniform numbers above
+    step = 1.0 - rng.random(DRAWS) ** (1.0 / (count - lower))
+    return _rank(first, count), _rank(first + (1.0 - first) * step, count)
 
 
 def _rank(uniform: NDArray[np.float64], count: int) -> NDArray[np.int64]:
@@ -57,7 +66,7 @@ def _rank(uniform: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def median_draws_of_quartiles(
-    q1: float, median: float, q3: float, rounds: int, rng: np.random.Generator
+    q1: float, median: float, q3: float, rounds: int, stream: int
 ) -> NDArray[np.float64]:
     """Draw medians where only quartiles were kept, as if the values were normal: float64 [DRAWS].
 
@@ -65,11 +74,17 @@ def median_draws_of_quartiles(
     its size, and its quartiles lie 1.349 deviations apart.
     """
     error = _MEDIAN_SE * (q3 - q1) / _NORMAL_IQR / np.sqrt(rounds)
-    return np.asarray(np.maximum(median + error * rng.standard_normal(DRAWS), _LEAST))
+    return np.asarray(np.maximum(median + error * _normals(stream), _LEAST))
+
+
+@lru_cache(maxsize=1000)
+def _normals(stream: int) -> NDArray[np.float64]:
+    return np.random.default_rng(stream).standard_normal(DRAWS)
 
 
 def interval(draws: NDArray[np.float64], value: float) -> Interval:
     """The percentile interval of draws around a value."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws, (tail, 1 - tail)).tolist()
+    ends = [round(share * (draws.size - 1)) for share in (tail, 1 - tail)]
+    low, high = np.partition(draws, ends)[ends].tolist()
     return Interval(value, min(low, value), max(high, value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pagedattn.report.bars import draw_bandwidth, draw_bookkeeping, draw_speedup
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pagedattn.report.style import Look
-    from pagedattn.report.summary import Summary
+    from pagedattn.report.summary import Group, Summary
 
 _DRAW: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
     "latency": draw_latency,
@@ -34,6 +34,10 @@ _DRAW_SERVING: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
     "serving": draw_serving,
     "serving_memory": draw_serving_memory,
 }
+
+
+MOST_CASES = 60
+"""More in a group would make a picture that nobody can read; the tables have all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,15 @@ class Plot:
 def write_plots(summary: Summary, folder: Path, formats: tuple[str, ...]) -> list[Plot]:
     """Write ``NAME.FORMAT`` into `folder` for each plot that the run has data for.
 
-    The same summary gives the same bytes.
+    Of a group with more than `MOST_CASES` the first so many are drawn, and its title says so. The
+    same summary gives the same bytes.
     """
     plots = []
+    summary = replace(
+        summary,
+        data=tuple(limited(group) for group in summary.data),
+        bookkeeping=tuple(limited(group) for group in summary.bookkeeping),
+    )
     looks = looks_of(summary.implementations)
     with plain_style():
         for name, draw in _kinds(summary).items():
@@ -64,6 +74,14 @@ def write_plots(summary: Summary, folder: Path, formats: tuple[str, ...]) -> lis
                 save(figure, folder / file)
             plots.append(Plot(name, files, _alt(name, summary), None))
     return plots
+
+
+def limited(group: Group) -> Group:
+    """Return the group with its first `MOST_CASES` cases, and a title that says so."""
+    if len(group.cases) <= MOST_CASES:
+        return group
+    title = f"{group.title}, the first {MOST_CASES} of {len(group.cases):,}"
+    return replace(group, title=title, cases=group.cases[:MOST_CASES])
 
 
 def _kinds(summary: Summary) -> dict[str, Callable[[Summary, dict[str, Look]], Figure | str]]:

@@ -1,17 +1,22 @@
 """``tools/plot.py``: what it writes and prints, and that a failure changes nothing."""
 
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from pagedattn.report import cli, load
-from pagedattn.report.results import COLUMNS
+from pagedattn.report.plots import MOST_CASES, limited
+from pagedattn.report.results import COLUMNS, load_run
+from pagedattn.report.summary import summarise
 
 TOOL = Path(__file__).parents[3] / "tools" / "plot.py"
 PLOTS = ("latency", "bandwidth", "speedup", "bookkeeping")
@@ -296,3 +301,39 @@ def test_the_tool_runs_from_any_folder_and_in_any_encoding(made, tmp_path, broke
     assert done.returncode == (2 if broken else 0)
     assert "Traceback" not in done.stderr
     assert Path("figures/local/report.md").exists() is not broken
+
+
+def many_rows(count):
+    """Rows of `count` workloads, two implementations each."""
+    stats = {"min": 9e-5, "q1": 9.5e-5, "median": 1e-4, "q3": 1.1e-4, "max": 1.2e-4, "rounds": 30}
+    stats["data"] = [9e-5, *[1e-4] * 28, 1.2e-4]
+    extra = {"area": "attention", "device": "cuda", "bytes": 10**6, "kind": "decode"}
+    return [
+        {
+            "fullname": f"rows.py::row{number}[{implementation}]",
+            "extra_info": {**extra, "workload": f"w{number}", "implementation": implementation},
+            "stats": stats,
+        }
+        for number in range(count)
+        for implementation in ("torch", "triton")
+    ]
+
+
+def test_ten_thousand_rows_are_reported_in_ten_seconds(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"machine_info": {}, "benchmarks": many_rows(5000)}))
+    begin = time.process_time()
+    assert cli.main([str(path), "--out", str(tmp_path / "out"), "--formats", "png"]) == 0
+    assert time.process_time() - begin < 10
+    assert "10000 rows" in capsys.readouterr().out
+
+
+def test_a_picture_of_many_cases_draws_the_first_and_says_so(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"machine_info": {}, "benchmarks": many_rows(MOST_CASES + 1)}))
+    (group,) = summarise(load_run([path]).rows).data
+    drawn = limited(group)
+    assert drawn.cases == group.cases[:MOST_CASES]
+    assert drawn.title.endswith(f"the first {MOST_CASES} of {MOST_CASES + 1}")
+    few = replace(group, cases=group.cases[:MOST_CASES])
+    assert limited(few) is few
