@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagedattn.calculator.settings import Budget, Settings, gib_text
 from pagedattn.calculator.sharing import SharedBlocks, Sharing, calculate_sharing
-from pagedattn.calculator.users import BUS_BANDWIDTH, WINDOWS, Users, calculate_users
+from pagedattn.calculator.users import BUS_BANDWIDTH, WATERMARK, WINDOWS, Users, calculate_users
 from pagedattn.calculator.waste import PAGED, STANDARD, Waste, calculate_waste
 
 if TYPE_CHECKING:
@@ -150,6 +150,17 @@ def _budget(budget: Budget) -> dict[str, Any]:
 def _notes(result: Calculation) -> list[str]:
     settings, model = result.settings, result.settings.model
     notes = [
+        (
+            f"A running request holds {result.waste.mean_tokens:.0f} tokens on average in part 1 "
+            f"and {result.users.mean_tokens:.0f} in part 2; --mean-tokens and --user-tokens change "
+            "that."
+        ),
+        (
+            "Of kept slots, tokens hold one; later tokens will, if the answer gets there, the end "
+            "of a last block among them; internal never will; external are too few together, or "
+            f"kept back, as {100 * WATERMARK:g} % of a paged pool is so that running requests can "
+            "grow."
+        ),
         (
             "Activations, CUDA graphs and the allocator's own losses are not subtracted: a serving "
             "system measures them at its start, and has that much less."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pagedattn.calculator.settings import gib_text, percent
+from pagedattn.calculator.waste import PAGED, STANDARD
 from pagedattn.hardware import GIB
 from pagedattn.report.tables import Table
 from pagedattn.report.text import MISSING, number
@@ -146,13 +147,10 @@ def _headline(result: Calculation) -> str:
     standard, paged = numbers["users_standard"], numbers["users_paged"]
     lines = [
         "In short",
+        _short_waste(result),
         (
-            f"waste: {_percent(numbers['waste_standard'])} of what a standard reservation keeps, "
-            f"{_percent(numbers['waste_paged'])} of a paged memory"
-        ),
-        (
-            f"users in {gib_text(result.settings.budgets[0].num_bytes)}: {_one(standard)} with a "
-            f"standard reservation, {_one(paged)} paged"
+            f"users in {gib_text(result.settings.budgets[0].num_bytes)}: {_one(standard)} "
+            f"standard, {_one(paged)} paged{_short_after_weights(result)}"
         ),
         (
             f"a shared prompt saves {_percent(numbers['saved_tokens'])} of the tokens, "
@@ -162,6 +160,28 @@ def _headline(result: Calculation) -> str:
         *(f"- {note}" for note in result.notes),
     ]
     return "\n".join(lines)
+
+
+def _short_waste(result: Calculation) -> str:
+    """Say both systems' waste on both grounds: of what is kept for requests, and of all memory."""
+    standard, paged = result.waste.of(STANDARD), result.waste.of(PAGED)
+    return (
+        f"waste: {_percent(standard.waste_of_reserved)} of what a standard reservation keeps, "
+        f"{_percent(paged.waste_of_reserved)} of what a paged one does; of all memory "
+        f"{_percent(standard.waste)} and {_percent(paged.waste)}"
+    )
+
+
+def _short_after_weights(result: Calculation) -> str:
+    """Say how many users are left where the weights take their part of the same memory."""
+    settings, users = result.settings, result.users
+    weights, budgets = settings.weights_on_gpu, settings.budgets
+    if settings.kv_bytes is not None or weights is None:
+        return ""
+    if len(budgets) < 2:
+        return f"; none beside weights of {gib_text(weights)}"
+    standard, paged = (users.of(system).users[budgets[-1].name] for system in (STANDARD, PAGED))
+    return f"; after the weights {_one(standard)} and {_one(paged)}"
 
 
 def _with(table: Table, formulas: Iterable[str], others: Iterable[str]) -> str:

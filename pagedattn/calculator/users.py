@@ -36,7 +36,7 @@ BUS_BANDWIDTH = 16e9
 _USERS = 4000  # a memory is filled until so many were in, or so many times
 _MOST_FILLINGS = 100
 _CHUNK = 2048  # tokens of a prompt that are stored at once
-_WATERMARK = 0.01  # as `Paged` has it
+WATERMARK = 0.01  # as `Paged` has it
 _SHORTEST_QUEUE, _LONGEST_QUEUE = 2.0, 8.0  # requests served for each that fits
 _LEAST_REQUESTS, _MOST_REQUESTS = 100, 60_000
 _RUN_SECONDS = 6.0  # about, for the longest run
@@ -172,7 +172,7 @@ def _fill_windows(memory: KVMemory, requests: Workload, budget: Budget, seed: in
         memory.block_size,
         prefix_caching=False,
         windows=memory.pool_windows,
-        watermark=_WATERMARK,
+        watermark=WATERMARK,
     )
     rng = np.random.default_rng(seed)
     for number in range(manager.num_blocks):  # a user holds a block at least
