@@ -14,7 +14,7 @@ from reprlib import repr as short_repr
 from pagedattn.config import ConfigError
 
 GIB = 2**30
-_MOST_GIB = 1 << 20
+_MOST_GIB = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def find_gpu(name: str) -> GPU:
     number = re.fullmatch(r"(\d+(?:\.\d+)?)(?: ?gib)?", key, re.ASCII)
     if number is None or not 0 < float(number[1]) <= _MOST_GIB:
         raise ConfigError(
-            f"gpu must be one of {', '.join(_PRESETS)} or a number of GiB, not {short_repr(name)}."
+            f"gpu must be one of {', '.join(_PRESETS)} or a number of GiB up to {_MOST_GIB}, "
+            f"not {short_repr(name)}."
         )
     return GPU(f"{float(number[1]):g} GiB", math.floor(float(number[1]) * GIB))
 

@@ -28,6 +28,7 @@ DEFAULT_OUT = Path("figures") / "local"
 FORMATS = ("png", "svg")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 _USUAL_LENGTH = 2048
+_MOST_GIB = 1 << 10
 _WASTE_TOKENS, _USER_TOKENS = 471, 512  # of 2048; fewer where requests are shorter
 
 _EXAMPLES = """\
@@ -122,8 +123,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
         ),
         max_model_len=longest,
         utilization=options.gpu_memory_utilization,
-        waste_requests=_scaled(workload, options.mean_tokens, _WASTE_TOKENS),
-        user_requests=_scaled(workload, options.user_tokens, _USER_TOKENS),
+        waste_requests=_scaled(workload, "--mean-tokens", options.mean_tokens, _WASTE_TOKENS),
+        user_requests=_scaled(workload, "--user-tokens", options.user_tokens, _USER_TOKENS),
         num_users=options.users,
         system_prompt_tokens=options.system_prompt_tokens,
         own_tokens=options.own_tokens,
@@ -152,12 +153,17 @@ def _gpu(name: str | None) -> GPU:
     return own_gpu() or find_gpu(DEFAULT_GPU)
 
 
-def _scaled(workload: Workload, asked: float | None, usual: int) -> Workload:
+def _scaled(workload: Workload, option: str, asked: float | None, usual: int) -> Workload:
     if asked is None and workload.name == "trace":
         return workload
-    if asked is None:
-        asked = min(usual, usual * workload.max_model_len / _USUAL_LENGTH)
-    return workload.scaled_to(asked)
+    try:
+        if asked is not None:
+            return workload.scaled_to(asked)
+        return workload.scaled_to(min(usual, usual * workload.max_model_len / _USUAL_LENGTH))
+    except ConfigError as error:
+        if asked is None:  # requests of a few tokens have no such mean
+            return workload
+        raise ConfigError(str(error).replace("mean tokens", option, 1)) from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -302,21 +308,30 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
 
 
 def _number(text: str) -> float:
-    value = float(text)
+    value = _float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a finite number, not {text!r}")
     return value
 
 
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _gib(text: str) -> int:
-    value = float(text)
-    if not 0 < value < GIB:
-        raise argparse.ArgumentTypeError(f"must be a number of GiB above 0, not {text!r}")
+    value = _float(text)
+    if not 0 < value <= _MOST_GIB:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of GiB above 0 and at most {_MOST_GIB}, not {text!r}"
+        )
     return math.floor(value * GIB)
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.strip().isdecimal() else -1
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"must be 0 or more and below 2**63, not {text!r}")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -25,15 +26,16 @@ def check_outputs(out: Path, formats: tuple[str, ...], json_path: Path | None) -
     So that a mistake is told before the calculation, not after it.
     """
     if json_path is not None:
-        folder = json_path.parent
-        if json_path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        real = _real(json_path)
+        special = real.exists() and not real.is_file()  # a folder, a device, a pipe
+        if special or not json_path.name or not _can_hold_files(real.parent):
             raise ConfigError(
-                f"--json must be a file in a folder that can be written, not {json_path}."
+                f"--json must be a file in a folder that can be written, not {str(json_path)!r}."
             )
     if not formats:
         return
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not _can_hold_files(there):
         raise ConfigError(f"--out must be a folder that can be written, not {out}.")
     try:
         importlib.import_module("pagedattn.calculator.plot")
@@ -41,6 +43,22 @@ def check_outputs(out: Path, formats: tuple[str, ...], json_path: Path | None) -
         raise ConfigError(
             f"the plot needs matplotlib ({error}): pip install 'pagedattn[plot]', or --no-plot."
         ) from None
+
+
+def _real(path: Path) -> Path:
+    """Follow links, so that what a link points to is written and the link stays."""
+    return Path(os.path.realpath(path))
+
+
+def _can_hold_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder: tried, as permissions do not say all."""
+    if not folder.is_dir():
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def write_outputs(
@@ -70,9 +88,10 @@ def _move_all(moves: list[tuple[Path, Path]]) -> None:
     placed: list[tuple[Path, Path]] = []
     folders: list[Path] = []
     try:
-        for source, target in moves:
-            if target.is_dir():
-                raise IsADirectoryError(21, "is a folder", str(target))
+        for source, named in moves:
+            target = _real(named)
+            if target.exists() and not target.is_file():
+                raise OSError(errno.EINVAL, "is no file", str(named))
             missing = [path for path in target.absolute().parents if not path.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
             folders += missing

@@ -8,7 +8,7 @@ from pagedattn.calculator.settings import gib_text, percent
 from pagedattn.calculator.waste import PAGED, STANDARD
 from pagedattn.hardware import GIB
 from pagedattn.report.tables import Table
-from pagedattn.report.text import MISSING, number
+from pagedattn.report.text import MISSING, clean, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +36,7 @@ def _memory(result: Calculation) -> str:
     if memory.scales == "per-token-head":
         item = f"({item} + 4 of scale)"
     lines = [
-        f"{model.name} on {settings.gpu.name}"
+        f"{clean(model.name)} on {settings.gpu.name}"
         + (f" x {memory.tensor_parallel_size}" if memory.tensor_parallel_size > 1 else ""),
         (
             f"K and V of a token: 2 x {model.num_kv_layers} layers x "

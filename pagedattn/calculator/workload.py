@@ -82,7 +82,7 @@ class Workload:
         least, most = (self._times(factor).mean_tokens for factor in (low, high))
         if not least < mean_tokens < most:
             raise ConfigError(
-                f"mean tokens must be above {least:.0f} and below {most:.0f} for requests of at "
+                f"mean tokens must be above {least:g} and below {most:g} for requests of at "
                 f"most {self.max_model_len} tokens, not {mean_tokens:g}."
             )
         while high / low > 1 + 1e-9:

@@ -15,6 +15,7 @@ from pagedattn.config.parameters import count_parameters
 if TYPE_CHECKING:
     from pathlib import Path
 
+_MOST_LAYERS = 10_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
@@ -89,7 +90,11 @@ def model_from_mapping(config: Mapping[str, Any], fallback_name: str) -> ModelCo
             f"{hidden_key} must be a multiple of {heads_key} where head_dim is absent, "
             f"not {hidden_size} for {num_heads} heads."
         )
-    num_layers = _required(text, _LAYERS)[1]
+    layers_key, num_layers = _required(text, _LAYERS)
+    if num_layers > _MOST_LAYERS:
+        raise ConfigError(
+            f"{layers_key} must be at most {_MOST_LAYERS}, not {short_repr(num_layers)}."
+        )
     layer_types, window = read_layers(text, num_layers)
     model = ModelConfig(
         name=_name(config, fallback_name),

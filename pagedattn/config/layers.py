@@ -46,14 +46,26 @@ _CANNOT_BE_CALCULATED = {
 }
 
 
+_ENCODERS = (
+    *("albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "roberta"),
+    *("vit", "xlm-roberta"),
+)
+
+
 def refuse_unknown_memory(text: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` if the config has K and V that cannot be calculated here."""
     for key, reason in _CANNOT_BE_CALCULATED.items():
         if text.get(key) is not None:
             raise ConfigError(f"{key} must be absent, not {short_repr(text[key])}: {reason}.")
+    if text.get("model_type") in _ENCODERS:
+        raise ConfigError(
+            f"model_type must be a decoder's, not {short_repr(text['model_type'])}: an encoder "
+            "keeps no KV cache."
+        )
     if text.get("is_encoder_decoder"):
         raise ConfigError(
-            "is_encoder_decoder must be false, not true: only decoders are calculated here."
+            f"is_encoder_decoder must be false, not {short_repr(text['is_encoder_decoder'])}: only "
+            "decoders are calculated here."
         )
     value_size = text.get("v_head_dim")
     if value_size is not None and value_size != text.get("head_dim"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any
 
 from pagedattn.config.checks import DTYPE_BYTES, ConfigError, positive_int
@@ -100,7 +101,7 @@ def _size(text: Mapping[str, Any], *keys: str) -> int | None:
 def _flag(text: Mapping[str, Any], key: str) -> bool:
     value = text.get(key)
     if value is not None and not isinstance(value, bool):
-        raise ConfigError(f"{key} must be true or false, not {value!r}.")
+        raise ConfigError(f"{key} must be true or false, not {short_repr(value)}.")
     return bool(value)
 
 
@@ -167,7 +168,7 @@ def _embeddings(model: ModelConfig, text: Mapping[str, Any]) -> int:
 def _quantised_bytes(counts: _Counts, quantised: object, item_bytes: int) -> int | None:
     """Return the bytes of weights of which some are quantised, or ``None`` if it is not known."""
     if not isinstance(quantised, Mapping):
-        raise ConfigError(f"quantization_config must be an object, not {quantised!r}.")
+        raise ConfigError(f"quantization_config must be an object, not {short_repr(quantised)}.")
     method, bits = quantised.get("quant_method"), quantised.get("bits")
     if method == "mxfp4":
         return round(counts.experts * _MXFP4_BITS / 8) + item_bytes * (

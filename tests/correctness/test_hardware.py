@@ -57,7 +57,7 @@ def test_anything_else_is_refused_with_the_names_there_are(name):
     with pytest.raises(ConfigError) as error:
         find_gpu(name)
     assert str(error.value).startswith("gpu must be one of v100-16gb, ")
-    assert str(error.value).endswith(f"or a number of GiB, not {name!r}.")
+    assert str(error.value).endswith(f"or a number of GiB up to 1024, not {name!r}.")
 
 
 def seen(monkeypatch, name, num_bytes):

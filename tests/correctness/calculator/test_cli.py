@@ -194,7 +194,7 @@ def test_defaults_of_means_shrink_with_the_longest_request():
         (["--gpu-memory-utilization", "nan"], ("must be a finite number",)),
         (["--kv-memory", "0.001"], ("the KV cache must hold a request of 512 tokens",)),
         (["--kv-memory", "-1"], ("above 0", "'-1'")),
-        (["--mean-tokens", "400"], ("mean tokens must be above", "not 400")),
+        (["--mean-tokens", "400"], ("--mean-tokens must be above", "not 400")),
         (["--seed", "-1"], ("must be 0 or more",)),
         (["--trace", "absent.csv"], ("absent.csv", "cannot be read")),
         (["--formats", "png,jpg"], ("must be png, svg or png,svg", "'png,jpg'")),
@@ -234,7 +234,11 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_calculated(
     monkeypatch.setattr(cli.Calculation, "of", calculated.append)
     assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "file")
     assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "file/below")
-    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "new")
     assert "--json must be a file" in fails(capsys, *SMALL, "--no-plot", "--json", "new.json")
     assert calculated == []
@@ -328,3 +332,48 @@ def test_the_tool_runs_from_any_folder_and_in_any_encoding(broken):
     assert done.returncode == (2 if broken else 0)
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == broken
+
+
+def test_a_device_or_a_link_is_not_replaced_by_the_results(tmp_path, capsys):
+    assert cli.main(["--no-plot", "--json", "/dev/full"]) == 2
+    assert "--json must be a file" in capsys.readouterr().err
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("{}")
+    link.symlink_to(target)
+    assert cli.main(["--no-plot", "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["schema"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--kv-memory", "1000000000"], "at most 1024"),
+        (["--kv-memory", "much"], "must be a number of GiB"),
+        (["--gpu", "1048576"], "GiB up to 1024"),
+        (["--seed", "x"], "must be 0 or more"),
+        (["--mean-tokens", "0"], "--mean-tokens must be above 1."),
+        (["--user-tokens", "5000"], "--user-tokens must be above 1."),
+        (["--json", ""], "--json must be a file"),
+    ],
+)
+def test_numbers_that_are_no_use_are_refused_by_the_options_name(capsys, words, sentence):
+    assert cli.main(["--no-plot", *words]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert len(told.splitlines()) == 1
+
+
+def test_requests_of_two_tokens_are_calculated(capsys):
+    words = ["--max-model-len", "2", "--system-prompt-tokens", "1", "--own-tokens", "1"]
+    assert cli.main(["--no-plot", *words]) == 0
+    assert "In short" in capsys.readouterr().out
+
+
+def test_a_name_with_control_characters_is_cleaned(tmp_path, capsys):
+    config = {"_name_or_path": "a\nb\x1b[31mred", "model_type": "llama", "hidden_size": 64}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    cli.main(["--no-plot", "--model", str(path)])
+    assert "\x1b" not in capsys.readouterr().out

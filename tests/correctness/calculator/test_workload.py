@@ -28,7 +28,7 @@ def test_a_running_request_holds_the_mean_that_was_asked_for(name, mean, most):
 
 @pytest.mark.parametrize("mean", [0, 1, -3, 2048, 1e9])
 def test_a_mean_that_lengths_cannot_have_is_refused(mean):
-    with pytest.raises(ConfigError, match=r"mean tokens must be above 2 and below 1536 .* not"):
+    with pytest.raises(ConfigError, match=r"mean tokens must be above 1.5 and below 1536 .* not"):
         Workload.named("sharegpt", 2048, seed=0).scaled_to(mean)
 
 

@@ -357,3 +357,22 @@ def test_a_cache_config_refuses_an_unknown_dtype(dtype):
     with pytest.raises(ConfigError) as error:
         CacheConfig(16, 8, dtype)
     assert_one_sentence(error, "dtype", repr(dtype), "float8_e4m3")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers must be at most 10000"),
+        ({"model_type": "bert"}, "an encoder keeps no KV cache"),
+        ({"is_encoder_decoder": "false"}, "is_encoder_decoder must be false, not 'false'"),
+        ({"quantization_config": "x" * 5000}, "quantization_config must be an object"),
+    ],
+)
+def test_what_cannot_be_calculated_is_refused_in_a_short_sentence(change, sentence):
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
+    config |= {"num_attention_heads": 4, "max_position_embeddings": 64, "intermediate_size": 100}
+    ModelConfig.from_hf(config)
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_hf(config | change)
+    assert sentence in str(error.value)
+    assert len(str(error.value)) < 200
