@@ -4,10 +4,11 @@
     python tools/fetch_model.py
     python examples/llama.py "The capital of France is" "Paging is to memory what"
 
-Everything that PagedAttention is about is in `generate`: the block manager says where tokens go,
-the page table says it to the GPU, `write_kv` and `attention` do it. The rest is a plain decoder
-(RMSNorm, rotary embedding, grouped-query attention, SwiGLU) in the arithmetic of transformers'
-`LlamaForCausalLM`, so that its greedy answers can be compared token by token.
+Everything that PagedAttention is about is in `generate` and `next_tokens`: the block manager says
+where tokens go, the page table says it to the GPU, and in `Llama.forward` `write_kv` and
+`attention` do it. The rest is a plain decoder (RMSNorm, rotary embedding, grouped-query attention,
+SwiGLU) in the arithmetic of transformers' `LlamaForCausalLM`, so that its greedy answers can be
+compared token by token. `llama_folder.py` reads the model's files.
 
 Prompts of different lengths are one batch without padding: their tokens lie one after the other.
 """
@@ -15,61 +16,31 @@ Prompts of different lengths are one batch without padding: their tokens lie one
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
+from llama_folder import LlamaConfig, read_folder
 from torch.nn.functional import embedding, linear, silu
 
+if importlib.util.find_spec("pagedattn") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from pagedattn import BlockManager, KVCache, PageTable
-from pagedattn.attention import AttentionBatch, attention, write_kv
+from pagedattn.attention import AttentionBatch, attention, implementation_names, write_kv
+from pagedattn.report.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """What of a Llama's ``config.json`` the forward pass needs."""
-
-    num_layers: int
-    num_query_heads: int
-    num_kv_heads: int
-    head_size: int
-    max_model_len: int
-    rms_norm_eps: float
-    rope_theta: float
-    eos_tokens: frozenset[int]
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> LlamaConfig:
-        """Read a ``config.json``; raises ValueError for a model that is computed otherwise."""
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if config.get("model_type") != "llama" or config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"this is a {config.get('model_type')!r} model; only Llama's is here")
-        if kind != "default" or config.get("attention_bias") or config.get("mlp_bias"):
-            raise ValueError(f"rotary embedding of type {kind!r} or biases are not here")
-        heads = config["num_attention_heads"]
-        eos = config.get("eos_token_id")
-        return cls(
-            num_layers=config["num_hidden_layers"],
-            num_query_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_size=config.get("head_dim") or config["hidden_size"] // heads,
-            max_model_len=config["max_position_embeddings"],
-            rms_norm_eps=config["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10_000.0),
-            eos_tokens=frozenset([eos] if isinstance(eos, int) else eos or ()),
-        )
+SMOLLM2 = Path(__file__).resolve().parents[1] / "models" / "SmolLM2-135M-Instruct"
 
 
 class Llama:
@@ -79,21 +50,17 @@ class Llama:
         self.config = config
         self.weights = weights
         self.embeddings = weights["model.embed_tokens.weight"]
+        self.head = self.embeddings if config.tied else weights["lm_head.weight"]
         steps = torch.arange(0, config.head_size, 2, dtype=torch.int64).float()
         rates = 1.0 / config.rope_theta ** (steps / config.head_size)
-        self.rates = rates.to(self.embeddings.device)
+        self.rates = (rates / config.rope_factor).to(self.embeddings.device)
 
     @classmethod
     def load(
         cls, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> Llama:
-        """Read a Hugging Face folder: ``config.json`` and ``*.safetensors``."""
-        from safetensors.torch import load_file
-
-        config = LlamaConfig.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        weights: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            weights |= load_file(path, device=str(device))
+        """Read a Hugging Face folder; raises OSError or ValueError as `read_folder` does."""
+        config, weights = read_folder(folder, device)
         return cls(config, {name: weight.to(dtype) for name, weight in weights.items()})
 
     @property
@@ -149,7 +116,7 @@ class Llama:
             )
             hidden = hidden + linear(silu(gate) * up, weights[layer + "mlp.down_proj.weight"])
         last = self._norm(hidden[batch.query_starts[1:].long() - 1], "model.norm")
-        return linear(last, weights.get("lm_head.weight", self.embeddings))
+        return linear(last, self.head)
 
     def _norm(self, hidden: Tensor, name: str) -> Tensor:
         """RMSNorm, in float32, rounded before it is scaled."""
@@ -170,13 +137,38 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+@dataclass(frozen=True)
+class Memory:
+    """A pool's bookkeeping and its contents, which belong together.
+
+    The manager finds what earlier prompts left in the cache, so neither is of use with another.
+    """
+
+    manager: BlockManager
+    cache: KVCache
+
+    @classmethod
+    def of(cls, model: Llama, manager: BlockManager) -> Memory:
+        """Make the cache for a manager that has given out no blocks yet."""
+        cache = KVCache(
+            num_layers=model.config.num_layers,
+            num_blocks=manager.num_blocks,
+            block_size=manager.block_size,
+            num_kv_heads=model.config.num_kv_heads,
+            head_size=model.config.head_size,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        return cls(manager, cache)
+
+
 @torch.inference_mode()
 def generate(
     model: Llama,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    manager: BlockManager | None = None,
+    memory: Memory | None = None,
     implementation: str | None = None,
     stop_at_eos: bool = True,
 ) -> list[list[int]]:
@@ -186,90 +178,133 @@ def generate(
         model: the weights.
         prompts: token ids, at least 1 each.
         max_new_tokens: of each answer, at least 1.
-        manager: whose blocks are used, empty and large enough; by default one that just fits.
+        memory: whose blocks are used; by default a pool that just fits, in blocks of 16.
         implementation: of attention, by name; None chooses.
         stop_at_eos: whether an answer ends with the model's end token.
 
     Returns:
-        The new tokens of each prompt. The manager's blocks are free again.
+        The new tokens of each prompt. The blocks are free again, also when this raises.
+
+    Raises:
+        ValueError: a prompt is empty, or it and its answer are longer than the model allows.
+        OutOfBlocksError: the memory is too small.
 
     """
-    config = model.config
-    if manager is None:
-        blocks = sum(-(-(len(prompt) + max_new_tokens) // 16) for prompt in prompts)
-        manager = BlockManager(num_blocks=blocks, block_size=16)
-    cache = KVCache(
-        num_layers=config.num_layers,
-        num_blocks=manager.num_blocks,
-        block_size=manager.block_size,
-        num_kv_heads=config.num_kv_heads,
-        head_size=config.head_size,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    answers: list[list[int]] = [[] for _ in prompts]
+    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+    longest = lengths.max(initial=0) + max_new_tokens
+    if not lengths.all() or not lengths.size or max_new_tokens < 1:
+        raise ValueError("a prompt and its answer must have at least 1 token each")
+    if longest > model.config.max_model_len:
+        raise ValueError(
+            f"a prompt and its answer have {longest} tokens; "
+            f"the model allows {model.config.max_model_len}"
+        )
+    if memory is None:  # the last token of an answer is never read, so it needs no slot
+        blocks = -(-(lengths + max_new_tokens - 1) // 16)
+        memory = Memory.of(model, BlockManager(num_blocks=int(blocks.sum()), block_size=16))
+    manager = memory.manager
     admission = manager.admit([np.asarray(prompt) for prompt in prompts])  # blocks for the prompts
-    ids = admission.sequence_ids
-    running = np.arange(len(prompts))
-    # of a prompt whose beginning another brought, only the rest is computed
-    counts = np.array([len(prompt) for prompt in prompts]) - admission.num_cached_tokens
-    inputs = np.concatenate([np.asarray(p)[-n:] for p, n in zip(prompts, counts, strict=True)])
-    while running.size:
-        table = PageTable.of(manager, ids[running])  # logical to physical
-        batch = AttentionBatch.of(table, counts, model.device)  # and the slots of the new tokens
-        starts = np.repeat(np.cumsum(counts) - counts, counts)
-        first = np.repeat(table.num_tokens - counts, counts)
-        positions = first + np.arange(inputs.size) - starts
-        logits = model.forward(
-            torch.from_numpy(inputs).to(model.device),
-            torch.from_numpy(positions).to(model.device),
-            cache,
-            batch,
-            implementation,
-        )
-        inputs = logits.argmax(-1).cpu().numpy()
-        for number, token in zip(running.tolist(), inputs.tolist(), strict=True):
-            answers[number].append(token)
-        ended = np.array(
-            [
-                len(answers[number]) == max_new_tokens
-                or (stop_at_eos and answers[number][-1] in config.eos_tokens)
-                for number in running.tolist()
-            ]
-        )
-        manager.free(ids[running[ended]])  # their blocks serve the others
-        running, inputs = running[~ended], inputs[~ended]
-        counts = np.ones(running.size, dtype=np.int64)
-        if running.size:
-            cache.copy_blocks(manager.append(ids[running], token_ids=inputs))  # room for one more
+    ids, running = admission.sequence_ids, np.arange(len(prompts))
+    answers: list[list[int]] = [[] for _ in prompts]
+    try:
+        # of a prompt whose beginning another brought, only the rest is computed
+        counts = lengths - admission.num_cached_tokens
+        tokens = np.concatenate([np.asarray(p)[-n:] for p, n in zip(prompts, counts, strict=True)])
+        while running.size:
+            tokens = next_tokens(model, memory, ids[running], tokens, counts, implementation)
+            for number, token in zip(running.tolist(), tokens.tolist(), strict=True):
+                answers[number].append(token)
+            ended = np.full(running.size, len(answers[running[0]]) == max_new_tokens)
+            if stop_at_eos:
+                ended |= np.isin(tokens, list(model.config.eos_tokens))
+            manager.free(ids[running[ended]])  # their blocks serve the others
+            running, tokens = running[~ended], tokens[~ended]
+            if running.size:  # room for one more token each
+                memory.cache.copy_blocks(manager.append(ids[running], token_ids=tokens))
+            counts = np.ones(running.size, np.int64)
+    except BaseException:
+        manager.reset_prefix_cache()  # later prompts must not find blocks that were not written
+        raise
+    finally:
+        manager.free(ids[running])
     return answers
 
 
-def main() -> int:
-    """Answer the prompts of the command line."""
-    parser = argparse.ArgumentParser(description="Answer prompts with a Llama on a paged KV cache.")
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
-    parser.add_argument(
-        "--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct", metavar="FOLDER"
+def next_tokens(
+    model: Llama,
+    memory: Memory,
+    ids: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    implementation: str | None = None,
+) -> NDArray[np.int64]:
+    """Take one step: compute the tokens that are new, and choose what follows each sequence.
+
+    Args:
+        model: the weights.
+        memory: has room for the new tokens; their K and V are written.
+        ids: int64 [num_sequences].
+        tokens: int64 [sum of counts], each sequence's new tokens, sequence after sequence.
+        counts: int64 [num_sequences], how many they are: the prompt's, later 1.
+        implementation: of attention, by name; None chooses.
+
+    """
+    table = PageTable.of(memory.manager, ids)  # logical to physical
+    batch = AttentionBatch.of(table, counts, model.device)  # and the slots of the new tokens
+    # new token t of all is token t + num_tokens - end of its sequence, whose new ones end at `end`
+    positions = np.arange(tokens.size) + np.repeat(table.num_tokens - np.cumsum(counts), counts)
+    logits = model.forward(
+        torch.from_numpy(tokens).to(model.device),
+        torch.from_numpy(positions).to(model.device),
+        memory.cache,
+        batch,
+        implementation,
     )
-    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
-    options = parser.parse_args()
-    if not (options.model / "config.json").is_file():
-        print(
-            f"{options.model} holds no model: python tools/fetch_model.py makes one.",
-            file=sys.stderr,
-        )
+    return logits.argmax(-1).cpu().numpy()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows what is allowed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 2 after one sentence on stderr."""
+    try:
+        for text in answer(arguments):
+            print(text, end="\n\n")
+    except (ImportError, OSError, ValueError, torch.OutOfMemoryError) as error:
+        hint = "; README.md says what to install" if isinstance(error, ImportError) else ""
+        print(f"{clean(str(error)).rstrip('.')}{hint}.", file=sys.stderr)
         return 2
+    return 0
+
+
+def answer(arguments: Sequence[str] | None) -> list[str]:
+    """Answer the prompts of the command line; each string is a prompt, a bar and its answer."""
+    parser = _Parser(description="Answer prompts with a Llama on a paged KV cache.")
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("--model", type=Path, default=SMOLLM2, metavar="FOLDER")
+    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the folder's")
+    parser.add_argument("--implementation", choices=implementation_names(), help="of attention")
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.implementation == "triton" and device == "cpu":
+        raise ValueError("the implementation triton needs a CUDA GPU, and torch sees none")
+    if not (options.model / "config.json").is_file():
+        raise ValueError(f"{options.model} holds no model: python tools/fetch_model.py makes one")
     from transformers import AutoTokenizer
 
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    model = Llama.load(options.model, dtype, device)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = Llama.load(options.model, device="cuda" if torch.cuda.is_available() else "cpu")
     prompts = [tokenizer.encode(prompt) for prompt in options.prompts]
-    for prompt, answer in zip(
-        options.prompts, generate(model, prompts, options.max_new_tokens), strict=True
-    ):
-        print(f"{prompt}|{tokenizer.decode(answer, skip_special_tokens=True)}\n")
-    return 0
+    answers = generate(
+        model, prompts, options.max_new_tokens, implementation=options.implementation
+    )
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+    return [f"{prompt}|{text}" for prompt, text in zip(options.prompts, texts, strict=True)]
 
 
 if __name__ == "__main__":
