@@ -17,6 +17,7 @@ from pagedattn.testing import AttentionInputs, ErrorBudget, error_budget, error_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pagedattn.attention.launch import Launch
     from pagedattn.benchmarking.roofs import Roofs
     from pagedattn.workloads import AttentionShape
 
@@ -68,8 +69,14 @@ class AttentionCase:
             control = SdpaContiguous()
             return [control.prepare(i.query, i.cache, i.batch) for i in self.rotation]
 
+        prepare = getattr(get_implementation(name), "prepare", None)
+
         def launch(inputs: AttentionInputs) -> Callable[[], torch.Tensor]:
             out = torch.empty_like(inputs.query)
+            if prepare is not None:
+                scale = self.shape.head_size**-0.5
+                prepared: Launch = prepare(inputs.query, inputs.cache, inputs.batch, scale, out)
+                return prepared
             return lambda: attention(
                 inputs.query, inputs.cache, inputs.batch, out=out, implementation=name
             )

@@ -8,11 +8,19 @@ import torch
 from pagedattn.benchmarking import DEVICE_CLOCK, LaunchGraph
 from pagedattn.benchmarking.attention_rows import AttentionCase, peak_memory
 from pagedattn.benchmarking.rounds import rounds_within
+from pagedattn.peers import VLLM_KERNELS, register_kernels
 from pagedattn.workloads import DECODE, MIXED, PREFILL, find_shape
 
 pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(timer=DEVICE_CLOCK)]
 
-IMPLEMENTATIONS = ["triton", "torch", "sdpa_contiguous"]
+register_kernels()
+
+# vLLM and what it imports warn of their own affairs
+VLLM = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+IMPLEMENTATIONS = [
+    *("triton", "torch", "sdpa_contiguous"),
+    *(pytest.param(name, marks=VLLM) for name in VLLM_KERNELS),
+]
 
 
 @pytest.fixture(scope="module")

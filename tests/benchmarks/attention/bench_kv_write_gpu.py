@@ -7,14 +7,23 @@ from pagedattn.attention import write_kv
 from pagedattn.benchmarking import DEVICE_CLOCK, LaunchGraph, rotation_size
 from pagedattn.benchmarking.attention_rows import peak_memory
 from pagedattn.kv_cache import KVCache
-from pagedattn.peers import IndexPut
+from pagedattn.peers import IndexPut, register_kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(timer=DEVICE_CLOCK)]
+
+register_kernels()
 
 NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
 
 
-@pytest.mark.parametrize("implementation", ["triton", "index_put"])
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        *("triton", "index_put"),
+        # vLLM and what it imports warn of their own affairs
+        pytest.param("vllm_cuda", marks=[pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]),
+    ],
+)
 @pytest.mark.parametrize("num_tokens", [256, 8192])
 def bench_kv_write(benchmark, num_tokens, implementation, roofs):
     token_bytes = 2 * NUM_KV_HEADS * HEAD_SIZE * torch.bfloat16.itemsize

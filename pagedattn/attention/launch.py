@@ -1,0 +1,37 @@
+"""Work that is made ready once and launched many times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One batch's attention, its inputs bound.
+
+    An implementation that plans on the host, or keeps K and V in a layout of its own, may offer
+    `prepare(query, cache, batch, scale, out) -> Launch` besides `attention`; then the launch alone
+    is timed, and the planning beside it.
+
+    Attributes:
+        run: launches the work; may be captured in a CUDA graph.
+        out: [num_query_tokens, num_query_heads, head_size], written by `run`.
+        plan: works out anew what a step needs before its first layer; None if there is nothing
+            to plan.
+
+    """
+
+    run: Callable[[], object]
+    out: torch.Tensor
+    plan: Callable[[], object] | None = None
+
+    def __call__(self) -> torch.Tensor:
+        """Launch; return `out`."""
+        self.run()
+        return self.out
