@@ -300,4 +300,6 @@ def _sentence(settings: EngineSettings, error: BaseException) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:199] + "…"
+    """Return the first sentence of `text`, of at most 200 letters."""
+    first = text.partition(". ")[0].rstrip(".")
+    return first if len(first) <= 200 else first[:199] + "…"

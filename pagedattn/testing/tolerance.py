@@ -5,7 +5,9 @@ float32 sums, as matrix units do, rounds the softmax weights to the inputs' dtyp
 product, and rounds the result. Its error against float64 is the measure: a kernel may err twice
 as much. A kernel may also take its float32 sums in another order; a sum of n terms taken one after
 the other errs by about sqrt(n) / 2 roundings (Higham, Accuracy and Stability of Numerical
-Algorithms, §2.8), n being the head size.
+Algorithms, §2.8), n being the head size. Among few results the ordinary computation may round the
+largest ones well by chance, so a single element may always be one unit in the last place of the
+largest result off.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
         exact: its result in float64.
 
     Returns:
-        FACTOR times the error of the ordinary computation, and the roundings of sums in order.
+        FACTOR times the error of the ordinary computation, and the roundings of sums in order;
+        `largest` is at least the spacing of `query`'s dtype at the largest result.
 
     """
     dtype = inputs.query.dtype
@@ -70,8 +73,10 @@ def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
     ordinary = error_of(rounded, exact)
     in_order = math.sqrt(inputs.cache.head_size) / 2 * torch.finfo(torch.float32).eps
     largest = float(exact.abs().max()) if exact.numel() else 0.0
+    spacing = 2.0 ** math.floor(math.log2(largest)) * torch.finfo(dtype).eps if largest else 0.0
     return ErrorBudget(
-        FACTOR * ordinary.relative + in_order, FACTOR * ordinary.largest + in_order * largest
+        FACTOR * ordinary.relative + in_order,
+        max(FACTOR * ordinary.largest + in_order * largest, spacing),
     )
 
 

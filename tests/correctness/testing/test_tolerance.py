@@ -52,6 +52,26 @@ def test_a_wrong_result_is_refused(dtype, wrong):
         check_attention(result.to(inputs.query.dtype), inputs)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_largest_element_may_be_one_rounding_off_and_not_three(dtype):
+    # the first token sees itself alone: its result, the largest, is its V, which the ordinary
+    # computation has exactly
+    inputs = make_inputs(shape(dtype, kv_lengths=(1, *(17,) * 20)))
+    result = reference_attention(inputs.query, inputs.cache, inputs.batch).to(inputs.query.dtype)
+    result = result.contiguous()
+    largest = result.abs().max().float()
+    step = float(torch.finfo(result.dtype).eps * 2 ** largest.log2().floor())
+    place = result.view(-1).abs().argmax()
+    for steps in (1, 3):
+        off = result.clone()
+        off.view(-1)[place] -= off.view(-1)[place].sign() * steps * step
+        if steps == 1:
+            check_attention(off, inputs)
+            continue
+        with pytest.raises(AssertionError, match="above the budget"):
+            check_attention(off, inputs)
+
+
 def test_one_wrong_element_is_refused():
     inputs = make_inputs(shape())
     result = reference_attention(inputs.query, inputs.cache, inputs.batch).half()
