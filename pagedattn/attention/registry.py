@@ -16,7 +16,8 @@ class Implementation(Protocol):
     """What a kernel must offer to be tested, timed and used here.
 
     Arguments arrive validated (see `pagedattn.attention.api`): shapes agree, tensors are on one
-    device, `out` is allocated.
+    device, `out` is allocated. A method `prepare` may be added, see
+    `pagedattn.attention.launch.Launch`.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from matplotlib.patches import Patch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _LEFT, _GAP, _RIGHT = 10.0, 0.8, 0.85, 0.2
 _TITLE, _HEIGHT, _FOOT = 0.62, 2.5, 0.62
+_MARGIN, _LINE, _LETTERS = 0.2, 0.18, 95  # of a group's title: inches, inches, letters a line
 _BAR = 0.3
 _GIB = 2**30
 _WEIGHTS, _USED, _FREE, _GRAPHS, _REST = COLOURS[0], COLOURS[2], "#a9dcc9", COLOURS[4], "#bbbbbb"
@@ -52,23 +54,25 @@ def draw_serving(summary: Summary, looks: dict[str, Look]) -> Figure | str:
     page = Page(_WIDTH, "Serving", subtitle, handles)
     top = page.top
     for title, group in swept.items():
+        top += _head_height(title)
         width = (_WIDTH - _LEFT - 2 * _GAP - _RIGHT) / 3
         axes = [
-            page.axes(_LEFT + place * (width + _GAP), top + _TITLE, width, _HEIGHT)
-            for place in range(3)
+            page.axes(_LEFT + place * (width + _GAP), top, width, _HEIGHT) for place in range(3)
         ]
         _head(axes[0], title)
         _draw_lines(axes[0], group, looks, "output tokens a second", _rate, None)
         _draw_lines(axes[1], group, looks, "wait for the first token", _first, _first_99)
         _draw_lines(axes[2], group, looks, "time between tokens", _between, _between_99)
-        top += _TITLE + _HEIGHT + _FOOT
-    for title, group in full.items():
+        top += _HEIGHT + _FOOT
+    for name, group in full.items():
+        title = f"{name}: {_at_once(group)}"
+        top += _head_height(title)
         height = _BAR * len(group) + 0.1
         side = min(4.2, 0.3 + 0.085 * max(len(engine.implementation) for engine in group))
-        axes_of_bars = page.axes(side, top + _TITLE, _WIDTH - side - 1.0, height)
-        _head(axes_of_bars, f"{title}: {_at_once(group)}")
+        axes_of_bars = page.axes(side, top, _WIDTH - side - 1.0, height)
+        _head(axes_of_bars, title)
         _draw_bars(axes_of_bars, group, looks)
-        top += _TITLE + height + _FOOT
+        top += height + _FOOT
     return page.finish(top)
 
 
@@ -79,16 +83,25 @@ def _by_title(found: list[Engine]) -> dict[str, list[Engine]]:
     return groups
 
 
+def _lines(title: str) -> list[str]:
+    return textwrap.wrap(label(title, 300), _LETTERS)
+
+
 def _head(axes: Axes, title: str) -> None:
     axes.annotate(
-        label(title, 110),
-        (0.0, 1.0),
-        xycoords="axes fraction",
-        xytext=(-40 if axes.get_position().x0 < 0.2 else 0, 22),
+        "\n".join(_lines(title)),
+        (_MARGIN / _WIDTH, 1.0),
+        xycoords=("figure fraction", "axes fraction"),
+        xytext=(0, 22),
         textcoords="offset points",
         fontsize=11.5,
         fontweight="bold",
+        linespacing=1.1,
     )
+
+
+def _head_height(title: str) -> float:
+    return _TITLE + _LINE * (len(_lines(title)) - 1)
 
 
 def _at_once(group: list[Engine]) -> str:
@@ -235,13 +248,15 @@ def draw_serving_memory(summary: Summary, looks: dict[str, Look]) -> Figure | st
     page = Page(_WIDTH, "Memory of a serving engine", subtitle, handles)
     top = page.top
     for engine, row in found:
+        title = f"{engine.title}, {engine.implementation}"
+        top += _head_height(title)
         width = (_WIDTH - 1.05 - _GAP - _RIGHT) / 2
-        left = page.axes(1.05, top + _TITLE, width - 0.3, 1.9)
-        right = page.axes(1.05 + width + _GAP - 0.1, top + _TITLE, width, 1.9)
-        _head(left, f"{engine.title}, {engine.implementation}")
+        left = page.axes(1.05, top, width - 0.3, 1.9)
+        right = page.axes(1.05 + width + _GAP - 0.1, top, width, 1.9)
+        _head(left, title)
         _draw_stack(left, row)
         _draw_pool(right, row, looks[engine.implementation])
-        top += _TITLE + 1.9 + _FOOT
+        top += 1.9 + _FOOT
     return page.finish(top)
 
 
