@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedattn.report.columns import DEFINITIONS
+from pagedattn.report.data import to_frame
 from pagedattn.report.rows import ResultsError, Row, expect_number, expect_object, parse_row
 from pagedattn.report.text import clean, cut, number
 
@@ -16,14 +18,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-COLUMNS: tuple[str, ...] = tuple(
-    field.name for field in fields(Row) if field.name not in ("pool_over_time", "samples_us")
-)
-"""The table's columns, in order: `Row` documents them."""
+COLUMNS: tuple[str, ...] = tuple(DEFINITIONS)
+"""The table's columns, in order; `columns.DEFINITIONS` says what each is."""
 
-_TYPES = {field.name: str(field.type) for field in fields(Row)}
-_INT_COLUMNS = tuple(name for name in COLUMNS if "int" in _TYPES[name])
-_FLOAT_COLUMNS = tuple(name for name in COLUMNS if "float" in _TYPES[name])
+LARGEST_FILE = 256 << 20
+"""Bytes of the largest results file that is read: more is no run of benchmarks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,41 +68,13 @@ def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataF
     not refused here. Raises ResultsError if a file is missing, unreadable, not pytest-benchmark's
     or broken, or if no row is ours.
 
-    The columns are those of `COLUMNS`; what a benchmark does not say is missing. Names: ``area``,
-    ``device``, ``implementation``, ``workload``, ``kind``, ``operation``, ``length_distribution``,
-    ``dtype``, ``fullname``, ``file``. Counts, as Int64: ``batch`` sequences, ``context`` tokens of
-    the longest one, ``num_sequences``, ``num_query_heads``, ``num_kv_heads``, ``head_size``
-    elements, ``block_size`` tokens, ``rounds``, and of a prefix cache ``pool_blocks``,
-    ``num_requests``, ``num_lookup_blocks``, ``num_hit_blocks``, ``num_repeated_blocks``,
-    ``num_evicted_blocks``. Microseconds: ``median_us``, ``q1_us``, ``q3_us``, ``min_us``,
-    ``max_us``, ``limit_us``, ``host_us``, ``hashing_us``. 1e9 bytes a second: ``gb_per_s``,
-    ``measured_read_gb_per_s``. 1e12 operations a second: ``tflop_per_s``. A fraction:
-    ``share_of_bandwidth``. In the benchmark's own unit: ``error``, ``error_budget``. Totals:
-    ``bytes``, ``peak_memory_bytes``, ``flops``.
-
-    Of a serving engine: ``model``; ``num_users`` clients at once; ``requests_per_s``,
-    ``prompt_tokens_per_s``, ``output_tokens_per_s``; microseconds ``first_token_p50_us``, ``p90``
-    and ``p99``, and ``inter_token_*`` likewise; fractions ``prefix_hit_rate`` of prompt tokens and
-    ``last_block_waste`` of slots in use; bytes ``device_bytes``, ``in_use_bytes``,
-    ``weights_bytes``, ``kv_pool_bytes``, ``graphs_bytes`` as the engine or the device says, and
-    ``predicted_weights_bytes``, ``predicted_kv_pool_bytes`` as the calculator does; blocks
-    ``predicted_blocks`` from the device's memory, ``predicted_pool_blocks`` from the pool's bytes,
-    ``peak_blocks`` in use and ``expected_peak_blocks`` by the block manager; ``compared_steps``,
-    of which ``equal_steps`` had the same blocks in use in both.
+    The columns are those of `COLUMNS`, in that order; `pagedattn.report.DEFINITIONS` and
+    docs/DATA.md have the type, the unit and the meaning of each. What a benchmark does not say is
+    missing: ``pd.NA`` in text and counts, NaN in numbers, which no file may hold itself.
     """
     if isinstance(paths, str) or not hasattr(paths, "__iter__"):
         paths = [paths]
     return to_frame(load_run([Path(path) for path in paths]).rows)
-
-
-def to_frame(rows: tuple[Row, ...]) -> pd.DataFrame:
-    """Return the table that `load` documents, of these rows in their order."""
-    import pandas as pd
-
-    data = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
-    dtypes = dict.fromkeys(COLUMNS, "object")
-    dtypes |= dict.fromkeys(_INT_COLUMNS, "Int64") | dict.fromkeys(_FLOAT_COLUMNS, "float64")
-    return pd.DataFrame({name: pd.Series(data[name], dtype=dtypes[name]) for name in COLUMNS})
 
 
 def load_run(paths: list[Path]) -> Run:

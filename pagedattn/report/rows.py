@@ -88,7 +88,7 @@ class PoolSample:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case under one implementation; absent values are None.
+    """One case under one implementation; absent values are None, and text is one printable line.
 
     Times are microseconds of one launch or call, over `rounds` rounds. `batch` counts sequences
     and `context` the tokens of the longest one. `share_of_bandwidth` is a fraction of
@@ -255,11 +255,7 @@ def _text(value: Any, what: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise ResultsError(f"{what} must be a string, not {_shown(value)}.")
-    return _encodable(value)
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return clean(value) or None
 
 
 def _count(value: Any, what: str) -> int | None:
@@ -320,7 +316,7 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     device = _text(extra.get("device"), f"{what} device") or "unknown"
     times = _times_us(stats, what)
     _derive(numbers, times["median_us"], roofs.get(device))
-    values: dict[str, Any] = {key: _encodable(str(name)) for key, name in names.items()}
+    values: dict[str, Any] = {key: clean(str(name)) for key, name in names.items()}
     values |= {"device": device, "rounds": rounds, "fullname": fullname, "file": file}
     values |= texts | counts | numbers | times
     values["samples_us"] = _samples_us(stats.get("data"), what)
