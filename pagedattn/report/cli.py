@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedattn.report.concepts import CONCEPTS
-from pagedattn.report.output import FORMATS, write_into
+from pagedattn.report.output import FORMATS, write_file, write_into
 from pagedattn.report.results import Run, load_run, newest_file, require_one_machine
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.summary import Summary, summarise
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["compare"]:
             from pagedattn.report import compare_cli
 
-            return compare_cli.main(words[1:])
+            code = compare_cli.main(words[1:])
+            sys.stdout.flush()
+            return code
         _draw(_parser().parse_args(words))
         sys.stdout.flush()
     except ResultsError as error:
@@ -166,11 +168,7 @@ def _write_document(options: argparse.Namespace) -> None:
         run = load_run([path])
         runs.append((path, run, summarise(run.rows, options.baseline)))
     text = make_document(runs, options.document, blank=options.blank)
-    try:
-        options.document.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ResultsError(f"{options.document} cannot be written ({reason}).") from error
+    write_file(options.document, text)
     _say(f"Written: {clean(str(options.document))}")
 
 

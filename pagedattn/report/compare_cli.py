@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagedattn.report.output import write_file
 from pagedattn.report.results import load_run, require_one_machine
-from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     tables = comparison_tables(comparison, every=options.all)
     if options.markdown is not None:
         text = _markdown(options, comparison, found)
-        try:
-            options.markdown.write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ResultsError(f"{options.markdown} cannot be written ({reason}).") from error
+        write_file(options.markdown, text)
     _say(summary_sentence(comparison))
     for table in tables:
         _say(f"\n{table.as_text()}")

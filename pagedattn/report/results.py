@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +28,21 @@ LARGEST_FILE = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class ResultsFile:
-    """One results file: its rows, how many were not ours, and what it says of the machine.
+    """One results file: its rows, the names of those not ours, and what it says of the machine.
 
     `machine` is what tells machines apart; `about` is (label, text) pairs for a reader.
     """
 
     path: Path
     rows: tuple[Row, ...]
-    num_skipped: int
+    skipped: tuple[str, ...]
     machine: tuple[tuple[str, str], ...]
     about: tuple[tuple[str, str], ...]
+
+    @property
+    def num_skipped(self) -> int:
+        """How many benchmarks have no area, implementation or workload."""
+        return len(self.skipped)
 
     @property
     def name(self) -> str:
@@ -78,15 +84,21 @@ def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataF
 
 
 def load_run(paths: list[Path]) -> Run:
-    """Read and join files; raise ResultsError as `load` does."""
+    """Read and join files; raise ResultsError as `load` does.
+
+    The n-th row of a name in a later file replaces the n-th of that name in an earlier one.
+    """
     if not paths:
         raise ResultsError("There is no results file to read: give at least one.")
     files = tuple(read_file(path) for path in paths)
     rows: dict[object, Row] = {}
     num_rows = 0
     for place, file in enumerate(files):
+        copies: Counter[str] = Counter()
         for i, row in enumerate(file.rows):
-            rows[row.fullname or (place, i)] = row
+            # rows of one file never replace each other, whatever their names
+            copies[row.fullname] += 1
+            rows[(row.fullname, copies[row.fullname]) if row.fullname else (place, i)] = row
             num_rows += 1
     if not rows:
         names = ", ".join(_quoted(path) for path in paths)
@@ -122,7 +134,8 @@ def newest_file(folder: Path) -> Path | None:
 def read_file(path: Path) -> ResultsFile:
     """Read and check one file; raise ResultsError with a sentence that names it."""
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
     except IsADirectoryError:
         raise ResultsError(f"{_quoted(path)} is a folder, not a results file.") from None
     except FileNotFoundError:
@@ -130,11 +143,19 @@ def read_file(path: Path) -> ResultsFile:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ResultsError(f"{_quoted(path)} cannot be read: {reason}.") from None
+    if len(text) > LARGEST_FILE:
+        raise ResultsError(
+            f"{_quoted(path)} has more than {LARGEST_FILE >> 20} MiB, which no results file needs."
+        )
     if not text.strip():
         raise ResultsError(f"{_quoted(path)} is empty.")
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        content = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_without_twins
+        )
+    except RecursionError:
+        raise ResultsError(f"{_quoted(path)} is nested too deeply.") from None
+    except ValueError as error:
         reason = cut(str(error), 120)
         raise ResultsError(f"{_quoted(path)} is not valid JSON: {reason}.") from None
     try:
@@ -145,6 +166,15 @@ def read_file(path: Path) -> ResultsFile:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in made if names.count(name) > 1)
+        raise ValueError(f"an object has the key {cut(twin, 60)!r} twice")
+    return made
 
 
 def _parse(path: Path, content: Any) -> ResultsFile:
@@ -162,10 +192,14 @@ def _parse(path: Path, content: Any) -> ResultsFile:
         roofs = {"cuda" if gpu else "cpu": value}
     rows = [parse_row(benchmark, clean(path.name), roofs) for benchmark in content["benchmarks"]]
     kept = tuple(row for row in rows if row is not None)
-    machine = _machine(info, own)
-    return ResultsFile(
-        path, kept, len(rows) - len(kept), machine, tuple(_about(content, info, own, gpu, measured))
+    skipped = tuple(
+        clean(str(benchmark.get("fullname") or "a benchmark without a name"))
+        for benchmark, row in zip(content["benchmarks"], rows, strict=True)
+        if row is None
     )
+    machine = _machine(info, own)
+    about = tuple(_about(content, info, own, gpu, measured))
+    return ResultsFile(path, kept, skipped, machine, about)
 
 
 def _machine(info: dict[str, Any], own: dict[str, Any]) -> tuple[tuple[str, str], ...]:
