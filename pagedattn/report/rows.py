@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -319,17 +320,24 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     values: dict[str, Any] = {key: clean(str(name)) for key, name in names.items()}
     values |= {"device": device, "rounds": rounds, "fullname": fullname, "file": file}
     values |= texts | counts | numbers | times
-    values["samples_us"] = _samples_us(stats.get("data"), what)
+    values["samples_us"] = _samples_us(stats.get("data"), times["median_us"], what)
     values["pool_over_time"] = _pool_samples(extra.get("pool_over_time") or [], what)
     return Row(**values)
 
 
-def _samples_us(data: Any, what: str) -> tuple[float, ...]:
-    if data is None:
+def _samples_us(data: Any, median_us: float, what: str) -> tuple[float, ...]:
+    if data is None or data == []:
         return ()
     if not isinstance(data, list):
         raise ResultsError(f"{what} stats.data must be a list, not {_shown(data)}.")
-    return tuple(1e6 * expect_number(seconds, f"{what} stats.data") for seconds in data)
+    samples = tuple(1e6 * expect_number(seconds, f"{what} stats.data") for seconds in data)
+    median = statistics.median(samples)
+    if not math.isclose(median, median_us, rel_tol=0.01):
+        raise ResultsError(
+            f"{what} stats.data must have the median of stats, {median_us / 1e6:g} seconds, "
+            f"not {median / 1e6:g}."
+        )
+    return samples
 
 
 def _pool_samples(entries: Any, what: str) -> tuple[PoolSample, ...]:
