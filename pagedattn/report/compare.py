@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -142,14 +143,14 @@ def compare(before: Run, after: Run, *, margin: float = MARGIN) -> Comparison:
 def _by_name(run: Run) -> dict[str, Row]:
     """Name rows by their benchmark, or where that is not known by what they are of."""
     named: dict[str, Row] = {}
+    copies: Counter[str] = Counter()
     for row in run.rows:
         parts = (row.area, row.operation, row.workload, row.num_sequences, row.implementation)
         words = " ".join(str(part) for part in parts if part is not None)
-        name = clean(row.fullname.rpartition("::")[2] or words)
-        copies = 2
-        unique = name
+        unique = name = clean(row.fullname.rpartition("::")[2] or words)
         while unique in named:
-            unique, copies = f"{name} #{copies}", copies + 1
+            copies[name] += 1
+            unique = f"{name} #{copies[name] + 1}"
         named[unique] = row
     return named
 
@@ -247,7 +248,7 @@ def summary_sentence(comparison: Comparison) -> str:
 
 
 def _change_text(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %"
+    return f"{100 * (ratio - 1):+z.1f} %"
 
 
 def _with_bounds(found: Interval) -> str:
