@@ -7,6 +7,7 @@ import json
 import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -205,3 +206,20 @@ def test_plots_show_any_name_and_obey_none(made, tmp_path, place):
     _check_markdown((tmp_path / "out" / "report.md").read_text(encoding="utf-8"), name)
     assert max(map(len, out.getvalue().splitlines())) < 2000
     assert Path(tmp_path / "out" / "rows.parquet").is_file()
+
+
+@pytest.mark.parametrize("name", ["a b", "a)b(c", "a|b", "<b>", "#1", "=1+1", "`x`", "*x*", "$y$"])
+def test_a_results_file_may_have_any_name(made, tmp_path, monkeypatch, name):
+    path = tmp_path / name / f"{name}.json"
+    made.write(path, made.small())
+    monkeypatch.chdir(tmp_path)
+    words = [str(path.relative_to(tmp_path)), "--document", "x.md"]
+    with redirect_stdout(io.StringIO()):
+        assert cli.main(words) == 0
+        assert cli.main([words[0], "--out", "out", "--formats", "svg"]) == 0
+        assert cli.main(["compare", words[0], words[0], "--markdown", "c.md"]) == 0
+    text = Path("x.md").read_text(encoding="utf-8")
+    (link,) = re.findall(r"\[results\]\(([^() |<>]*)\)", text)
+    assert Path(unquote(link)) == path.relative_to(tmp_path)
+    _check_markdown(text, name)
+    _check_markdown(Path("out/report.md").read_text(encoding="utf-8"), name)
