@@ -42,7 +42,8 @@ def serial_widening(samples: NDArray[np.float64]) -> float:
     alike = float((ranks[1:] * ranks[:-1]).sum() / (ranks * ranks).sum())
     if alike < _NORMAL_95 / np.sqrt(samples.size):
         return 1.0
-    alike = min(alike, _MOST_ALIKE)
+    # few rounds show less of it than there is (Marriott and Pope 1954; Kendall 1954)
+    alike = min((alike * samples.size + 1) / (samples.size - 4), _MOST_ALIKE)
     return float(np.sqrt((1 + alike) / (1 - alike)))
 
 

@@ -273,7 +273,7 @@ def test_a_missing_file_a_folder_a_huge_and_an_unreadable_one_are_refused(comman
 @pytest.mark.usefixtures("_two_files")
 def test_a_file_of_gigabytes_is_refused_without_being_read_whole():
     with Path("a.json").open("wb") as file:
-        file.truncate(20 << 30)  # no block of it is on the disk
+        file.truncate(2 << 30)  # no block of it is on the disk
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(results.ResultsError, match="more than 256 MiB"):
         results.load_run([Path("a.json")])
