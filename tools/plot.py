@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw benchmark results: plots, report.md and rows.csv. See ``python tools/plot.py --help``."""
+"""Draw benchmark results: plots, a report and tables. See ``python tools/plot.py --help``."""
 
 import importlib.util
 import sys

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedattn.report.concepts import CONCEPTS
-from pagedattn.report.output import FORMATS, write_into
-from pagedattn.report.results import Run, load_run, newest_file, require_one_machine, to_frame
+from pagedattn.report.output import FORMATS, write_file, write_into
+from pagedattn.report.results import Run, load_run, newest_file, require_one_machine
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.summary import Summary, summarise
 from pagedattn.report.text import clean, plural
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["compare"]:
             from pagedattn.report import compare_cli
 
-            return compare_cli.main(words[1:])
+            code = compare_cli.main(words[1:])
+            sys.stdout.flush()
+            return code
         _draw(_parser().parse_args(words))
         sys.stdout.flush()
     except ResultsError as error:
@@ -70,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="plot.py",
-        description="Turn results of pytest-benchmark into plots, report.md and rows.csv.",
+        description="Turn results of pytest-benchmark into plots, report.md, rows.csv "
+        "and rows.parquet.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -165,11 +168,7 @@ def _write_document(options: argparse.Namespace) -> None:
         run = load_run([path])
         runs.append((path, run, summarise(run.rows, options.baseline)))
     text = make_document(runs, options.document, blank=options.blank)
-    try:
-        options.document.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ResultsError(f"{options.document} cannot be written ({reason}).") from error
+    write_file(options.document, text)
     _say(f"Written: {clean(str(options.document))}")
 
 
@@ -197,6 +196,9 @@ def _write(
     Raises ResultsError, having changed nothing, if a folder cannot be used.
     """
     with _plotting():
+        import pyarrow.parquet  # noqa: F401  # a missing package is told before work begins
+
+        from pagedattn.report.data import write_tables
         from pagedattn.report.markdown import make_report
         from pagedattn.report.plots import write_plots
     plots: list[Plot] = []
@@ -205,7 +207,7 @@ def _write(
         plots.extend(write_plots(summary, folder, options.formats))
         text = make_report(run, summary, plots, _command(run, options))
         (folder / "report.md").write_text(text, encoding="utf-8", newline="\n")
-        to_frame(run.rows).to_csv(folder / "rows.csv", index=False, lineterminator="\n")
+        write_tables(run, folder)
 
     written, removed = write_into(options.out or DEFAULT_OUT, _PLOT_NAMES, make)
     return plots, written, removed
@@ -218,7 +220,8 @@ def _plotting() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ResultsError(
-            f"Plots need pandas and matplotlib ({error}): pip install 'pagedattn[plot]'."
+            f"Plots and tables need pandas, matplotlib and pyarrow ({error}): "
+            f"pip install 'pagedattn[plot]'."
         ) from None
 
 

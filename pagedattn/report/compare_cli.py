@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagedattn.report.output import write_file
 from pagedattn.report.results import load_run, require_one_machine
-from pagedattn.report.rows import ResultsError
-from pagedattn.report.text import clean
+from pagedattn.report.text import clean, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,29 +35,28 @@ def main(arguments: Sequence[str]) -> int:
     before, after = (load_run([path]) for path in (options.before, options.after))
     if not options.allow_different_machines:
         require_one_machine(replace(before, files=before.files + after.files))
-    comparison = compare(before, after, margin=options.margin)
+    margin = min(options.margin, options.limit or options.margin)
+    comparison = compare(before, after, margin=margin)
     found = [] if options.limit is None else comparison.regressions(options.limit)
     tables = comparison_tables(comparison, every=options.all)
     if options.markdown is not None:
         text = _markdown(options, comparison, found)
-        try:
-            options.markdown.write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ResultsError(f"{options.markdown} cannot be written ({reason}).") from error
+        write_file(options.markdown, text)
     _say(summary_sentence(comparison))
     for table in tables:
         _say(f"\n{table.as_text()}")
     if options.markdown is not None:
         _say(f"\nWritten: {clean(str(options.markdown))}")
     if options.limit is not None:
-        _say(f"\n{_verdict_on(found, options.limit)}")
+        _say(f"\n{_verdict_on(found, options.limit, comparison)}")
     return 1 if found else 0
 
 
-def _verdict_on(found: list[Change], limit: float) -> str:
+def _verdict_on(found: list[Change], limit: float, comparison: Comparison) -> str:
     if not found:
-        return f"No row is slower by more than {100 * limit:g} %."
+        unclear = comparison.counts["unclear"]
+        but = f"; {plural(unclear, 'row')} cannot be told" if unclear else ""
+        return f"No row is slower by more than {100 * limit:g} %{but}."
     names = ", ".join(change.name for change in found)
     return f"Slower by more than {100 * limit:g} %: {names}."
 
@@ -68,10 +67,10 @@ def _markdown(options: argparse.Namespace, comparison: Comparison, found: list[C
 
     parts = ["# Comparison", f"{escape(summary_sentence(comparison))}."]
     if options.limit is not None:
-        parts.append(escape(_verdict_on(found, options.limit)))
+        parts.append(escape(_verdict_on(found, options.limit, comparison)))
     parts.append(
         f"Medians with 95 % bootstrap intervals. A row is slower or faster if the interval of the "
-        f"ratio is on one side of 1 and the difference is {100 * options.margin:g} % at least; "
+        f"ratio is on one side of 1 and the difference is {100 * comparison.margin:g} % at least; "
         f"unclear if the interval is too wide to tell."
     )
     for table in comparison_tables(comparison, every=True):
@@ -102,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_share,
         default=0.03,
         metavar="PERCENT",
-        help="difference that matters in practice (default: 3%%)",
+        help="difference that matters in practice (default: 3%%, or that of --fail-on-regression "
+        "if it is less)",
     )
     parser.add_argument("--all", action="store_true", help="list rows that are the same too")
     parser.add_argument(

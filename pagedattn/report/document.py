@@ -7,6 +7,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pagedattn.report.comparison import comparison_tables, hit_rate_tables
 from pagedattn.report.markdown import machine_table
@@ -71,8 +72,8 @@ def make_document(runs: Sequence[tuple[Path, Run, Summary]], target: Path, *, bl
 
 
 def _opening(path: Path, run: Run, target: Path) -> list[str]:
-    folder = Path(os.path.relpath(path.parent, target.parent)).as_posix()
-    links = [f"[results]({folder}/{path.name})"]
+    folder = quote(Path(os.path.relpath(path.parent, target.parent)).as_posix())
+    links = [f"[results]({folder}/{quote(path.name)})"]
     links += [
         f"[{name}]({folder}/{file})"
         for name, file in (("report", "report.md"), ("table", "rows.csv"))

@@ -76,7 +76,7 @@ def _all_rows(tables: list[Table]) -> list[str]:
         "Times are microseconds: the median, the lower and the upper quartile over the rounds. "
         "GB/s count 1e9 bytes, TFLOP/s 1e12 operations. The share is of the measured read "
         "bandwidth. The error may reach its budget. Host time is what an eager launch costs its "
-        "caller. `rows.csv` has these and every other column, with units in their names."
+        "caller. `rows.csv` and `rows.parquet` have these and every other column."
     )
     return ["## All rows", about, *_with_titles(tables)]
 

@@ -56,6 +56,35 @@ def write_into(
     return written, removed
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a text file whole, through links, or leave what was there.
+
+    What is no ordinary file, such as ``/dev/stdout``, is written as it is. Raises ResultsError.
+    """
+    real = Path(os.path.realpath(path))
+    made = None
+    try:
+        if real.exists() and not real.is_file():
+            real.write_text(text, encoding="utf-8", newline="\n")
+            return
+        if real.exists() and not os.access(real, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+        descriptor, name = tempfile.mkstemp(prefix=f".{real.name[:50]}-", dir=real.parent)
+        made = Path(name)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        made.chmod(real.stat().st_mode if real.exists() else 0o666 & ~mask)
+        made.replace(real)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ResultsError(f"{path} cannot be written ({reason}).") from None
+    finally:
+        if made is not None:
+            made.unlink(missing_ok=True)
+
+
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the new ones, outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
@@ -68,13 +97,30 @@ def _move(folder: Path, names: list[str], plots: Iterable[str], out: Path) -> li
     for name in names:
         if (out / name).is_dir():
             raise ResultsError(f"{out / name} is a folder where a file must be written.")
+    new = not out.exists()
     out.mkdir(exist_ok=True)
     if not os.access(out, os.W_OK | os.X_OK):
         raise PermissionError(13, "Permission denied")
-    for name in names:
-        shutil.move(folder / name, out / name)
     ours = [f"{plot}.{suffix}" for plot in plots for suffix in FORMATS]
     stale = [name for name in ours if name not in names and (out / name).is_file()]
-    for name in stale:
-        (out / name).unlink()
+    replaced = folder / "replaced"
+    replaced.mkdir()
+    aside: list[str] = []
+    put: list[str] = []
+    try:
+        for name in [*names, *stale]:
+            if os.path.lexists(out / name):
+                shutil.move(out / name, replaced / name)
+                aside.append(name)
+        for name in names:
+            put.append(name)
+            shutil.move(folder / name, out / name)
+    except BaseException:
+        for name in put:
+            (out / name).unlink(missing_ok=True)
+        for name in aside:
+            shutil.move(replaced / name, out / name)
+        if new:
+            out.rmdir()
+        raise
     return stale

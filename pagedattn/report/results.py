@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedattn.report.columns import DEFINITIONS
+from pagedattn.report.data import to_frame
 from pagedattn.report.rows import ResultsError, Row, expect_number, expect_object, parse_row
 from pagedattn.report.text import clean, cut, number
 
@@ -16,28 +19,30 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-COLUMNS: tuple[str, ...] = tuple(
-    field.name for field in fields(Row) if field.name not in ("pool_over_time", "samples_us")
-)
-"""The table's columns, in order: `Row` documents them."""
+COLUMNS: tuple[str, ...] = tuple(DEFINITIONS)
+"""The table's columns, in order; `columns.DEFINITIONS` says what each is."""
 
-_TYPES = {field.name: str(field.type) for field in fields(Row)}
-_INT_COLUMNS = tuple(name for name in COLUMNS if "int" in _TYPES[name])
-_FLOAT_COLUMNS = tuple(name for name in COLUMNS if "float" in _TYPES[name])
+LARGEST_FILE = 256 << 20
+"""Bytes of the largest results file that is read: more is no run of benchmarks."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsFile:
-    """One results file: its rows, how many were not ours, and what it says of the machine.
+    """One results file: its rows, the names of those not ours, and what it says of the machine.
 
     `machine` is what tells machines apart; `about` is (label, text) pairs for a reader.
     """
 
     path: Path
     rows: tuple[Row, ...]
-    num_skipped: int
+    skipped: tuple[str, ...]
     machine: tuple[tuple[str, str], ...]
     about: tuple[tuple[str, str], ...]
+
+    @property
+    def num_skipped(self) -> int:
+        """How many benchmarks have no area, implementation or workload."""
+        return len(self.skipped)
 
     @property
     def name(self) -> str:
@@ -69,53 +74,31 @@ def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataF
     not refused here. Raises ResultsError if a file is missing, unreadable, not pytest-benchmark's
     or broken, or if no row is ours.
 
-    The columns are those of `COLUMNS`; what a benchmark does not say is missing. Names: ``area``,
-    ``device``, ``implementation``, ``workload``, ``kind``, ``operation``, ``length_distribution``,
-    ``dtype``, ``fullname``, ``file``. Counts, as Int64: ``batch`` sequences, ``context`` tokens of
-    the longest one, ``num_sequences``, ``num_query_heads``, ``num_kv_heads``, ``head_size``
-    elements, ``block_size`` tokens, ``rounds``, and of a prefix cache ``pool_blocks``,
-    ``num_requests``, ``num_lookup_blocks``, ``num_hit_blocks``, ``num_repeated_blocks``,
-    ``num_evicted_blocks``. Microseconds: ``median_us``, ``q1_us``, ``q3_us``, ``min_us``,
-    ``max_us``, ``limit_us``, ``host_us``, ``hashing_us``. 1e9 bytes a second: ``gb_per_s``,
-    ``measured_read_gb_per_s``. 1e12 operations a second: ``tflop_per_s``. A fraction:
-    ``share_of_bandwidth``. In the benchmark's own unit: ``error``, ``error_budget``. Totals:
-    ``bytes``, ``peak_memory_bytes``, ``flops``.
-
-    Of a serving engine: ``model``; ``num_users`` clients at once; ``requests_per_s``,
-    ``prompt_tokens_per_s``, ``output_tokens_per_s``; microseconds ``first_token_p50_us``, ``p90``
-    and ``p99``, and ``inter_token_*`` likewise; fractions ``prefix_hit_rate`` of prompt tokens and
-    ``last_block_waste`` of slots in use; bytes ``device_bytes``, ``in_use_bytes``,
-    ``weights_bytes``, ``kv_pool_bytes``, ``graphs_bytes`` as the engine or the device says, and
-    ``predicted_weights_bytes``, ``predicted_kv_pool_bytes`` as the calculator does; blocks
-    ``predicted_blocks`` from the device's memory, ``predicted_pool_blocks`` from the pool's bytes,
-    ``peak_blocks`` in use and ``expected_peak_blocks`` by the block manager; ``compared_steps``,
-    of which ``equal_steps`` had the same blocks in use in both.
+    The columns are those of `COLUMNS`, in that order; `pagedattn.report.DEFINITIONS` and
+    docs/DATA.md have the type, the unit and the meaning of each. What a benchmark does not say is
+    missing: ``pd.NA`` in text and counts, NaN in numbers, which no file may hold itself.
     """
     if isinstance(paths, str) or not hasattr(paths, "__iter__"):
         paths = [paths]
     return to_frame(load_run([Path(path) for path in paths]).rows)
 
 
-def to_frame(rows: tuple[Row, ...]) -> pd.DataFrame:
-    """Return the table that `load` documents, of these rows in their order."""
-    import pandas as pd
-
-    data = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
-    dtypes = dict.fromkeys(COLUMNS, "object")
-    dtypes |= dict.fromkeys(_INT_COLUMNS, "Int64") | dict.fromkeys(_FLOAT_COLUMNS, "float64")
-    return pd.DataFrame({name: pd.Series(data[name], dtype=dtypes[name]) for name in COLUMNS})
-
-
 def load_run(paths: list[Path]) -> Run:
-    """Read and join files; raise ResultsError as `load` does."""
+    """Read and join files; raise ResultsError as `load` does.
+
+    The n-th row of a name in a later file replaces the n-th of that name in an earlier one.
+    """
     if not paths:
         raise ResultsError("There is no results file to read: give at least one.")
     files = tuple(read_file(path) for path in paths)
     rows: dict[object, Row] = {}
     num_rows = 0
     for place, file in enumerate(files):
+        copies: Counter[str] = Counter()
         for i, row in enumerate(file.rows):
-            rows[row.fullname or (place, i)] = row
+            # rows of one file never replace each other, whatever their names
+            copies[row.fullname] += 1
+            rows[(row.fullname, copies[row.fullname]) if row.fullname else (place, i)] = row
             num_rows += 1
     if not rows:
         names = ", ".join(_quoted(path) for path in paths)
@@ -151,7 +134,8 @@ def newest_file(folder: Path) -> Path | None:
 def read_file(path: Path) -> ResultsFile:
     """Read and check one file; raise ResultsError with a sentence that names it."""
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
     except IsADirectoryError:
         raise ResultsError(f"{_quoted(path)} is a folder, not a results file.") from None
     except FileNotFoundError:
@@ -159,11 +143,19 @@ def read_file(path: Path) -> ResultsFile:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ResultsError(f"{_quoted(path)} cannot be read: {reason}.") from None
+    if len(text) > LARGEST_FILE:
+        raise ResultsError(
+            f"{_quoted(path)} has more than {LARGEST_FILE >> 20} MiB, which no results file needs."
+        )
     if not text.strip():
         raise ResultsError(f"{_quoted(path)} is empty.")
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        content = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_without_twins
+        )
+    except RecursionError:
+        raise ResultsError(f"{_quoted(path)} is nested too deeply.") from None
+    except ValueError as error:
         reason = cut(str(error), 120)
         raise ResultsError(f"{_quoted(path)} is not valid JSON: {reason}.") from None
     try:
@@ -174,6 +166,15 @@ def read_file(path: Path) -> ResultsFile:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in made if names.count(name) > 1)
+        raise ValueError(f"an object has the key {cut(twin, 60)!r} twice")
+    return made
 
 
 def _parse(path: Path, content: Any) -> ResultsFile:
@@ -191,10 +192,14 @@ def _parse(path: Path, content: Any) -> ResultsFile:
         roofs = {"cuda" if gpu else "cpu": value}
     rows = [parse_row(benchmark, clean(path.name), roofs) for benchmark in content["benchmarks"]]
     kept = tuple(row for row in rows if row is not None)
-    machine = _machine(info, own)
-    return ResultsFile(
-        path, kept, len(rows) - len(kept), machine, tuple(_about(content, info, own, gpu, measured))
+    skipped = tuple(
+        clean(str(benchmark.get("fullname") or "a benchmark without a name"))
+        for benchmark, row in zip(content["benchmarks"], rows, strict=True)
+        if row is None
     )
+    machine = _machine(info, own)
+    about = tuple(_about(content, info, own, gpu, measured))
+    return ResultsFile(path, kept, skipped, machine, about)
 
 
 def _machine(info: dict[str, Any], own: dict[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,7 @@ class PoolSample:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case under one implementation; absent values are None.
+    """One case under one implementation; absent values are None, and text is one printable line.
 
     Times are microseconds of one launch or call, over `rounds` rounds. `batch` counts sequences
     and `context` the tokens of the longest one. `share_of_bandwidth` is a fraction of
@@ -255,11 +256,7 @@ def _text(value: Any, what: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise ResultsError(f"{what} must be a string, not {_shown(value)}.")
-    return _encodable(value)
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return clean(value) or None
 
 
 def _count(value: Any, what: str) -> int | None:
@@ -320,20 +317,27 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     device = _text(extra.get("device"), f"{what} device") or "unknown"
     times = _times_us(stats, what)
     _derive(numbers, times["median_us"], roofs.get(device))
-    values: dict[str, Any] = {key: _encodable(str(name)) for key, name in names.items()}
+    values: dict[str, Any] = {key: clean(str(name)) for key, name in names.items()}
     values |= {"device": device, "rounds": rounds, "fullname": fullname, "file": file}
     values |= texts | counts | numbers | times
-    values["samples_us"] = _samples_us(stats.get("data"), what)
+    values["samples_us"] = _samples_us(stats.get("data"), times["median_us"], what)
     values["pool_over_time"] = _pool_samples(extra.get("pool_over_time") or [], what)
     return Row(**values)
 
 
-def _samples_us(data: Any, what: str) -> tuple[float, ...]:
-    if data is None:
+def _samples_us(data: Any, median_us: float, what: str) -> tuple[float, ...]:
+    if data is None or data == []:
         return ()
     if not isinstance(data, list):
         raise ResultsError(f"{what} stats.data must be a list, not {_shown(data)}.")
-    return tuple(1e6 * expect_number(seconds, f"{what} stats.data") for seconds in data)
+    samples = tuple(1e6 * expect_number(seconds, f"{what} stats.data") for seconds in data)
+    median = statistics.median(samples)
+    if not math.isclose(median, median_us, rel_tol=0.01):
+        raise ResultsError(
+            f"{what} stats.data must have the median of stats, {median_us / 1e6:g} seconds, "
+            f"not {median / 1e6:g}."
+        )
+    return samples
 
 
 def _pool_samples(entries: Any, what: str) -> tuple[PoolSample, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,15 +145,16 @@ def _groups(rows: tuple[Row, ...]) -> list[Group]:
     A second row of one implementation for the same work makes a second case, numbered.
     """
     by_group: dict[tuple[str, str], dict[tuple[object, ...], list[dict[str, Row]]]] = {}
+    taken: Counter[tuple[object, ...]] = Counter()
     for row in rows:
         cases = by_group.setdefault((row.area, row.device), {})
         key = (row.workload, row.operation, row.num_sequences, row.length_distribution)
         twins = cases.setdefault(key, [])
-        free = next((twin for twin in twins if row.implementation not in twin), None)
-        if free is None:
-            free = {}
-            twins.append(free)
-        free[row.implementation] = row
+        same = (row.area, row.device, key, row.implementation)
+        if taken[same] == len(twins):
+            twins.append({})
+        twins[taken[same]][row.implementation] = row
+        taken[same] += 1
     return [_group(area, device, list(work.values())) for (area, device), work in by_group.items()]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.text import (
     MISSING,
-    clean,
+    cut,
     duration,
     escape,
     flops_rate,
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pagedattn.report.summary import Case, Group, Summary
 
 
+_WIDEST = 120  # letters of a name that a terminal shows
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Cells of text; columns from `first_number` on are aligned to the right."""
@@ -33,7 +36,7 @@ class Table:
 
     def as_text(self) -> str:
         """Return the table with aligned columns, for a terminal."""
-        lines = [[clean(cell) for cell in line] for line in [self.header, *self.lines]]
+        lines = [[cut(cell, _WIDEST) for cell in line] for line in [self.header, *self.lines]]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [
             "  ".join(
@@ -42,7 +45,7 @@ class Table:
             ).rstrip()
             for line in lines
         ]
-        return "\n".join([clean(self.title), *texts])
+        return "\n".join([cut(self.title, 2 * _WIDEST), *texts])
 
     def as_markdown(self) -> str:
         """Return the table in markdown, its names escaped."""

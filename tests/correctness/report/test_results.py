@@ -80,7 +80,7 @@ def test_a_file_with_only_rows_of_other_suites_is_refused(made, tmp_path):
         (" \n", "is empty"),
         ("no json", "is not valid JSON"),
         ('{"benchmarks": [', "is not valid JSON"),
-        ("[" * 100_000, "is not valid JSON"),
+        ("[" * 100_000, "is nested too deeply"),
         ('{"benchmarks": [NaN], "machine_info": {}}', "NaN is no JSON number"),
         ("[]", "is not a results file of pytest-benchmark"),
         ("3", "is not a results file of pytest-benchmark"),
