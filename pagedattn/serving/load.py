@@ -196,6 +196,23 @@ def sharegpt_load(
     return _fitted("sharegpt", note, requests, max_model_len, max_output_tokens)
 
 
+def check_file(path: str | PathLike[str], kind: str) -> None:
+    """Read a file of requests as a load would, before an engine is started for it.
+
+    Args:
+        path: the file.
+        kind: ``sharegpt``, ``azure`` or ``mooncake``.
+
+    Raises:
+        LoadError: as `sharegpt_load` and `trace_load` do.
+
+    """
+    if kind == "sharegpt":
+        sharegpt_load(path, 1, encode=lambda text: [0] * bool(text), max_model_len=2)
+    else:
+        trace_load(path, 1, kind=kind, vocab_size=FIRST_TOKEN + 1, max_model_len=2)
+
+
 def _conversations(path: Path) -> list[tuple[str, str]]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -182,30 +182,34 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text!r}")
+def _whole(text: str, least: int, below: int, allowed: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value < below:
+        raise argparse.ArgumentTypeError(f"must be {allowed}, not {text!r}")
     return value
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1, 2**31, "a whole number of 1 or more")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text!r}")
-    return value
+    return _whole(text, 0, 2**31, "a whole number of 0 or more")
 
 
 def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must be 0 or more and below 2**32, not {text!r}")
-    return value
+    return _whole(text, 0, 2**32, "a whole number of 0 or more and below 2**32")
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and 0 < value <= 1):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
     return value
 
@@ -213,8 +217,10 @@ def _share(text: str) -> float:
 def _users(text: str) -> tuple[int, ...]:
     try:
         values = [_positive(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be numbers as 1,8,64, not {text!r}") from None
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers of 1 or more as 1,8,64, not {text!r}"
+        ) from None
     return tuple(sorted(set(values)))
 
 
@@ -222,8 +228,10 @@ def _range(text: str) -> tuple[int, int]:
     try:
         low, _, high = text.partition("-")
         values = _positive(low), _positive(high or low)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be A-B, as 100-1024, not {text!r}") from None
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be A-B, whole numbers of 1 or more as 100-1024, not {text!r}"
+        ) from None
     if values[0] > values[1]:
         raise argparse.ArgumentTypeError(f"must rise, as 100-1024, not {text!r}")
     return values

