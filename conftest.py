@@ -37,7 +37,34 @@ def pytest_addoption(parser):
         metavar="PATH",
         help="request trace (Azure CSV or Mooncake JSONL) whose lengths the benchmarks also use",
     )
+    group.addoption(
+        "--allow-different-machines",
+        action="store_true",
+        help="with --benchmark-compare: compare with a run of another machine or GPU",
+    )
     group.addoption("--nightly", action="store_true", help="run the cases marked nightly too")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Refuse to save benchmarks that pytest-xdist will have switched off."""
+    if not getattr(config.option, "numprocesses", None):
+        return
+    asked = [f"--benchmark-{word}" for word in ("autosave", "save", "only", "json", "compare")]
+    given = [flag for flag in asked if config.getoption(flag.lstrip("-").replace("-", "_"), None)]
+    if given:
+        raise pytest.UsageError(
+            f"{given[0]} and -n {config.option.numprocesses} do not go together: pytest-xdist runs "
+            "tests beside each other, where nothing can be timed; leave -n away"
+        )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if getattr(config.option, "numprocesses", None):
+        terminalreporter.write_line(
+            "benchmarks ran once each and were not timed: pytest-xdist (-n) runs tests beside "
+            "each other"
+        )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -61,6 +88,14 @@ def roofs(request):
     measured = measure_roofs()
     request.config.stash[ROOFS] = measured
     return measured
+
+
+@pytest.fixture(scope="session")
+def clock_probe():
+    """Function that measures the GPU's clock in Hz."""
+    from pagedattn.benchmarking.clock_probe import ClockProbe
+
+    return ClockProbe()
 
 
 @pytest.fixture(scope="session")
@@ -90,11 +125,13 @@ def pytest_benchmark_update_commit_info(commit_info):
     commit_info["project"] = "pagedattn"
 
 
-def pytest_benchmark_compare_machine_info(machine_info, compared_benchmark):
+def pytest_benchmark_compare_machine_info(config, machine_info, compared_benchmark):
+    if config.getoption("--allow-different-machines"):
+        return
     ours = machine_identity(machine_info)
     theirs = machine_identity(compared_benchmark["machine_info"])
     if ours != theirs:
         raise pytest.UsageError(
             f"this machine is {ours}, the saved run was made on {theirs}: "
-            "timings of two machines cannot be compared"
+            "timings of two machines cannot be compared (--allow-different-machines does it)"
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from pathlib import Path
 from typing import Any
 
 _GPU_FIELDS = {
@@ -45,7 +47,8 @@ def query_gpu() -> dict[str, Any] | None:
 
     Returns:
         name, driver, memory_mib, sm_clock_mhz, sm_clock_max_mhz, memory_clock_mhz,
-        power_limit_w, temperature_c, ecc, mig and uuid_sha256 (the id itself is not kept).
+        power_limit_w, temperature_c, ecc, mig, uuid_sha256 (the id itself is not kept), and where
+        it can be asked clocks_held_back, in words.
 
     """
     command = [
@@ -58,13 +61,61 @@ def query_gpu() -> dict[str, Any] | None:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
+    held_back = _clocks_held_back()
     values = [value.strip() for value in answer.stdout.strip().split(",")]
     if len(values) != len(_GPU_FIELDS):
         return None
     gpu: dict[str, Any] = dict(zip(_GPU_FIELDS, map(_number, values), strict=True))
     gpu["uuid_sha256"] = hashlib.sha256(str(gpu.pop("uuid")).encode()).hexdigest()
     gpu["name"], gpu["driver"] = values[0], values[1]
+    if held_back is not None:
+        gpu["clocks_held_back"] = held_back
     return gpu
+
+
+# bits of what keeps clocks down (nvml.h, nvmlClocksEventReason*)
+_REASONS = {
+    0x1: "idle",
+    0x2: "application clocks",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+    0x100: "display clocks",
+}
+
+
+def _clocks_held_back() -> str | None:
+    """What keeps the first GPU's clocks down now, in words; None if it cannot be asked."""
+    for field in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # new, old name
+        command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+            bits = int(answer.stdout.strip(), 16)
+        except (OSError, subprocess.SubprocessError, ValueError):
+            continue
+        return ", ".join(word for bit, word in _REASONS.items() if bits & bit) or "nothing"
+    return None
+
+
+def query_cpu() -> dict[str, Any]:
+    """State of the CPU, as far as the system tells.
+
+    Returns:
+        load_1min: processes that wanted to run, a mean over the last minute; governor: how the
+        first core's clock is chosen; mhz: that clock now.
+
+    """
+    cpu: dict[str, Any] = {}
+    if hasattr(os, "getloadavg"):
+        cpu["load_1min"] = os.getloadavg()[0]
+    clock = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    with contextlib.suppress(OSError, ValueError):
+        cpu["governor"] = (clock / "scaling_governor").read_text(encoding="utf-8").strip()
+        cpu["mhz"] = int((clock / "scaling_cur_freq").read_text(encoding="utf-8")) / 1000
+    return cpu
 
 
 def _versions() -> dict[str, str]:
@@ -93,7 +144,8 @@ def describe_machine() -> dict[str, Any]:
 
     Returns:
         machine: what tells machines apart (cpu, gpu, gpu_uuid_sha256); gpu: None, or
-        `query_gpu` with cuda, num_sms, l2_bytes and memory_bytes; versions; num_cpus.
+        `query_gpu` with cuda, num_sms, l2_bytes and memory_bytes; versions; num_cpus; cpu, which
+        is `query_cpu`.
 
     """
     gpu = query_gpu()
@@ -115,6 +167,7 @@ def describe_machine() -> dict[str, Any]:
         "gpu": gpu,
         "versions": _versions(),
         "num_cpus": os.cpu_count(),
+        "cpu": query_cpu(),
     }
 
 

@@ -46,6 +46,26 @@ def rotation_size(bytes_each: int, device: torch.device | str = "cuda") -> int:
     return 2 * l2_bytes // max(1, bytes_each) + 1
 
 
+def require_cold(bytes_each: int, count: int, device: torch.device | str = "cuda") -> None:
+    """Refuse inputs that would stay in the L2 from one launch to the next.
+
+    Args:
+        bytes_each: read or written by a launch.
+        count: inputs that are launched in turn.
+        device: whose L2.
+
+    Raises:
+        ValueError: together they are not larger than twice the L2.
+
+    """
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    if bytes_each * count <= 2 * l2_bytes:
+        raise ValueError(
+            f"{count} inputs of {bytes_each} bytes are not larger than twice the L2 of {l2_bytes} "
+            f"bytes, so the row would not be cold"
+        )
+
+
 class LaunchGraph:
     """Launches captured in one CUDA graph, in turn, so often that a replay lasts a millisecond.
 
@@ -91,6 +111,18 @@ class LaunchGraph:
                 samples.append(time.perf_counter() - begin)
                 torch.cuda.synchronize()
         torch.cuda.current_stream().wait_stream(stream)
+        return statistics.median(samples)
+
+    @staticmethod
+    def seconds_to_plan(plan: Callable[[], object]) -> float:
+        """Median seconds of host time of a call that plans; the GPU's part of it is awaited."""
+        samples = []
+        for _ in range(HOST_CALLS):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            plan()
+            torch.cuda.synchronize()
+            samples.append(time.perf_counter() - begin)
         return statistics.median(samples)
 
     @staticmethod

@@ -55,6 +55,16 @@ _ALL = (
         max_us="Longest round's time.",
     ),
     *_make(COUNT, "rounds", rounds="Rounds that were timed."),
+    *_make(
+        COUNT, "rounds", discarded_rounds="Rounds left out, as the clock was below 75 % of usual."
+    ),
+    *_make(
+        REAL,
+        "fraction",
+        median_interval="Half the width of the median's 95 % interval, over the median.",
+    ),
+    *_make(REAL, "MHz", sm_clock_mhz="Median clock of the multiprocessors, spun for and measured."),
+    *_make(COUNT, "inputs", rotation="Inputs that launches went through in turn, to be cold."),
     *_make(REAL, "1e9 bytes/s", gb_per_s="`bytes` over the median."),
     *_make(
         REAL,
@@ -78,6 +88,7 @@ _ALL = (
         REAL,
         "µs",
         host_us="Host's time of one eager launch.",
+        plan_us="Time of planning a step before its first launch, host and GPU.",
         hashing_us="Part of the median that hashing took, where it is a step of its own.",
     ),
     *_make(REAL, "bytes", bytes="Bytes that must be moved at least."),

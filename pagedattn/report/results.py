@@ -223,6 +223,7 @@ def _about(
     versions = expect_object(own.get("versions") or {}, "machine_info.pagedattn.versions")
     commit = content.get("commit_info")
     commit = commit if isinstance(commit, dict) else {}
+    cpu = expect_object(own.get("cpu") or {}, "machine_info.pagedattn.cpu")
     changed = " with uncommitted changes" if commit.get("dirty") is True else ""
     python = versions.get("python") or info.get("python_version")
     lines: list[tuple[str, object, str]] = [
@@ -237,10 +238,16 @@ def _about(
         ("memory clock", gpu.get("memory_clock_mhz"), " MHz"),
         ("power limit", gpu.get("power_limit_w"), " W"),
         ("temperature", gpu.get("temperature_c"), " °C"),
+        ("ECC", gpu.get("ecc"), ""),
+        ("MIG", gpu.get("mig"), ""),
+        ("clocks held back by", gpu.get("clocks_held_back"), ""),
         ("measured read bandwidth", measured.get("read_gb_per_s"), " GB/s"),
         ("measured copy bandwidth", measured.get("copy_gb_per_s"), " GB/s"),
         ("CPU", dict(_machine(info, own)).get("cpu"), ""),
         ("CPU cores", own.get("num_cpus"), ""),
+        ("CPU governor", cpu.get("governor"), ""),
+        ("CPU clock", cpu.get("mhz"), " MHz"),
+        ("load when it ended", cpu.get("load_1min"), ""),
         ("Python", python, ""),
         *((str(name), version, "") for name, version in versions.items() if name != "python"),
         ("commit", commit.get("id"), changed),

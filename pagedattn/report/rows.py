@@ -27,6 +27,8 @@ _COUNTS = (
     "num_kv_heads",
     "head_size",
     "block_size",
+    "rotation",
+    "discarded_rounds",
     "pool_blocks",
     "num_requests",
     "num_lookup_blocks",
@@ -53,7 +55,10 @@ _NUMBERS = (
     "error_budget",
     "peak_memory_bytes",
     "host_us",
+    "plan_us",
     "hashing_us",
+    "median_interval",
+    "sm_clock_mhz",
     "requests_per_s",
     "prompt_tokens_per_s",
     "output_tokens_per_s",
@@ -96,6 +101,10 @@ class Row:
     `measured_read_gb_per_s`, 0 to 1. `error` and `error_budget` share the unit that the benchmark
     chose. GB and TFLOP are powers of ten.
 
+    `discarded_rounds` more were timed while the clock was low and left out; `sm_clock_mhz` is that
+    of the others. `median_interval` is half the width of the median's 95 % interval, as a fraction
+    of the median. Launches went through `rotation` inputs in turn.
+
     `hashing_us` is the part of a median that hashing took, where it is a step of its own. A prefix
     cache of `pool_blocks` blocks was asked by `num_requests` requests for `num_lookup_blocks`, had
     `num_hit_blocks` and evicted `num_evicted_blocks`; one that forgets nothing would have had
@@ -129,6 +138,10 @@ class Row:
     min_us: float
     max_us: float
     rounds: int
+    discarded_rounds: int | None
+    median_interval: float | None
+    sm_clock_mhz: float | None
+    rotation: int | None
     gb_per_s: float | None
     share_of_bandwidth: float | None
     measured_read_gb_per_s: float | None
@@ -137,6 +150,7 @@ class Row:
     error: float | None
     error_budget: float | None
     host_us: float | None
+    plan_us: float | None
     hashing_us: float | None
     bytes: float | None
     flops: float | None

@@ -1,17 +1,16 @@
-"""Attention on a GPU: the time of one launch, with cold K and V, beside contiguous SDPA."""
+"""Attention on a GPU: the time of one launch, with cold K and V, beside other kernels."""
 
 import gc
 
 import pytest
 import torch
 
-from pagedattn.benchmarking import DEVICE_CLOCK, LaunchGraph
+from pagedattn.benchmarking import CaseTiming, LaunchGraph, StopRule, require_cold
 from pagedattn.benchmarking.attention_rows import AttentionCase, peak_memory
-from pagedattn.benchmarking.rounds import rounds_within
 from pagedattn.peers import VLLM_KERNELS, register_kernels
 from pagedattn.workloads import DECODE, MIXED, PREFILL, find_shape
 
-pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(timer=DEVICE_CLOCK)]
+pytestmark = pytest.mark.gpu
 
 register_kernels()
 
@@ -21,38 +20,62 @@ IMPLEMENTATIONS = [
     *("triton", "torch", "sdpa_contiguous"),
     *(pytest.param(name, marks=VLLM) for name in VLLM_KERNELS),
 ]
+RULE = StopRule(least=10, most=60, seconds=0.2)
 
 
 @pytest.fixture(scope="module")
 def case(request, roofs):
-    # one after the other, the implementations share inputs, exact result and state of the GPU
     made = AttentionCase.of(find_shape(request.param), "cuda", roofs)
+    require_cold(made.shape.kv_bytes, len(made.rotation))
     yield made
     del made
     gc.collect()
     torch.cuda.empty_cache()
 
 
+@pytest.fixture(scope="module")
+def ready(case):
+    """Function of a name: check the result and make the graph; its columns are kept in `rows`."""
+
+    def make(name):
+        if reason := case.unsupported(name):
+            pytest.skip(f"{name}: {reason}")
+        try:
+            launches = case.launches(name)
+            peak_bytes = peak_memory(launches[0])
+            error = case.error(launches[0]())
+            graph = LaunchGraph(launches)
+        except torch.OutOfMemoryError:
+            pytest.skip(f"{name} needs more memory than this GPU has free")
+        columns = {
+            "host_us": graph.host_seconds * 1e6,
+            "rotation": len(launches),
+            "launches_per_replay": graph.num_launches,
+        }
+        if plan := getattr(launches[0], "plan", None):
+            columns["plan_us"] = graph.seconds_to_plan(plan) * 1e6
+        make.rows[name] = error, peak_bytes, columns
+        return graph
+
+    make.rows = {}
+    return make
+
+
+@pytest.fixture(scope="module")
+def timing(case, ready, selected, clock_probe):
+    return CaseTiming(selected("case", case.shape.name), ready, RULE, clock_probe)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "case", [shape.name for shape in (*DECODE, *PREFILL, *MIXED)], indirect=True
 )
-def bench_attention(benchmark, case, implementation):
-    reason = case.unsupported(implementation)
-    if reason:
-        pytest.skip(f"{implementation}: {reason}")
+def bench_attention(benchmark, report_rounds, case, ready, timing, implementation):
     benchmark.group = case.shape.name
-    try:
-        launches = case.launches(implementation)
-        peak_bytes = peak_memory(launches[0])
-        error = case.error(launches[0]())
-        graph = LaunchGraph(launches)
-    except torch.OutOfMemoryError:
-        pytest.skip(f"{implementation} needs more memory than this GPU has free")
-    rounds = rounds_within(graph.replay, seconds=0.2, least=10, most=30)
-    benchmark.pedantic(lambda: DEVICE_CLOCK.advance(graph.replay()), rounds=rounds, warmup_rounds=3)
-    seconds = benchmark.stats.stats.median if benchmark.enabled else None
-    benchmark.extra_info.update(case.describe(implementation, error, seconds, peak_bytes))
-    benchmark.extra_info["host_us"] = graph.host_seconds * 1e6
-    benchmark.extra_info["rotation"] = len(launches)
-    benchmark.extra_info["launches_per_replay"] = graph.num_launches
+    if benchmark.disabled:
+        benchmark(ready(implementation).replay)
+        return
+    median = report_rounds(timing.of(implementation))
+    error, peak_bytes, columns = ready.rows[implementation]
+    benchmark.extra_info.update(case.describe(implementation, error, median, peak_bytes))
+    benchmark.extra_info.update(columns)

@@ -4,16 +4,79 @@ import pytest
 import torch
 
 from pagedattn.attention import write_kv
-from pagedattn.benchmarking import DEVICE_CLOCK, LaunchGraph, rotation_size
+from pagedattn.benchmarking import CaseTiming, LaunchGraph, StopRule, require_cold, rotation_size
 from pagedattn.benchmarking.attention_rows import peak_memory
 from pagedattn.kv_cache import KVCache
 from pagedattn.peers import IndexPut, register_kernels
 
-pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(timer=DEVICE_CLOCK)]
+pytestmark = pytest.mark.gpu
 
 register_kernels()
 
 NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
+RULE = StopRule(least=10, most=60, seconds=0.2)
+
+
+class Case:
+    """Random K and V for random slots of one cache, `count` times."""
+
+    def __init__(self, num_tokens):
+        token_bytes = 2 * NUM_KV_HEADS * HEAD_SIZE * torch.bfloat16.itemsize
+        self.num_tokens = num_tokens
+        self.moved = num_tokens * (2 * token_bytes + 8)
+        self.count = rotation_size(self.moved)
+        require_cold(self.moved, self.count)
+        self.cache = KVCache(
+            num_layers=1,
+            num_blocks=-(-self.count * num_tokens // BLOCK_SIZE),
+            block_size=BLOCK_SIZE,
+            num_kv_heads=NUM_KV_HEADS,
+            head_size=HEAD_SIZE,
+            dtype=torch.bfloat16,
+            device="cuda",
+        ).layer(0)
+        self.new = torch.randn(
+            (2, self.count, num_tokens, NUM_KV_HEADS, HEAD_SIZE),
+            dtype=torch.bfloat16,
+            device="cuda",
+        )
+        slots = torch.randperm(self.cache.num_slots, device="cuda")[: self.count * num_tokens]
+        self.slots = slots.view(self.count, num_tokens)
+        self.columns = {}
+
+    def launch(self, name, number):
+        key, value, slots = self.new[0, number], self.new[1, number], self.slots[number]
+        if name == "index_put":
+            return IndexPut().prepare(key, value, self.cache, slots)
+        return lambda: write_kv(key, value, self.cache, slots, implementation=name)
+
+    def ready(self, name):
+        """Check that the first write puts each token in its slot and nothing elsewhere."""
+        launches = [self.launch(name, number) for number in range(self.count)]
+        self.cache.key.fill_(torch.nan)
+        self.cache.value.fill_(torch.nan)
+        peak_bytes = peak_memory(launches[0])
+        blocks, offsets = self.slots[0] // BLOCK_SIZE, self.slots[0] % BLOCK_SIZE
+        for part, new in ((self.cache.key, self.new[0, 0]), (self.cache.value, self.new[1, 0])):
+            assert torch.equal(part[blocks, :, offsets], new)
+            assert int(part.isnan().sum()) == part.numel() - new.numel()
+        graph = LaunchGraph(launches)
+        self.columns[name] = {
+            "peak_memory_bytes": peak_bytes,
+            "host_us": graph.host_seconds * 1e6,
+            "launches_per_replay": graph.num_launches,
+        }
+        return graph
+
+
+@pytest.fixture(scope="module")
+def case(request):
+    return Case(request.param)
+
+
+@pytest.fixture(scope="module")
+def timing(case, selected, clock_probe):
+    return CaseTiming(selected("case", case.num_tokens), case.ready, RULE, clock_probe)
 
 
 @pytest.mark.parametrize(
@@ -24,66 +87,31 @@ NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
         pytest.param("vllm_cuda", marks=[pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]),
     ],
 )
-@pytest.mark.parametrize("num_tokens", [256, 8192])
-def bench_kv_write(benchmark, num_tokens, implementation, roofs):
-    token_bytes = 2 * NUM_KV_HEADS * HEAD_SIZE * torch.bfloat16.itemsize
-    moved = num_tokens * (2 * token_bytes + 8)
-    count = rotation_size(moved)
-    num_blocks = -(-count * num_tokens // BLOCK_SIZE)
-    cache = KVCache(
-        num_layers=1,
-        num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
-        num_kv_heads=NUM_KV_HEADS,
-        head_size=HEAD_SIZE,
-        dtype=torch.bfloat16,
-        device="cuda",
-    ).layer(0)
-    new = torch.randn(
-        (2, count, num_tokens, NUM_KV_HEADS, HEAD_SIZE), dtype=torch.bfloat16, device="cuda"
-    )
-    slots = torch.randperm(cache.num_slots, device="cuda")[: count * num_tokens]
-    slots = slots.view(count, num_tokens)
-
-    def prepare(key, value, places):
-        if implementation == "index_put":
-            return IndexPut().prepare(key, value, cache, places)
-        return lambda: write_kv(key, value, cache, places, implementation=implementation)
-
-    launches = [prepare(new[0, i], new[1, i], slots[i]) for i in range(count)]
-    cache.key.fill_(torch.nan)
-    cache.value.fill_(torch.nan)
-    peak_bytes = peak_memory(launches[0])
-    blocks, offsets = slots[0] // BLOCK_SIZE, slots[0] % BLOCK_SIZE
-    assert torch.equal(cache.key[blocks, :, offsets], new[0, 0])
-    assert torch.equal(cache.value[blocks, :, offsets], new[1, 0])
-    assert int(cache.key.isnan().sum()) == cache.key.numel() - new[0, 0].numel()
-
-    graph = LaunchGraph(launches)
-    benchmark.group = f"kv-write-{num_tokens}"
-    benchmark.pedantic(lambda: DEVICE_CLOCK.advance(graph.replay()), rounds=20, warmup_rounds=3)
+@pytest.mark.parametrize("case", [256, 8192], indirect=True)
+def bench_kv_write(benchmark, report_rounds, case, timing, implementation, roofs):
+    benchmark.group = f"kv-write-{case.num_tokens}"
+    if benchmark.disabled:
+        benchmark(case.ready(implementation).replay)
+        return
+    median = report_rounds(timing.of(implementation))
+    rate = case.moved / median * 1e-9
     benchmark.extra_info.update(
         area="kv_write",
         implementation=implementation,
-        workload=f"kv-write-{num_tokens}",
+        workload=f"kv-write-{case.num_tokens}",
         device="cuda",
-        num_tokens=num_tokens,
+        num_tokens=case.num_tokens,
         num_kv_heads=NUM_KV_HEADS,
         head_size=HEAD_SIZE,
         block_size=BLOCK_SIZE,
         dtype="bfloat16",
-        bytes=moved,
-        limit_us=moved / roofs.copy_gb_per_s * 1e-3,
+        bytes=case.moved,
+        limit_us=case.moved / roofs.copy_gb_per_s * 1e-3,
         error=0.0,
         error_budget=0.0,
-        peak_memory_bytes=peak_bytes,
-        host_us=graph.host_seconds * 1e6,
-        rotation=count,
+        rotation=case.count,
+        gb_per_s=rate,
+        measured_read_gb_per_s=roofs.read_gb_per_s,
+        share_of_bandwidth=rate / roofs.read_gb_per_s,
+        **case.columns[implementation],
     )
-    if benchmark.enabled:
-        rate = moved / benchmark.stats.stats.median * 1e-9
-        benchmark.extra_info.update(
-            gb_per_s=rate,
-            measured_read_gb_per_s=roofs.read_gb_per_s,
-            share_of_bandwidth=rate / roofs.read_gb_per_s,
-        )

@@ -7,7 +7,6 @@ import torch
 
 from pagedattn.benchmarking import DeviceClock, LaunchGraph, Roofs, rotation_size
 from pagedattn.benchmarking.attention_rows import AttentionCase
-from pagedattn.benchmarking.rounds import rounds_within
 from pagedattn.testing import ErrorBudget
 from pagedattn.workloads import AttentionShape
 
@@ -22,22 +21,6 @@ def test_the_device_clock_moves_only_when_it_is_told():
     assert clock() == begin
     clock.advance(2.5e-6)
     assert clock() - begin == 2.5e-6
-
-
-def test_rounds_fill_the_time_within_their_bounds():
-    assert rounds_within(lambda: time.sleep(0.01), seconds=0.1, least=1, most=1000) in range(5, 11)
-    assert rounds_within(lambda: None, seconds=0.1, most=77) == 77
-    assert rounds_within(lambda: time.sleep(0.02), seconds=0.01, least=5) == 5
-
-
-def test_the_first_call_is_not_what_the_rounds_are_counted_from():
-    calls = []
-
-    def slow_at_first():
-        calls.append(None)
-        time.sleep(0.2 if len(calls) == 1 else 0.001)
-
-    assert rounds_within(slow_at_first, seconds=0.1, least=1) > 10
 
 
 def test_the_limit_is_the_slower_of_memory_and_arithmetic():
