@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MIN_GRAPH_SECONDS = 1e-3
 MAX_GRAPH_LAUNCHES = 1000
 HOST_CALLS = 30
+PLACES = 16
+PLACES_BYTES = 2 << 30
 
 
 class DeviceClock:
@@ -41,9 +43,15 @@ DEVICE_CLOCK = DeviceClock()
 
 
 def rotation_size(bytes_each: int, device: torch.device | str = "cuda") -> int:
-    """How many inputs of `bytes_each` bytes are together larger than twice the L2."""
+    """How many inputs of `bytes_each` bytes to launch in turn.
+
+    Together they are larger than twice the L2. Where in memory an input lies is another matter in
+    each process, and changes the time of a small launch by some percent, so there are 16 of them
+    even where fewer would be cold, as long as they take 2 GiB at most.
+    """
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    return 2 * l2_bytes // max(1, bytes_each) + 1
+    cold = 2 * l2_bytes // max(1, bytes_each) + 1
+    return max(cold, min(PLACES, PLACES_BYTES // max(1, bytes_each)))
 
 
 def require_cold(bytes_each: int, count: int, device: torch.device | str = "cuda") -> None:
@@ -71,10 +79,12 @@ class LaunchGraph:
 
     Args:
         launches: one for each input of the rotation; each enqueues the same work on other data.
+            They are kept, and with them the memory that a replay reads and writes.
 
     """
 
     def __init__(self, launches: Sequence[Callable[[], object]]) -> None:
+        self._launches = tuple(launches)
         self.host_seconds = self._warm_up(launches)
         seconds = self._time_eagerly(launches)
         turns = max(1, round(MIN_GRAPH_SECONDS / (seconds * len(launches))))

@@ -176,15 +176,18 @@ class CaseTiming:
         self._make, self._rule, self._probe = make, rule, probe
         self._rounds: dict[str, Rounds] | None = None
         self._failures: dict[str, BaseException] = {}
+        self._broken: Exception | None = None
 
     def of(self, name: str) -> Rounds:
         """The rounds of an implementation; the first call times all of them.
 
         Raises:
-            ThrottledError: as `time_interleaved` does.
+            ThrottledError: as `time_interleaved` does; then for all implementations.
             BaseException: what `make` raised for this implementation.
 
         """
+        if self._broken is not None:
+            raise self._broken
         if self._rounds is None:
             works: dict[str, Timed] = {}
             for each in dict.fromkeys([*self._names, name]):
@@ -195,7 +198,11 @@ class CaseTiming:
                         raise
                     traceback.clear_frames(failure.__traceback__)  # they hold memory
                     self._failures[each] = failure
-            self._rounds = time_interleaved(works, self._rule, self._probe)
+            try:
+                self._rounds = time_interleaved(works, self._rule, self._probe)
+            except Exception as failure:
+                self._broken = failure
+                raise
         if name in self._failures:
             raise self._failures[name]
         return self._rounds[name]

@@ -10,15 +10,15 @@ from pagedattn.benchmarking.attention_rows import AttentionCase, peak_memory
 from pagedattn.peers import VLLM_KERNELS, register_kernels
 from pagedattn.workloads import DECODE, MIXED, PREFILL, find_shape
 
-pytestmark = pytest.mark.gpu
+# all implementations are made ready in the first one's row; vLLM and what it imports warn of
+# their own affairs
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 register_kernels()
 
-# vLLM and what it imports warn of their own affairs
-VLLM = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 IMPLEMENTATIONS = [
     *("triton", "torch", "sdpa_contiguous"),
-    *(pytest.param(name, marks=VLLM) for name in VLLM_KERNELS),
+    *(pytest.param(name, marks=pytest.mark.vllm) for name in VLLM_KERNELS),
 ]
 RULE = StopRule(least=10, most=60, seconds=0.2)
 

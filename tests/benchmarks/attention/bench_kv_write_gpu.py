@@ -9,7 +9,9 @@ from pagedattn.benchmarking.attention_rows import peak_memory
 from pagedattn.kv_cache import KVCache
 from pagedattn.peers import IndexPut, register_kernels
 
-pytestmark = pytest.mark.gpu
+# all implementations are made ready in the first one's row; vLLM and what it imports warn of
+# their own affairs
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 register_kernels()
 
@@ -83,8 +85,7 @@ def timing(case, selected, clock_probe):
     "implementation",
     [
         *("triton", "index_put"),
-        # vLLM and what it imports warn of their own affairs
-        pytest.param("vllm_cuda", marks=[pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]),
+        pytest.param("vllm_cuda", marks=pytest.mark.vllm),
     ],
 )
 @pytest.mark.parametrize("case", [256, 8192], indirect=True)

@@ -114,6 +114,24 @@ def test_one_that_fails_leaves_the_others_their_rounds():
     assert len(timing.of("other").seconds) == 10
 
 
+def test_a_round_that_fails_ends_the_case_for_all_and_is_not_tried_again():
+    made = []
+
+    class Broken:
+        def replay(self):
+            raise RuntimeError("the device is gone")
+
+    def make(name):
+        made.append(name)
+        return Broken()
+
+    timing = CaseTiming(["a", "b"], make, StopRule(most=10))
+    for name in "ab":
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            timing.of(name)
+    assert made == ["a", "b"]
+
+
 def test_a_case_is_timed_once_whoever_asks_first():
     made = []
 

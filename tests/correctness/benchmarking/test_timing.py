@@ -88,6 +88,20 @@ def test_a_rotation_is_larger_than_twice_the_l2():
 
 
 @pytest.mark.gpu
+def test_a_graph_keeps_the_memory_that_it_writes():
+    def make():
+        out = torch.zeros(1 << 20, device="cuda")
+        return LaunchGraph([lambda: out.add_(1)]), out.data_ptr()
+
+    graph, address = make()
+    torch.cuda.empty_cache()
+    others = [torch.zeros(1 << 20, device="cuda") for _ in range(50)]
+    assert address not in [other.data_ptr() for other in others]
+    graph.replay()
+    assert not any(other.any() for other in others)
+
+
+@pytest.mark.gpu
 def test_all_inputs_of_a_rotation_are_launched_equally_often():
     counts = torch.zeros(3, device="cuda")
     graph = LaunchGraph([lambda i=i: counts[i].add_(1) for i in range(3)])
