@@ -39,6 +39,8 @@ examples:
       both files joined; a later file's row replaces an earlier one's of the same name
   python tools/plot.py figures/h100/results.json --document results.md
       one document about these runs; with --blank, a form for a machine of your own
+  python tools/plot.py monday.json tuesday.json wednesday.json
+      joined as well; report.html also has the trend, and what changed from first to last
   python tools/plot.py compare before.json after.json --fail-on-regression 5%
       what became faster or slower; plot.py compare --help says more
   python tools/plot.py --concepts
@@ -70,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="plot.py",
-        description="Turn results of pytest-benchmark into plots, report.md and rows.csv.",
+        description="Turn results of pytest-benchmark into plots, report.md, report.html and "
+        "rows.csv.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -197,14 +200,18 @@ def _write(
     Raises ResultsError, having changed nothing, if a folder cannot be used.
     """
     with _plotting():
+        from pagedattn.report.html.page import make_page
         from pagedattn.report.markdown import make_report
         from pagedattn.report.plots import write_plots
     plots: list[Plot] = []
 
     def make(folder: Path) -> None:
         plots.extend(write_plots(summary, folder, options.formats))
-        text = make_report(run, summary, plots, _command(run, options))
+        command = _command(run, options)
+        text = make_report(run, summary, plots, command)
         (folder / "report.md").write_text(text, encoding="utf-8", newline="\n")
+        page = make_page(run, summary, command)
+        (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
         to_frame(run.rows).to_csv(folder / "rows.csv", index=False, lineterminator="\n")
 
     written, removed = write_into(options.out or DEFAULT_OUT, _PLOT_NAMES, make)
@@ -218,7 +225,7 @@ def _plotting() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ResultsError(
-            f"Plots need pandas and matplotlib ({error}): pip install 'pagedattn[plot]'."
+            f"Plots need pandas, matplotlib and jinja2 ({error}): pip install 'pagedattn[plot]'."
         ) from None
 
 
