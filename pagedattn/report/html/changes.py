@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from pagedattn.report.compare import VERDICTS, comparison_tables
 from pagedattn.report.html.figure import DataTable, Entry, Figure, Panel
-from pagedattn.report.html.svg import LETTER, Chart
+from pagedattn.report.html.svg import Chart
 from pagedattn.report.text import cut, plural
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ def _says(comparison: Comparison, drawn: list[Change]) -> str:
 
 
 def _draw(changes: list[Change], margin: float, alt: str) -> Chart:
-    labels = [cut(change.name, 60) for change in changes]
-    left = 16 + LETTER * max(map(len, labels))
-    row = 22
-    chart = Chart(left + 400, row * len(changes) + 56, alt, left=left, right=24, top=8, bottom=48)
+    row = 36
+    chart = Chart(
+        430, row * len(changes) + 56, alt, left=14, right=24, top=8, bottom=48, reach=(0.8, 1.3)
+    )
     bounds = [end for c in changes for end in (c.ratio.low, c.ratio.high, c.ratio.value)]
     reach = max(1 + 2 * margin, *(max(end, 1 / max(end, 1e-9)) for end in bounds))
     reach = min(reach, 20.0) ** 1.05
@@ -112,9 +112,9 @@ def _draw(changes: list[Change], margin: float, alt: str) -> Chart:
     chart.box(scale.at(1 / (1 + margin)), chart.top, inside, row * len(changes), "band")
     chart.x_axis(scale, _ticks(reach), lambda x: f"{x:g}x", "second run's median over the first's")
     chart.line([(scale.at(1), chart.top), (scale.at(1), chart.bottom)], "axis")
-    for place, (change, label) in enumerate(zip(changes, labels, strict=True)):
-        y = chart.top + place * row + row / 2
-        chart.text(left - 8, y + 4, label, anchor="end")
+    for place, change in enumerate(changes):
+        y = chart.top + place * row + 26
+        chart.text(chart.left, y - 11, cut(change.name, 56))
         ends = [(scale.at(end), y) for end in (change.ratio.low, change.ratio.high)]
         chart.line(ends, f"interval verdict-{change.verdict}")
         title = f"{change.name}: {change.ratio.value:.3f}, {change.verdict}"

@@ -36,6 +36,14 @@ class DataTable:
     first_number: int
     about: str = ""
     tool: bool = False
+    last_number: int | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each column is set: numbers to the right, from `first_number` to `last_number`."""
+        last = len(self.header) if self.last_number is None else self.last_number
+        places = range(len(self.header))
+        return ["number" if self.first_number <= i < last else "text" for i in places]
 
     @property
     def is_tool(self) -> bool:
@@ -50,7 +58,7 @@ class DataTable:
     @property
     def content(self) -> dict[str, object]:
         """What the page's script gets."""
-        return {"first": self.first_number, "page": MOST_STATIC, "lines": self.lines}
+        return {"kinds": self.kinds, "page": MOST_STATIC, "lines": self.lines}
 
     @classmethod
     def of(cls, table: Table, identity: str, *, about: str = "", tool: bool = False) -> DataTable:

@@ -89,26 +89,26 @@ def headline_sentence(lines: list[Line]) -> str:
 
 def headline_table(lines: list[Line]) -> DataTable:
     """Make the headline's table."""
-    header = ["workload", "area", "best", "ours", "peer", "doubt", "ours / peer", "best's median"]
-    header += ["of the limit", "of the bandwidth", "TFLOP/s"]
+    header = ["workload", "ours / peer", "best's median", "of the limit", "of the bandwidth"]
+    header += ["TFLOP/s", "best", "ours", "peer", "doubt", "area"]
     cells = [_cells(line) for line in lines]
-    return DataTable("headline-table", "Headline", header, cells, 6, ABOUT, tool=True)
+    return DataTable("headline-table", "Headline", header, cells, 1, ABOUT, True, 6)
 
 
 def _cells(line: Line) -> list[str]:
     best = line.case.best
     return [
         line.case.label,
-        line.area,
-        clean(best.implementation),
-        MISSING if line.own is None else clean(line.own.implementation),
-        MISSING if line.peer is None else clean(line.peer.implementation),
-        ", ".join(_doubts(line)) or MISSING,
         MISSING if line.ratio is None else f"{line.ratio:.2f}",
         duration(best.median_us),
         share_text(share_of_limit(best)),
         share_text(best.share_of_bandwidth),
         number(best.tflop_per_s),
+        clean(best.implementation),
+        MISSING if line.own is None else clean(line.own.implementation),
+        MISSING if line.peer is None else clean(line.peer.implementation),
+        ", ".join(_doubts(line)) or MISSING,
+        line.area,
     ]
 
 
@@ -141,15 +141,13 @@ def doubts(row: Row) -> list[str]:
 
 def rows_table(summary: Summary) -> DataTable:
     """Make a table of all rows."""
-    header = ["workload", "area", "implementation", "doubt", "median µs", "q1 µs", "q3 µs"]
+    header = ["workload", "implementation", "median µs", "q1 µs", "q3 µs"]
     header += ["rounds", "GB/s", "of the bandwidth", "TFLOP/s", "of the limit", "error", "budget"]
-    header.append("host µs")
+    header += ["host µs", "doubt", "area"]
     lines = [
         [
             case.label,
-            group.title,
             clean(row.implementation),
-            ", ".join(doubts(row)) or MISSING,
             *(number(value) for value in (row.median_us, row.q1_us, row.q3_us)),
             str(row.rounds),
             number(row.gb_per_s),
@@ -161,6 +159,8 @@ def rows_table(summary: Summary) -> DataTable:
                 for value in (row.error, row.error_budget)
             ),
             number(row.host_us),
+            ", ".join(doubts(row)) or MISSING,
+            group.title,
         ]
         for group in (*summary.data, *summary.bookkeeping)
         for case in group.cases
@@ -170,4 +170,4 @@ def rows_table(summary: Summary) -> DataTable:
         "Each case under each implementation. Quartiles are over the rounds. GB/s count 1e9 bytes, "
         "TFLOP/s 1e12 operations. Host time is what an eager launch costs its caller."
     )
-    return DataTable("rows-table", "All rows", header, lines, 4, about, tool=True)
+    return DataTable("rows-table", "All rows", header, lines, 2, about, True, 13)

@@ -19,7 +19,7 @@ _ABOUT = (
     "cell has its number. An empty cell was not measured."
 )
 _ROW, _CELL = 21, 92
-_STEPS = (1.05, 1.25, 1.6, 2.5, 5.0)
+_STEPS = (1.05, 1.2, 1.5, 2.5, 5.0)
 """Ratios at which a cell's colour deepens."""
 
 

@@ -78,7 +78,9 @@ def _panel(
     points = [point for point in section.points if getattr(point, block.fixed) == value]
     points.sort(key=lambda point: (point.batch, point.context))
     names = implementations_of(point.case for point in points)
-    chart = Chart(340, 240, f"{title}. {_panel_says(points, block)}", left=62, right=12)
+    chart = Chart(
+        340, 240, f"{title}. {_panel_says(points, block)}", left=62, right=12, reach=(0.8, 1.2)
+    )
     xs = [getattr(point, block.x) for point in section.points]
     x_scale = chart.x_scale(min(xs) / 2, max(xs) * 2, log=True)
     y_scale = chart.y_scale(*limits, log=True)

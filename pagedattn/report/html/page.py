@@ -17,6 +17,7 @@ from pagedattn.report.html.headline import headline, headline_sentence, headline
 from pagedattn.report.html.heatmap import draw_heatmap
 from pagedattn.report.html.latency import draw_latency
 from pagedattn.report.html.roofline import draw_roofline, roof_of
+from pagedattn.report.html.serving import draw_serving
 from pagedattn.report.html.trend import draw_trend, files_in_time
 from pagedattn.report.html.waste import draw_waste
 from pagedattn.report.markdown import machine_table
@@ -55,6 +56,7 @@ def make_page(run: Run, summary: Summary, command: str) -> str:
         draw_roofline(summary, looks),
         draw_heatmap(summary),
         draw_latency(summary, looks),
+        draw_serving(summary, looks),
         draw_ecdf(rows_with_samples(summary)),
         draw_waste(summary),
         draw_trend(run),

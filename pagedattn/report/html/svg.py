@@ -75,8 +75,11 @@ class Chart:
         right: float = 16,
         top: float = 12,
         bottom: float = 44,
+        reach: tuple[float, float] = (0.72, 1.0),
     ) -> None:
         self.alt = clean(alt)
+        # how far the page may scale it, before its letters become too small or too large
+        self.narrowest, self.widest = reach[0] * width, reach[1] * width
         self._size = (width, height)
         self.left, self.right = left, width - right
         self.top, self.bottom = top, height - bottom
@@ -156,7 +159,8 @@ class Chart:
         name = f' id="{esc(identity)}"' if identity else ""
         return Markup(  # all text went through esc
             f'<svg{name} role="img" aria-label="{esc(self.alt)}" '
-            f'viewBox="0 0 {px(width)} {px(height)}" width="{px(width)}" height="{px(height)}">'
+            f'viewBox="0 0 {px(width)} {px(height)}" width="{px(width)}" height="{px(height)}" '
+            f'style="max-width:{px(self.widest)}px;min-width:{px(self.narrowest)}px">'
             f"{''.join(self._parts)}</svg>"
         )
 

@@ -21,7 +21,7 @@ MOST_LINES = 200
 _TIME = "measured at"
 _ABOUT = (
     "Each line is a row: its median in each run over that in the first. The named lines moved "
-    "most from the first run to the last; the black one is the geometric mean of all rows that "
+    "most from the first run to the last; the thick one is the geometric mean of all rows that "
     "every run has. Runs stand in the order of their time, at equal distances."
 )
 

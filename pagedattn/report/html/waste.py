@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pagedattn.memory import num_blocks_for
 from pagedattn.report.html.figure import DataTable, Entry, Figure, Panel, share_text
-from pagedattn.report.html.svg import LETTER, Chart
+from pagedattn.report.html.svg import Chart
 from pagedattn.report.serving import engines
 from pagedattn.report.text import clean, cut, plural
 from pagedattn.workloads import ALL_SHAPES
@@ -142,23 +142,23 @@ def _says(bar: Bar) -> str:
 
 
 def _draw(bars: list[Bar], alt: str) -> Chart:
-    labels = [cut(bar.name, 56) for bar in bars]
-    left = 16 + LETTER * max(map(len, labels))
-    width, row = left + 380, 26
-    chart = Chart(width, row * len(bars) + 50, alt, left=left, right=90, top=6, bottom=44)
+    row = 38
+    chart = Chart(
+        430, row * len(bars) + 50, alt, left=14, right=88, top=2, bottom=48, reach=(0.8, 1.3)
+    )
     scale = chart.x_scale(0, 1)
     chart.x_axis(scale, [0, 0.25, 0.5, 0.75, 1], lambda x: f"{100 * x:g} %", "share of the slots")
-    for place, (bar, label) in enumerate(zip(bars, labels, strict=True)):
+    for place, bar in enumerate(bars):
         y = chart.top + place * row
-        chart.text(left - 8, y + 17, label, anchor="end")
+        chart.text(chart.left, y + 13, cut(bar.name, 56))
         begin = 0.0
         for kind, slots in zip(_KINDS, (bar.tokens, bar.empty, bar.reserved), strict=True):
             end = begin + slots / bar.total
             x = scale.at(begin)
             if slots:
-                chart.box(x, y + 3, scale.at(end) - x, row - 6, f"use-{kind}", bar.name)
+                chart.box(x, y + 18, scale.at(end) - x, 16, f"use-{kind}", bar.name)
             begin = end
-        chart.text(chart.right + 8, y + 17, f"{share_text(bar.waste)} empty")
+        chart.text(chart.right + 8, y + 30, f"{share_text(bar.waste)} empty")
     return chart
 
 

@@ -48,7 +48,7 @@
   for (const table of document.querySelectorAll(".table")) {
     const source = table.querySelector(":scope > script.lines");
     if (!source) continue;
-    const { first, page, lines } = JSON.parse(source.textContent);
+    const { kinds, page, lines } = JSON.parse(source.textContent);
     const texts = lines.map((line) => line.join("\n").toLowerCase());
     const body = table.querySelector("tbody"), said = table.querySelector("output");
     const filter = table.querySelector("input");
@@ -63,7 +63,7 @@
       body.replaceChildren(...found.slice(begin, begin + page).map((place) => {
         const line = make("tr");
         lines[place].forEach((text, number) => {
-          const cell = make(number ? "td" : "th", text, number >= first ? "number" : text.length > 40 ? "long" : "text");
+          const cell = make(number ? "td" : "th", text, text.length > 40 ? "long" : kinds[number]);
           if (!number) cell.scope = "row";
           line.append(cell);
         });
