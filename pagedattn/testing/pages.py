@@ -95,3 +95,10 @@ def table_lines(page: Element, identity: str) -> list[list[str]]:
         lines: list[list[str]] = json.loads(sources[0].text)["lines"]
         return lines
     return [[cell.text for cell in line.all("th", "td")] for line in table.one("tbody").all("tr")]
+
+
+def table_columns(page: Element, identity: str, *names: str) -> list[tuple[str, ...]]:
+    """Return some columns of a report's table, by their headings, for each line."""
+    heads = [head.text for head in page.one(id=identity).one("thead").all("th")]
+    places = [heads.index(name) for name in names]
+    return [tuple(line[place] for place in places) for line in table_lines(page, identity)]

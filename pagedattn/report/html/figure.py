@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pagedattn.report.html.svg import key
@@ -59,6 +59,21 @@ class DataTable:
     def content(self) -> dict[str, object]:
         """What the page's script gets."""
         return {"kinds": self.kinds, "page": MOST_STATIC, "lines": self.lines}
+
+    def without_empty_columns(self) -> DataTable:
+        """Return the table without the columns of numbers that no line has."""
+        kept = [
+            place
+            for place, kind in enumerate(self.kinds)
+            if kind == "text" or any(line[place] != MISSING for line in self.lines)
+        ]
+        dropped = len(self.header) - len(kept)
+        return replace(
+            self,
+            header=[self.header[place] for place in kept],
+            lines=[[line[place] for place in kept] for line in self.lines],
+            last_number=None if self.last_number is None else self.last_number - dropped,
+        )
 
     @classmethod
     def of(cls, table: Table, identity: str, *, about: str = "", tool: bool = False) -> DataTable:

@@ -92,7 +92,8 @@ def headline_table(lines: list[Line]) -> DataTable:
     header = ["workload", "ours / peer", "best's median", "of the limit", "of the bandwidth"]
     header += ["TFLOP/s", "best", "ours", "peer", "doubt", "area"]
     cells = [_cells(line) for line in lines]
-    return DataTable("headline-table", "Headline", header, cells, 1, ABOUT, True, 6)
+    table = DataTable("headline-table", "Headline", header, cells, 1, ABOUT, True, 6)
+    return table.without_empty_columns()
 
 
 def _cells(line: Line) -> list[str]:
@@ -170,4 +171,5 @@ def rows_table(summary: Summary) -> DataTable:
         "Each case under each implementation. Quartiles are over the rounds. GB/s count 1e9 bytes, "
         "TFLOP/s 1e12 operations. Host time is what an eager launch costs its caller."
     )
-    return DataTable("rows-table", "All rows", header, lines, 2, about, True, 13)
+    table = DataTable("rows-table", "All rows", header, lines, 2, about, True, 13)
+    return table.without_empty_columns()
