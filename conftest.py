@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 
 import hypothesis
 import pytest
@@ -73,6 +74,8 @@ def pytest_collection_modifyitems(config, items):
         reasons["gpu"] = "needs a CUDA GPU, and torch sees none"
     if importlib.util.find_spec("vllm") is None:
         reasons["vllm"] = "needs vLLM, which is not installed"
+    if not (importlib.util.find_spec("selenium") and shutil.which("chromedriver")):
+        reasons["browser"] = "needs selenium, Chromium and its chromedriver"
     if not config.getoption("--nightly"):
         reasons["nightly"] = "slow; runs with --nightly"
     for item in items:

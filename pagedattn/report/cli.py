@@ -39,6 +39,8 @@ examples:
       both files joined; a later file's row replaces an earlier one's of the same name
   python tools/plot.py figures/h100/results.json --document results.md
       one document about these runs; with --blank, a form for a machine of your own
+  python tools/plot.py monday.json tuesday.json wednesday.json
+      joined as well; report.html also has the trend, and what changed from first to last
   python tools/plot.py compare before.json after.json --fail-on-regression 5%
       what became faster or slower; plot.py compare --help says more
   python tools/plot.py --concepts
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="plot.py",
-        description="Turn results of pytest-benchmark into plots, report.md, rows.csv "
+        description="Turn results of pytest-benchmark into plots, report.md, report.html, rows.csv "
         "and rows.parquet.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -199,15 +201,19 @@ def _write(
         import pyarrow.parquet  # noqa: F401  # a missing package is told before work begins
 
         from pagedattn.report.data import write_tables
+        from pagedattn.report.html.page import make_page
         from pagedattn.report.markdown import make_report
         from pagedattn.report.plots import write_plots
     plots: list[Plot] = []
 
     def make(folder: Path) -> None:
         plots.extend(write_plots(summary, folder, options.formats))
-        text = make_report(run, summary, plots, _command(run, options))
+        command = _command(run, options)
+        text = make_report(run, summary, plots, command)
         (folder / "report.md").write_text(text, encoding="utf-8", newline="\n")
         write_tables(run, folder)
+        page = make_page(run, summary, command)
+        (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
 
     written, removed = write_into(options.out or DEFAULT_OUT, _PLOT_NAMES, make)
     return plots, written, removed
@@ -220,7 +226,7 @@ def _plotting() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ResultsError(
-            f"Plots and tables need pandas, matplotlib and pyarrow ({error}): "
+            f"Reports need pandas, matplotlib, pyarrow and jinja2 ({error}): "
             f"pip install 'pagedattn[plot]'."
         ) from None
 

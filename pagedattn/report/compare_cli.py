@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.output import write_file
 from pagedattn.report.results import load_run, require_one_machine
+from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pagedattn.report.compare import Change, Comparison
+    from pagedattn.report.results import Run
+
+MARGIN = 0.03
+"""The default of `compare.compare`, which needs numpy: a difference that matters in practice."""
 
 _EXAMPLES = """\
 examples:
@@ -24,6 +30,8 @@ examples:
       rows that became faster or slower, and those that cannot be told
   python tools/plot.py compare main.json mine.json --fail-on-regression 5%
       the same, and exit code 1 if a row is slower by more than 5 %
+  python tools/plot.py compare before.json after.json --html comparison.html
+      the same as one page for a browser, without a network
 """
 
 
@@ -39,17 +47,44 @@ def main(arguments: Sequence[str]) -> int:
     comparison = compare(before, after, margin=margin)
     found = [] if options.limit is None else comparison.regressions(options.limit)
     tables = comparison_tables(comparison, every=options.all)
+    if options.html is not None:
+        write_file(options.html, _page(options, before, after, comparison, found))
     if options.markdown is not None:
-        text = _markdown(options, comparison, found)
-        write_file(options.markdown, text)
+        write_file(options.markdown, _markdown(options, comparison, found))
     _say(summary_sentence(comparison))
     for table in tables:
         _say(f"\n{table.as_text()}")
-    if options.markdown is not None:
-        _say(f"\nWritten: {clean(str(options.markdown))}")
+    for path in (options.html, options.markdown):
+        if path is not None:
+            _say(f"\nWritten: {clean(str(path))}")
     if options.limit is not None:
         _say(f"\n{_verdict_on(found, options.limit, comparison)}")
     return 1 if found else 0
+
+
+def _page(
+    options: argparse.Namespace,
+    before: Run,
+    after: Run,
+    comparison: Comparison,
+    found: list[Change],
+) -> str:
+    try:
+        from pagedattn.report.html.page import make_comparison_page
+    except ImportError as error:
+        raise ResultsError(
+            f"The page needs matplotlib and jinja2 ({error}): pip install 'pagedattn[plot]'."
+        ) from None
+    words = ["python", "tools/plot.py", "compare", before.files[0].name, after.files[0].name]
+    if options.limit is not None:
+        words += ["--fail-on-regression", f"{100 * options.limit:g}%"]
+    if options.margin != MARGIN:
+        words += ["--margin", f"{100 * options.margin:g}%"]
+    if options.allow_different_machines:
+        words.append("--allow-different-machines")
+    words += ["--html", clean(options.html.name)]
+    verdict = "" if options.limit is None else _verdict_on(found, options.limit, comparison)
+    return make_comparison_page(before, after, comparison, verdict, shlex.join(words))
 
 
 def _verdict_on(found: list[Change], limit: float, comparison: Comparison) -> str:
@@ -99,12 +134,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--margin",
         type=_share,
-        default=0.03,
+        default=MARGIN,
         metavar="PERCENT",
         help="difference that matters in practice (default: 3%%, or that of --fail-on-regression "
         "if it is less)",
     )
     parser.add_argument("--all", action="store_true", help="list rows that are the same too")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the comparison as one page there"
+    )
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the comparison of all rows there"
     )

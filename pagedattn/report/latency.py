@@ -35,7 +35,9 @@ _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class _Point:
+class Point:
+    """A case at its batch and longest context; `family` is what else tells its shape apart."""
+
     case: Case
     batch: int
     context: int
@@ -43,14 +45,14 @@ class _Point:
 
 
 @dataclass(frozen=True, slots=True)
-class _Section:
+class Section:
     """One kind of attention on one device; `usual` is the family that most of its points have."""
 
     title: str
-    points: list[_Point]
+    points: list[Point]
     usual: tuple[object, ...]
 
-    def blocks(self) -> list[_Block]:
+    def blocks(self) -> list[Block]:
         """Return the panels against context and those against batch.
 
         A batch has a panel if it has several contexts, and a context if it has several batches. A
@@ -64,12 +66,12 @@ class _Section:
         }
         by_batch = [size for size, seen in contexts.items() if len(seen) > 1 or size in lone]
         by_context = [length for length, seen in batches.items() if len(seen) > 1]
-        blocks = [_Block("context", "batch", by_batch), _Block("batch", "context", by_context)]
+        blocks = [Block("context", "batch", by_batch), Block("batch", "context", by_context)]
         return [block for block in blocks if block.values]
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Panels with the same x, one for each value of what is fixed in them."""
 
     x: Literal["context", "batch"]
@@ -78,6 +80,7 @@ class _Block:
 
     @property
     def x_label(self) -> str:
+        """What stands along the panels."""
         return "longest context [tokens]" if self.x == "context" else "batch [sequences]"
 
     def title(self, value: int) -> str:
@@ -85,7 +88,7 @@ class _Block:
         return plural(value, "sequence") if self.fixed == "batch" else f"{tokens(value)} tokens"
 
 
-def _partners(points: list[_Point], fixed: Literal["context", "batch"]) -> dict[int, set[int]]:
+def _partners(points: list[Point], fixed: Literal["context", "batch"]) -> dict[int, set[int]]:
     """Return the values of the other dimension that are seen at each value of the fixed one."""
     seen: dict[int, set[int]] = {}
     for point in points:
@@ -96,7 +99,7 @@ def _partners(points: list[_Point], fixed: Literal["context", "batch"]) -> dict[
 
 def draw_latency(summary: Summary, looks: dict[str, Look]) -> Figure | str:
     """Draw the attention rows that say their batch and context, or say why there is nothing."""
-    sections = _sections(summary)
+    sections = latency_sections(summary)
     if not sections:
         return "no attention row says its kind, batch and context"
     cases = [point.case for section in sections for point in section.points]
@@ -118,16 +121,17 @@ def draw_latency(summary: Summary, looks: dict[str, Look]) -> Figure | str:
     return page.finish(top + 0.05)
 
 
-def _sections(summary: Summary) -> list[_Section]:
-    sections: dict[tuple[str, str], list[_Point]] = {}
+def latency_sections(summary: Summary) -> list[Section]:
+    """Put the cases of attention that say their batch and context together, by kind and device."""
+    sections: dict[tuple[str, str], list[Point]] = {}
     for group in summary.data:
         for case in group.cases if group.area == "attention" else ():
             batch, context, kind = (shared(case, name) for name in ("batch", "context", "kind"))
             if isinstance(batch, int) and isinstance(context, int) and batch and context and kind:
-                point = _Point(case, batch, context, _family(case, batch, context))
+                point = Point(case, batch, context, _family(case, batch, context))
                 sections.setdefault((str(kind), group.device), []).append(point)
     return [
-        _Section(cut(f"{kind} on {device}", 60), points, _most_common(points))
+        Section(cut(f"{kind} on {device}", 60), points, _most_common(points))
         for (kind, device), points in sections.items()
     ]
 
@@ -148,11 +152,11 @@ def _family(case: Case, batch: int, context: int) -> tuple[object, ...]:
     return (*shape, bool(element and total < 0.9 * 2 * batch * context * heads * size * element))
 
 
-def _most_common(points: list[_Point]) -> tuple[object, ...]:
+def _most_common(points: list[Point]) -> tuple[object, ...]:
     return Counter(point.family for point in points).most_common(1)[0][0]
 
 
-def _draw_section(page: Page, section: _Section, top: float, looks: dict[str, Look]) -> float:
+def _draw_section(page: Page, section: Section, top: float, looks: dict[str, Look]) -> float:
     """Draw a section's panels below `top`, in inches, and return where it ends."""
     rows = [row for point in section.points for row in point.case.rows.values()]
     times = [row.q3_us for row in rows] + [max(row.q1_us, row.median_us / 100) for row in rows]
@@ -209,7 +213,7 @@ def _spread(xs: list[int], axes: Axes, width: float) -> float:
 
 def _draw_panel(
     axes: Axes,
-    points: list[_Point],
+    points: list[Point],
     usual: tuple[object, ...],
     looks: dict[str, Look],
     x: Literal["context", "batch"],

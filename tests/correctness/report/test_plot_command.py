@@ -54,6 +54,7 @@ def test_a_whole_run_is_drawn_as_four_plots_with_report_and_table(drawn):
     names = {f"{plot}.{suffix}" for plot in PLOTS for suffix in ("png", "svg")}
     assert {path.name for path in drawn.iterdir()} == names | {
         "report.md",
+        "report.html",
         "rows.csv",
         "rows.parquet",
     }
@@ -86,8 +87,9 @@ def test_raw_samples_change_nothing_that_is_drawn(made, tmp_path):
         os.chdir(tmp_path / name)
         assert cli.main(["run.json", "--out", "out"]) == 0
     first, second = (_contents(tmp_path / name / "out") for name in ("a", "b"))
-    # the Parquet file has the samples themselves
-    assert first.pop("rows.parquet") != second.pop("rows.parquet")
+    # the Parquet file has the samples themselves, and the page draws them
+    for name in ("rows.parquet", "report.html"):
+        assert first.pop(name) != second.pop(name)
     assert first == second
 
 
@@ -163,6 +165,7 @@ def test_only_the_formats_asked_for_are_written(made, tmp_path):
     assert sorted(os.listdir("out")) == [
         "bandwidth.svg",
         "latency.svg",
+        "report.html",
         "report.md",
         "rows.csv",
         "rows.parquet",
