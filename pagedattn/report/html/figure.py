@@ -58,7 +58,10 @@ class DataTable:
     @property
     def content(self) -> dict[str, object]:
         """What the page's script gets."""
-        return {"kinds": self.kinds, "page": MOST_STATIC, "lines": self.lines}
+        lines = [
+            [cell if cell.isprintable() else clean(cell) for cell in line] for line in self.lines
+        ]
+        return {"kinds": self.kinds, "page": MOST_STATIC, "lines": lines}
 
     def without_empty_columns(self) -> DataTable:
         """Return the table without the columns of numbers that no line has."""

@@ -186,7 +186,11 @@ def _render(title: str, opening: list[str], sections: list[Section], command: st
         for name in ("page.html.jinja", "page.css", "page.js")
     }
     made = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = made.from_string(texts["page.html.jinja"])
     return template.render(
@@ -197,3 +201,8 @@ def _render(title: str, opening: list[str], sections: list[Section], command: st
         style=Markup(texts["page.css"]),  # the project's own files
         script=Markup(texts["page.js"]),
     )
+
+
+def _printable(value: object) -> object:
+    """Clean what the template writes: names may turn the direction of the text after them."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -139,6 +139,7 @@ def test_names_of_any_kind_are_shown_as_they_are_and_run_nothing(made, tmp_path)
     assert choices["names"][0].startswith(SHOWN)
     assert not page.all("alert")
     assert "49" not in table_lines(page, "headline-table")[0][0]
+    assert not re.search(r"\u202e|\\u202e", text)  # it would turn the text after it round
 
 
 def test_hostile_names_of_a_comparison_run_nothing_either(made, tmp_path, capsys):
@@ -148,6 +149,7 @@ def test_hostile_names_of_a_comparison_run_nothing_either(made, tmp_path, capsys
     text = out.read_text("utf-8")
     parse_page(text)
     assert "alert(1)</script" not in text
+    assert not re.search(r"\u202e|\\u202e", text)
     assert f"Written: {out}" in capsys.readouterr().out
 
 

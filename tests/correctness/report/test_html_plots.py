@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pagedattn.report import cli
-from pagedattn.report.compare import compare
+from pagedattn.report import cli, compare_cli
+from pagedattn.report.compare import MARGIN, compare
 from pagedattn.report.html.changes import draw_changes
 from pagedattn.report.html.ecdf import MOST_ROWS, draw_ecdf, rows_with_samples, ticks_between
 from pagedattn.report.html.headline import doubts, headline, headline_sentence, is_own
@@ -269,6 +269,10 @@ def test_a_comparisons_page_begins_with_the_verdicts(made, tmp_path, capsys, mon
     assert lines[0][2] == "+50.0 %"
     assert "--html page.html" in page.one("footer").text
     assert "Written: page.html" in capsys.readouterr().out
+
+
+def test_the_commands_margin_is_the_comparisons():
+    assert compare_cli.MARGIN == MARGIN
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(made, tmp_path, capsys):
