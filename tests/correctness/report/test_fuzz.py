@@ -132,7 +132,7 @@ def _mutate(draw, content):
             continue
         action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "copy"]))
         if action == "replace":
-            content[key] = draw(_values)
+            content[key] = copy.deepcopy(draw(_values))  # the next place may lie in it
         elif action == "remove":
             del content[key]
         else:
