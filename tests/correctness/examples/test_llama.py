@@ -295,6 +295,7 @@ def command(*arguments):
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("transformers")
 def test_the_command_answers_each_prompt():
     if not SMOLLM2.is_dir():
         pytest.skip("no real model is here: run python tools/fetch_model.py")
