@@ -59,7 +59,31 @@ def test_a_round_costs_little_besides_what_it_measures(clock_probe):
     rounds = time_interleaved({"it": graph}, StopRule(least=50, most=50), clock_probe)["it"]
     whole = time.perf_counter() - begin
     measured = sum(rounds.seconds) * graph.num_launches * 53 / 50
-    assert whole < measured + 53 * 0.6e-3  # the probe's 0.1 ms, and events
+    assert whole < measured + 53 * 0.8e-3  # the probe's 0.2 ms, as much to cover the host, events
+
+
+def replay_after(seconds, monkeypatch):
+    replay = torch.cuda.CUDAGraph.replay
+
+    def late(graph):
+        time.sleep(seconds)
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", late)
+
+
+def test_what_the_host_needs_to_enqueue_a_graph_is_not_counted(monkeypatch):
+    graph = spinning(20_000)
+    usual = statistics.median(graph.replay() for _ in range(20))
+    replay_after(1e-3, monkeypatch)
+    assert statistics.median(graph.replay() for _ in range(20)) == pytest.approx(usual, rel=0.01)
+
+
+def test_a_host_that_never_enqueues_in_time_is_an_error(monkeypatch):
+    graph = spinning(20_000)
+    replay_after(0.1, monkeypatch)
+    with pytest.raises(RuntimeError, match="too slow or too busy"):
+        graph.replay()
 
 
 def test_inputs_that_the_l2_would_keep_are_refused():

@@ -1,5 +1,6 @@
 """The GPU's clock, rounds, roofs, and rows that are too good to be true."""
 
+import statistics
 import time
 
 import pytest
@@ -75,8 +76,8 @@ def test_a_copy_of_known_bytes_takes_the_time_that_its_bandwidth_says(roofs):
     source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
     graph = LaunchGraph([lambda: torch.abs(source, out=target)])
-    seconds = min(graph.replay() for _ in range(20))  # some are a sixth slower
-    assert 2 * source.nbytes / seconds * 1e-9 == pytest.approx(roofs.copy_gb_per_s, rel=0.1)
+    seconds = statistics.median(graph.replay() for _ in range(20))
+    assert 2 * source.nbytes / seconds * 1e-9 == pytest.approx(roofs.copy_gb_per_s, rel=0.05)
 
 
 @pytest.mark.gpu
@@ -107,4 +108,6 @@ def test_all_inputs_of_a_rotation_are_launched_equally_often():
     graph = LaunchGraph([lambda i=i: counts[i].add_(1) for i in range(3)])
     counts.zero_()
     graph.replay()
-    assert counts.tolist() == [graph.num_launches / 3] * 3
+    replays = counts[0].item() * 3 / graph.num_launches
+    assert counts.tolist() == [counts[0].item()] * 3
+    assert replays == int(replays) > 0  # one that the host was late for is done again
