@@ -6,7 +6,9 @@ They are called as vLLM 0.24 calls them (`vllm/v1/attention/backends/flash_attn.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +16,8 @@ import torch
 from pagedattn.attention.launch import Launch
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from pagedattn.attention.batch import AttentionBatch
     from pagedattn.kv_cache import LayerCache
 
@@ -30,6 +34,19 @@ def _missing(query: torch.Tensor) -> str | None:
     if not query.is_cuda:
         return "vLLM's kernels need a CUDA GPU"
     return None
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module of vLLM's, and leave to PyTorch what vLLM takes from it.
+
+    `vllm.platforms.cuda` switches PyTorch's cuDNN attention off for the whole process, which would
+    make every control slower that is timed after it.
+    """
+    if "vllm.platforms.cuda" not in sys.modules:
+        allowed = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+        importlib.import_module("vllm.platforms.cuda")
+        torch.backends.cuda.enable_cudnn_sdp(allowed)
+    return importlib.import_module(module)
 
 
 class _VllmKernel:
@@ -66,8 +83,7 @@ class _VllmKernel:
 
         Slots below 0 are skipped; those past the cache are not checked.
         """
-        from vllm import _custom_ops as ops
-
+        ops = _imported("vllm._custom_ops")
         one = torch.ones((), device=key.device)
         ops.reshape_and_cache_flash(
             key, value, cache.key.transpose(1, 2), cache.value.transpose(1, 2), slots, "auto", one,
@@ -103,10 +119,10 @@ class VllmFlashAttention3(_VllmKernel):
         out: torch.Tensor,
     ) -> Launch:
         """Make the schedule; `plan` makes it anew, in place."""
-        from vllm.vllm_flash_attn import flash_attn_varlen_func, get_scheduler_metadata
+        flash = _imported("vllm.vllm_flash_attn")
 
         def schedule() -> torch.Tensor:
-            made: torch.Tensor = get_scheduler_metadata(
+            made: torch.Tensor = flash.get_scheduler_metadata(
                 batch_size=batch.num_sequences,
                 max_seqlen_q=batch.max_query_length,
                 max_seqlen_k=batch.max_kv_length,
@@ -126,7 +142,7 @@ class VllmFlashAttention3(_VllmKernel):
         key, value = cache.key.transpose(1, 2), cache.value.transpose(1, 2)
 
         def run() -> None:
-            flash_attn_varlen_func(
+            flash.flash_attn_varlen_func(
                 query,
                 key,
                 value,
@@ -165,8 +181,7 @@ class VllmTriton(_VllmKernel):
         out: torch.Tensor,
     ) -> Launch:
         """Allocate the buffers; there is nothing to plan."""
-        from vllm.v1.attention.ops.triton_unified_attention import unified_attention
-
+        ops = _imported("vllm.v1.attention.ops.triton_unified_attention")
         most = _SPLIT_BELOW // cache.num_kv_heads  # sequences
         parts = (most, query.shape[1], _SEGMENTS)
         padded = 1 << (cache.head_size - 1).bit_length()
@@ -175,7 +190,7 @@ class VllmTriton(_VllmKernel):
         key, value = cache.key.transpose(1, 2), cache.value.transpose(1, 2)
 
         def run() -> None:
-            unified_attention(
+            ops.unified_attention(
                 q=query,
                 k=key,
                 v=value,
@@ -234,8 +249,7 @@ class VllmCuda(_VllmKernel):
         out: torch.Tensor,
     ) -> Launch:
         """Copy the blocks that the batch names; there is nothing to plan."""
-        from vllm import _custom_ops as ops
-
+        ops = _imported("vllm._custom_ops")
         blocks, numbered = torch.unique(batch.block_tables, return_inverse=True)
         tables = numbered.to(torch.int32)
         wide = 16 // query.element_size()

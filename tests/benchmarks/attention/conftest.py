@@ -1,6 +1,7 @@
 """What the rows of attention share: who takes part in a case, and how rounds are told."""
 
 import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pagedattn.benchmarking import DEVICE_CLOCK
 
@@ -9,6 +10,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "report_rounds" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=DEVICE_CLOCK))
+
+
+@pytest.fixture(autouse=True)
+def all_backends_of_torch():
+    """PyTorch chooses among all of its backends, whatever a peer has switched off by its import."""
+    backends = (
+        *(SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION),
+        *(SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH),
+    )
+    with sdpa_kernel(list(backends)):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """vLLM's kernels, called as this project calls them, give what attention in float64 gives."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -108,3 +111,17 @@ def test_the_kernels_are_registered_once_and_say_what_they_need():
     for kernel in VLLM_KERNELS:
         with pytest.raises(ValueError, match=r"vLLM is not installed|need a CUDA GPU"):
             attention(inputs.query, inputs.cache, inputs.batch, implementation=kernel)
+
+
+@pytest.mark.gpu
+@pytest.mark.vllm
+def test_pytorch_keeps_its_cudnn_attention_when_vllm_is_imported():
+    code = """
+import torch
+from pagedattn.peers.vllm_kernels import _imported
+_imported("vllm._custom_ops")
+assert torch.backends.cuda.cudnn_sdp_enabled()
+import vllm.platforms.cuda
+assert torch.backends.cuda.cudnn_sdp_enabled()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
