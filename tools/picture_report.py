@@ -28,9 +28,9 @@ SLOWED, FACTOR = "decode-B64-4k-triton", 1.05
 PICTURES = (
     # name, page, section, width, height at most, whether dark
     ("headline", "report", "headline", 1280, 560, False),
-    ("roofline", "report", "roofline", 760, 620, False),
+    ("roofline", "report", "roofline", 760, 680, False),
     ("speedup", "report", "heatmap", 760, 735, False),
-    ("latency", "report", "latency", 1100, 494, False),
+    ("latency", "report", "latency", 1100, 512, False),
     ("rounds", "report", "ecdf", 760, 680, False),
     ("waste", "report", "waste", 760, 546, False),
     ("phone", "report", "headline", 390, 560, True),

@@ -1,6 +1,7 @@
 """Two runs: what changed is found, and nothing else is."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pagedattn.report.results import load_run
 from pagedattn.report.rows import ResultsError
 
 ROUNDS = 30
+REPEATED = Path(__file__).parents[3] / "figures" / "h100-repeat"
 
 
 def benchmark(name, samples, *, keep=True):
@@ -387,3 +389,26 @@ def test_rows_that_cannot_be_told_are_counted_where_no_regression_is_found(tmp_p
     assert command(tmp_path, "--fail-on-regression", "5%", after=measured(1, rounds=3)) == 0
     out = capsys.readouterr().out
     assert "No row is slower by more than 5 %; 40 rows cannot be told." in out
+
+
+def test_two_real_runs_of_the_same_code_are_the_same():
+    runs = [load_run([REPEATED / f"{name}.json"]) for name in ("first", "second")]
+    found = compare(*runs)
+    assert len(found.changes) > 100
+    assert found.counts["same"] >= 0.95 * len(found.changes)
+    assert found.counts["slower"] == found.counts["faster"] == 0
+
+
+def test_five_percent_in_any_row_of_a_real_run_are_found_and_nothing_else(tmp_path):
+    content = json.loads((REPEATED / "second.json").read_text())
+    for row in content["benchmarks"][::15]:
+        times, slower = row["stats"], dict(row["stats"])
+        slower |= {name: 1.05 * times[name] for name in ("min", "q1", "median", "q3", "max")}
+        slower["data"] = [1.05 * seconds for seconds in times["data"]]
+        row["stats"] = slower
+        path = tmp_path / "slower.json"
+        path.write_text(json.dumps(content))
+        row["stats"] = times
+        found = compare(load_run([REPEATED / "first.json"]), load_run([path]))
+        changed = [c.name for c in found.changes if c.verdict in ("slower", "faster")]
+        assert changed == [row["name"]]
