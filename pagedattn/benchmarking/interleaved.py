@@ -28,13 +28,23 @@ class Timed(Protocol):
 
 
 class HostWork:
-    """A call that is over when it returns, timed on the host."""
+    """A call that is over when it returns, timed on the host.
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
+    Args:
+        call: what is timed.
+        prepare: called before each round, not timed.
+
+    """
+
+    def __init__(
+        self, call: Callable[[], object], prepare: Callable[[], object] | None = None
+    ) -> None:
+        self._call, self._prepare = call, prepare
 
     def replay(self) -> float:
         """Call once; return the seconds that it took."""
+        if self._prepare is not None:
+            self._prepare()
         begin = time.perf_counter()
         self._call()
         return time.perf_counter() - begin
@@ -106,7 +116,12 @@ class _Contender:
 
 
 def time_interleaved(
-    works: Mapping[str, Timed], rule: StopRule, probe: Callable[[], float] | None = None
+    works: Mapping[str, Timed],
+    rule: StopRule,
+    probe: Callable[[], float] | None = None,
+    *,
+    turn: int = TURN,
+    settle: int = 0,
 ) -> dict[str, Rounds]:
     """Time works by turns until the median of each is known well enough.
 
@@ -115,6 +130,8 @@ def time_interleaved(
         rule: when the rounds of a work will do; all go on until the last one's do, so that each
             has as many and they saw the same machine.
         probe: asked for the processor's clock in Hz before each round; None where it is not known.
+        turn: rounds of one that count before the next has its turn.
+        settle: rounds before them that do not, for works that find caches full of others' data.
 
     Returns:
         The rounds of each work that count, by name.
@@ -133,11 +150,15 @@ def time_interleaved(
     found: dict[str, Rounds] = {}
     while contenders:
         lap = time_by_turns(
-            {name: contenders[name] for name in order}, TURN, turn=TURN, clock=clock
+            {name: contenders[name] for name in order},
+            settle + turn,
+            turn=settle + turn,
+            clock=clock,
         )
         order = order[1:] + order[:1]
         for name, seconds in lap.items():
-            contenders[name].seconds += seconds
+            contenders[name].seconds += seconds[settle:]
+            del contenders[name].clocks[-turn - settle : -turn]
         clocks = [clock for contender in contenders.values() for clock in contender.clocks]
         usual = statistics.median(clocks) if clocks else None
         found = {name: contender.rounds(usual) for name, contender in contenders.items()}
@@ -162,6 +183,8 @@ class CaseTiming:
             failure of that implementation's row alone.
         rule: when there are rounds enough.
         probe: see `time_interleaved`.
+        turn: see `time_interleaved`.
+        settle: see `time_interleaved`.
 
     """
 
@@ -171,7 +194,11 @@ class CaseTiming:
         make: Callable[[str], Timed],
         rule: StopRule,
         probe: Callable[[], float] | None = None,
+        *,
+        turn: int = TURN,
+        settle: int = 0,
     ) -> None:
+        self._turn, self._settle = turn, settle
         self._names = list(dict.fromkeys(names))
         self._make, self._rule, self._probe = make, rule, probe
         self._rounds: dict[str, Rounds] | None = None
@@ -199,7 +226,9 @@ class CaseTiming:
                     traceback.clear_frames(failure.__traceback__)  # they hold memory
                     self._failures[each] = failure
             try:
-                self._rounds = time_interleaved(works, self._rule, self._probe)
+                self._rounds = time_interleaved(
+                    works, self._rule, self._probe, turn=self._turn, settle=self._settle
+                )
             except Exception as failure:
                 self._broken = failure
                 raise

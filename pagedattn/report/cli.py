@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagedattn.report.arguments import Parser
 from pagedattn.report.concepts import CONCEPTS
 from pagedattn.report.output import FORMATS, write_file, write_into
 from pagedattn.report.results import Run, load_run, newest_file, require_one_machine
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="plot.py",
         description="Turn results of pytest-benchmark into plots, report.md, report.html, rows.csv "
         "and rows.parquet.",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagedattn.report.arguments import Parser
 from pagedattn.report.output import write_file
 from pagedattn.report.results import load_run, require_one_machine
 from pagedattn.report.rows import ResultsError
@@ -114,7 +115,7 @@ def _markdown(options: argparse.Namespace, comparison: Comparison, found: list[C
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="plot.py compare",
         description="Compare two runs row by row: medians with 95 % bootstrap intervals, and a "
         "verdict that needs both a sure difference and one that matters.",

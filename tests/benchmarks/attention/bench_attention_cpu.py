@@ -1,4 +1,9 @@
-"""Attention on the CPU at a small scale: what the page table costs beside contiguous memory."""
+"""Attention on the CPU at a small scale: what the page table costs beside contiguous memory.
+
+All rows are timed by turns, over all cases, since a shared machine is slow for a second at a time.
+"""
+
+from functools import cache
 
 import pytest
 
@@ -7,23 +12,26 @@ from pagedattn.benchmarking.attention_rows import AttentionCase
 from pagedattn.workloads import CPU_DECODE, CPU_PREFILL, find_shape
 
 IMPLEMENTATIONS = ["torch", "reference", "sdpa_contiguous"]
-RULE = StopRule(least=20, most=200, seconds=0.5)
+RULE = StopRule(least=30, most=100, seconds=1.0)
 
 
 @pytest.fixture(scope="module")
-def case(request):
-    return AttentionCase.of(find_shape(request.param), "cpu")
+def case_of():
+    """Function of a workload's name: its inputs, made once."""
+    return cache(lambda name: AttentionCase.of(find_shape(name), "cpu"))
 
 
 @pytest.fixture(scope="module")
-def ready(case):
-    """Function of a name: check the result; its error is kept in `errors`."""
+def ready(case_of):
+    """Function of a row's key: check the result; its error is kept in `errors`."""
 
-    def make(name):
-        if reason := case.unsupported(name):
-            pytest.skip(f"{name}: {reason}")
-        (launch,) = case.launches(name)
-        make.errors[name] = case.error(launch())
+    def make(key):
+        name, implementation = key
+        case = case_of(name)
+        if reason := case.unsupported(implementation):
+            pytest.skip(f"{implementation}: {reason}")
+        (launch,) = case.launches(implementation)
+        make.errors[key] = case.error(launch())
         return HostWork(launch)
 
     make.errors = {}
@@ -31,19 +39,19 @@ def ready(case):
 
 
 @pytest.fixture(scope="module")
-def timing(case, ready, selected):
-    return CaseTiming(selected("case", case.shape.name), ready, RULE)
+def timing(request, ready):
+    params = [item.callspec.params for item in request.session.items if item.path == request.path]
+    return CaseTiming([(p["case"], p["implementation"]) for p in params], ready, RULE, turn=3)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    "case", [shape.name for shape in (*CPU_DECODE, *CPU_PREFILL)], indirect=True
-)
-def bench_attention(benchmark, report_rounds, case, ready, timing, implementation):
-    benchmark.group = case.shape.name
+@pytest.mark.parametrize("case", [shape.name for shape in (*CPU_DECODE, *CPU_PREFILL)])
+def bench_attention(benchmark, report_rounds, case_of, ready, timing, case, implementation):
+    benchmark.group = case
+    key = case, implementation
     if benchmark.disabled:
-        benchmark(ready(implementation).replay)
+        benchmark(ready(key).replay)
         return
-    median = report_rounds(timing.of(implementation))
-    error = ready.errors[implementation]
-    benchmark.extra_info.update(case.describe(implementation, error, median, None))
+    median = report_rounds(timing.of(key))
+    row = case_of(case).describe(implementation, ready.errors[key], median, None)
+    benchmark.extra_info.update(row)

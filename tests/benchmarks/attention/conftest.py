@@ -1,15 +1,7 @@
-"""What the rows of attention share: who takes part in a case, and how rounds are told."""
+"""What the rows of attention share: who takes part in a case, and PyTorch's back ends."""
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from pagedattn.benchmarking import DEVICE_CLOCK
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "report_rounds" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.benchmark(timer=DEVICE_CLOCK))
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +29,3 @@ def selected(request):
         ]
 
     return names
-
-
-@pytest.fixture
-def report_rounds(benchmark):
-    """Function that tells pytest-benchmark rounds that were timed already; returns the median."""
-
-    def report(rounds):
-        seconds = iter(rounds.seconds)
-        benchmark.pedantic(
-            lambda: DEVICE_CLOCK.advance(next(seconds)),
-            rounds=len(rounds.seconds),
-            warmup_rounds=0,
-        )
-        benchmark.extra_info.update(rounds.columns())
-        return benchmark.stats.stats.median
-
-    return report

@@ -195,3 +195,30 @@ def test_a_wait_of_known_length_is_measured_to_a_hundredth_with_little_overhead(
     assert medians["2.1 ms"] / medians["2 ms"] == pytest.approx(1.05, abs=0.005)
     measured = sum(sum(rounds.seconds) for rounds in found.values()) * 43 / 40  # and the warm-up
     assert whole < 1.1 * measured + 0.05
+
+
+def test_rounds_that_settle_do_not_count_in_times_or_clocks():
+    journal = []
+    cold_first = [5.0, 5.0, 5.0] + [9.0, 1.0, 1.0] * 10  # three warm up, then each turn begins cold
+    clocks = itertools.cycle([1e9, 2e9, 2e9])
+    for _ in range(3):
+        next(clocks)
+    works = {"A": Scripted("A", cold_first, journal)}
+    rule = StopRule(least=6, most=6)
+    found = time_interleaved(works, rule, lambda: next(clocks), turn=2, settle=1)["A"]
+    assert found.seconds == (1.0,) * 6
+    assert found.clock_hz == 2e9
+    assert found.discarded == 0
+    assert len(journal) == 3 + 9
+
+
+def test_what_prepares_a_host_round_comes_before_each_and_is_not_timed():
+    order = []
+
+    def prepare():
+        order.append("prepare")
+        time.sleep(0.02)
+
+    work = HostWork(lambda: order.append("call"), prepare)
+    assert max(work.replay() for _ in range(3)) < 0.01
+    assert order == ["prepare", "call"] * 3
