@@ -5,6 +5,8 @@ from pagedattn.attention.batch import AttentionBatch
 from pagedattn.attention.launch import Launch
 from pagedattn.attention.registry import (
     Implementation,
+    UnsupportedError,
+    clashes,
     get_implementation,
     implementation_names,
     register,
@@ -14,7 +16,9 @@ __all__ = [
     "AttentionBatch",
     "Implementation",
     "Launch",
+    "UnsupportedError",
     "attention",
+    "clashes",
     "get_implementation",
     "implementation_names",
     "register",
