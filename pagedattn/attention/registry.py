@@ -18,8 +18,18 @@ class Implementation(Protocol):
     """What a kernel must offer to be tested, timed and used here.
 
     A call arrives validated (see `pagedattn.attention.api`): shapes agree, tensors are on one
-    device, `out` is allocated. A method `prepare(call) -> Launch` may be added, see
-    `pagedattn.attention.launch.Launch`.
+    device, `out` is allocated.
+
+    These may be added:
+
+    - `prepare(call) -> Launch`: see `pagedattn.attention.launch.Launch`;
+    - `rounds_to(call) -> torch.dtype | None`: a lower type than the query's that queries and
+      softmax weights are rounded to; the error that is allowed is that of such a computation;
+    - `reads_unused_slots = True`: slots behind a sequence's last token, and those of other
+      sequences, are multiplied by 0. Tests then fill them with zeros and not with NaN, of which
+      0 times is NaN;
+    - `checks_slots = False`: slots outside the cache must not be given to `write_kv`.
+
     """
 
     name: str

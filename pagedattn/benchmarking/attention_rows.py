@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pagedattn.attention import attention, get_implementation
+from pagedattn.attention import Launch, attention, get_implementation
 from pagedattn.attention.reference import reference_attention
 from pagedattn.benchmarking.gpu_timing import rotation_size
-from pagedattn.peers import SdpaContiguous
 from pagedattn.testing import AttentionInputs, ErrorBudget, error_budget, error_of, make_rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pagedattn.attention.launch import Launch
     from pagedattn.benchmarking.roofs import Roofs
     from pagedattn.workloads import AttentionShape
 
@@ -58,31 +56,28 @@ class AttentionCase:
 
     def unsupported(self, name: str) -> str | None:
         """Why an implementation or control cannot run this case, or None."""
-        first = self.rotation[0]
-        if name == SdpaContiguous.name:
-            return SdpaContiguous().unsupported(first.batch)
-        return get_implementation(name).unsupported(first.call())
+        return get_implementation(name).unsupported(self.rotation[0].call())
 
-    def launches(self, name: str) -> list[Callable[[], torch.Tensor]]:
+    def launches(self, name: str) -> list[Launch]:
         """One launch for each batch of the rotation; each returns its result."""
-        if name == SdpaContiguous.name:
-            control = SdpaContiguous()
-            return [control.prepare(i.query, i.cache, i.batch) for i in self.rotation]
+        implementation = get_implementation(name)
+        prepare = getattr(implementation, "prepare", None)
 
-        prepare = getattr(get_implementation(name), "prepare", None)
-
-        def launch(inputs: AttentionInputs) -> Callable[[], torch.Tensor]:
+        def launch(inputs: AttentionInputs) -> Launch:
             call = inputs.call()
             if prepare is not None:
                 prepared: Launch = prepare(call)
                 return prepared
-            return lambda: attention(
-                inputs.query,
-                inputs.cache,
-                inputs.batch,
-                out=call.out,
-                implementation=name,
-                **inputs.options,
+            return Launch(
+                lambda: attention(
+                    inputs.query,
+                    inputs.cache,
+                    inputs.batch,
+                    out=call.out,
+                    implementation=name,
+                    **inputs.options,
+                ),
+                call.out,
             )
 
         return [launch(inputs) for inputs in self.rotation]
@@ -94,8 +89,6 @@ class AttentionCase:
             AssertionError: it is above the budget, or something is NaN.
 
         """
-        if result.dim() == 4:  # the contiguous control's [sequences, heads, queries, head_size]
-            result = result.transpose(1, 2).flatten(0, 1)
         error = error_of(result, self.exact)
         assert self.budget.covers(error), f"the error {error} is above the budget {self.budget}"
         return error

@@ -49,7 +49,7 @@ class Adapter:
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what else the kernel does not take, or None."""
-        del call
+        return None
 
     def bind(self, call: AttentionCall) -> Launch:
         """Make everything ready for a call that `unsupported` has nothing against."""
@@ -57,7 +57,7 @@ class Adapter:
 
     def rounds_to(self, call: AttentionCall) -> torch.dtype | None:
         """Type that queries and weights are rounded to, if a lower one than the query's."""
-        del call
+        return None
 
     def unsupported(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""

@@ -117,7 +117,7 @@ def make_rotation(
     Going through them in turn keeps the K and V cold if they are together larger than the L2.
 
     Args:
-        shape: lengths, heads, sizes, dtype.
+        shape: lengths, heads, sizes, dtype. A shared prefix is that of one batch.
         count: batches.
         device: where everything goes.
         seed: of the random data and of the blocks' order.
@@ -131,7 +131,8 @@ def make_rotation(
     dtype: torch.dtype = getattr(torch, shape.dtype)
     lengths = np.array(shape.kv_lengths, dtype=np.int64)
     blocks_each = -(-lengths // shape.block_size)
-    per_batch = int(blocks_each.sum())
+    shared = shape.shared_prefix // shape.block_size
+    per_batch = shared + int((blocks_each - shared).sum())
     poison_block = per_batch * count
     rng = np.random.default_rng(seed)
     order = np.arange(poison_block, dtype=np.int32)
@@ -157,10 +158,13 @@ def make_rotation(
 
     rotation = []
     width = int(blocks_each.max(initial=0)) + extra_columns
-    used = np.arange(width) < blocks_each[:, None]
+    columns = np.arange(width)
+    used = columns < blocks_each[:, None]
+    own = used & (columns >= shared)
     for part in order.reshape(count, per_batch):
         tables = np.full(used.shape, poison_block, dtype=np.int32)
-        tables[used] = part
+        tables[:, :shared] = part[:shared]
+        tables[own] = part[shared:]
         page_table = PageTable(shape.block_size, tables, lengths)
         _poison_unused_slots(cache, page_table)
         rotation.append(

@@ -8,12 +8,12 @@ import torch
 
 from pagedattn.attention import Launch
 from pagedattn.peers.flashinfer.common import Csr, FlashInferKernel, imported, workspace
+from pagedattn.peers.flashinfer.modules import Spec
 from pagedattn.peers.flashinfer.prefill import prefill_spec
 
 if TYPE_CHECKING:
     from pagedattn.attention import AttentionCall
     from pagedattn.peers.flashinfer.common import Traits
-    from pagedattn.peers.flashinfer.modules import Spec
 
 
 class FlashInferCascade(FlashInferKernel):
@@ -26,10 +26,11 @@ class FlashInferCascade(FlashInferKernel):
     name = "flashinfer_cascade"
     features = frozenset({"soft_cap"})
 
-    def spec(self, traits: Traits) -> Spec:
-        """Name its module: FlashInfer takes FA3 where it can."""
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
+        """Name its modules: FlashInfer takes FA3 where it can, and merges by another module."""
         backend = "fa3" if traits.head_size in (64, 128, 256) else "fa2"
-        return prefill_spec(backend, traits, traits.query_dtype)
+        merge = Spec("flashinfer.jit.cascade", "gen_cascade_module", ())
+        return prefill_spec(backend, traits, traits.query_dtype), merge
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""

@@ -84,8 +84,8 @@ class FlashInferKernel(Adapter):
     head_sizes: tuple[int, ...] | None = None
     reads_unused_slots = True
 
-    def spec(self, traits: Traits) -> Spec | None:
-        """Name the module that it compiles for such calls, or None for none."""
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
+        """Name the modules that FlashInfer compiles for such calls."""
         raise NotImplementedError
 
     def missing(self, call: AttentionCall) -> str | None:
@@ -109,8 +109,7 @@ class FlashInferKernel(Adapter):
             own = imported("flashinfer.utils").get_alibi_slopes(call.query.shape[1])
             if not torch.allclose(own, call.alibi_slopes.cpu(), rtol=1e-6):
                 return "its ALiBi slopes are those of the number of heads, and these are others"
-        spec = self.spec(Traits.of(call))
-        return None if spec is None else failed(spec)
+        return next(filter(None, map(failed, self.specs(Traits.of(call)))), None)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pagedattn.peers.flashinfer.common import WORKSPACE_BYTES, FlashInferKernel,
 if TYPE_CHECKING:
     from pagedattn.attention import AttentionCall
     from pagedattn.peers.flashinfer.common import Traits
+    from pagedattn.peers.flashinfer.modules import Spec
 
 
 @cache
@@ -30,9 +31,10 @@ class FlashInferCudnn(FlashInferKernel):
     name = "flashinfer_cudnn"
     features = frozenset({"lse"})
 
-    def spec(self, traits: Traits) -> None:
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Nothing is compiled: cuDNN brings its kernels."""
         del traits
+        return ()
 
     def missing(self, call: AttentionCall) -> str | None:
         """Say what the machine lacks, or None."""

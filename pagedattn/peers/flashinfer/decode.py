@@ -32,14 +32,14 @@ class FlashInferDecode(FlashInferKernel):
     decode_only = True
     tensor_cores = False
 
-    def spec(self, traits: Traits) -> Spec:
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its module."""
         kind = 2 if traits.alibi else 0
         arguments = (
             *(traits.query_dtype, traits.cache_dtype, traits.query_dtype, torch.int32),
             *(traits.head_size, traits.head_size, kind, traits.window, traits.soft_cap),
         )
-        return Spec("flashinfer.jit.attention", "gen_batch_decode_module", arguments)
+        return (Spec("flashinfer.jit.attention", "gen_batch_decode_module", arguments),)
 
     def bind(self, call: AttentionCall) -> Launch:
         """Make the plan; `plan` makes it anew, in place."""
@@ -83,6 +83,6 @@ class FlashInferDecodeTensorCores(FlashInferDecode):
     name = "flashinfer_decode_tensor_cores"
     tensor_cores = True
 
-    def spec(self, traits: Traits) -> Spec:
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its module."""
-        return prefill_spec("fa2", traits, traits.query_dtype)
+        return (prefill_spec("fa2", traits, traits.query_dtype),)

@@ -1,18 +1,20 @@
 """FlashInfer compiles a module for each dtype, head size and feature: all of them at once here.
 
 Compiling takes a quarter of a minute to minutes each, on first use, one after the other. Known
-beforehand, they are compiled side by side, by one ninja over all cores. What does not compile is
-remembered, so that nobody waits for it to fail again.
+beforehand, they are compiled side by side, by one ninja over all cores, and without the kernels
+for ragged keys and for custom masks, which nothing here launches and which are most of the work.
+What does not compile is remembered, so that nobody waits for it to fail again.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _failures: dict[Spec, str] = {}
+_LEFT_OUT = re.compile(r"_ragged_|_mask_[23]\.cu$")  # masks 2 and 3 are a custom and a scoring one
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,18 @@ class Build:
     def _run(self) -> None:
         try:
             compile_all(self._specs, self._jobs)
-        except Exception as error:  # told to whoever waits
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
             self._error = error
 
 
 def compile_all(specs: Iterable[Spec], jobs: int) -> None:
-    """Compile modules side by side; those that fail are told by `failed` from then on."""
-    core = importlib.import_module("flashinfer.jit.core")
-    environment = importlib.import_module("flashinfer.jit.env")
+    """Compile modules side by side; those that fail are told by `failed` from then on.
+
+    From then on FlashInfer loads what is compiled without looking at the sources again: it would
+    compile the kernels that were left out. That holds for this process.
+    """
+    core: Any = importlib.import_module("flashinfer.jit.core")
+    environment: Any = importlib.import_module("flashinfer.jit.env")
     wanted: dict[Spec, Any] = {}
     for spec in specs:
         try:
@@ -92,8 +99,10 @@ def compile_all(specs: Iterable[Spec], jobs: int) -> None:
             _failures[spec] = f"FlashInfer does not make it: {str(error).splitlines()[0]}"
             continue
         if not made.is_compiled:
-            made.write_ninja()
-            wanted[spec] = made
+            wanted[spec] = _without_the_unused(made)
+            wanted[spec].write_ninja()
+    if not environment.FLASHINFER_AOT_DIR.exists():
+        environment.FLASHINFER_AOT_DIR = environment.FLASHINFER_JIT_DIR
     if not wanted:
         return
     folder: Path = environment.FLASHINFER_JIT_DIR
@@ -109,6 +118,14 @@ def compile_all(specs: Iterable[Spec], jobs: int) -> None:
     for spec, made in wanted.items():
         if not made.is_compiled:
             _failures[spec] = f"FlashInfer does not compile it: {_reason(done.stdout, made.name)}"
+
+
+def _without_the_unused(made: Any) -> Any:
+    sources = [source for source in made.sources if not _LEFT_OUT.search(source.name)]
+    # what is left out is looked for when it is called, not when the module is loaded
+    return replace(
+        made, sources=sources, extra_ldflags=[*(made.extra_ldflags or []), "-Wl,-z,lazy"]
+    )
 
 
 def failed(spec: Spec) -> str | None:

@@ -28,13 +28,13 @@ class FlashInferPersistent(FlashInferKernel):
     name = "flashinfer_persistent"
     features = frozenset({"fp8", "soft_cap", "lse"})
 
-    def spec(self, traits: Traits) -> Spec:
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its module."""
         arguments = (
             *(traits.query_dtype, traits.cache_dtype, traits.query_dtype, torch.int32),
             *(traits.head_size, traits.head_size, 0, traits.soft_cap, False),
         )
-        return Spec("flashinfer.jit.attention", "gen_batch_attention_module", arguments)
+        return (Spec("flashinfer.jit.attention", "gen_batch_attention_module", arguments),)
 
     def bind(self, call: AttentionCall) -> Launch:
         """Make the plan; `plan` makes it anew, in place."""

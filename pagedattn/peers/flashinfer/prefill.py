@@ -83,9 +83,9 @@ class FlashInferFa2(FlashInferKernel):
     features = frozenset({"fp8", "window", "soft_cap", "alibi", "sinks", "lse"})
     backend = "fa2"
 
-    def spec(self, traits: Traits) -> Spec:
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its module."""
-        return prefill_spec(self.backend, traits, traits.query_dtype)
+        return (prefill_spec(self.backend, traits, traits.query_dtype),)
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
@@ -163,10 +163,10 @@ class FlashInferFa3(FlashInferFa2):
     head_sizes = (64, 128, 256)
     scales_per_head = True
 
-    def spec(self, traits: Traits) -> Spec:
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its module."""
         over_fp8 = traits.cache_dtype == FP8
-        return prefill_spec("fa3", traits, FP8 if over_fp8 else traits.query_dtype)
+        return (prefill_spec("fa3", traits, FP8 if over_fp8 else traits.query_dtype),)
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""

@@ -35,13 +35,13 @@ class FlashInferXqa(FlashInferKernel):
     features = frozenset({"fp8", "window", "sinks"})
     decode_only = True
 
-    def spec(self, traits: Traits) -> Spec:
+    def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its module."""
         arguments = (
             *(traits.query_dtype, traits.cache_dtype, traits.block_size, traits.head_size),
             *(traits.group, traits.window, traits.query_dtype),
         )
-        return Spec("flashinfer.jit.xqa", "gen_xqa_module", arguments)
+        return (Spec("flashinfer.jit.xqa", "gen_xqa_module", arguments),)
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
