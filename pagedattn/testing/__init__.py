@@ -1,14 +1,21 @@
 """Random paged inputs, poison and error budgets: for this project's tests and for yours."""
 
+from pagedattn.testing.finite import finite, zero_nan
 from pagedattn.testing.inputs import AttentionInputs, make_inputs, make_rotation
+from pagedattn.testing.support import Finding, features, probe
 from pagedattn.testing.tolerance import ErrorBudget, check_attention, error_budget, error_of
 
 __all__ = [
     "AttentionInputs",
     "ErrorBudget",
+    "Finding",
     "check_attention",
     "error_budget",
     "error_of",
+    "features",
+    "finite",
     "make_inputs",
     "make_rotation",
+    "probe",
+    "zero_nan",
 ]

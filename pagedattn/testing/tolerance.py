@@ -13,7 +13,7 @@ largest result off.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,12 +54,16 @@ def error_of(result: torch.Tensor, exact: torch.Tensor) -> ErrorBudget:
     return ErrorBudget(relative, float(difference.abs().max()))
 
 
-def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
+def error_budget(
+    inputs: AttentionInputs, exact: torch.Tensor, rounded_to: torch.dtype | None = None
+) -> ErrorBudget:
     """Error that attention over these inputs may have.
 
     Args:
         inputs: the case.
         exact: its result in float64.
+        rounded_to: type that the ordinary computation rounds queries and softmax weights to; None
+            is the queries' own.
 
     Returns:
         FACTOR times the error of the ordinary computation, and the roundings of sums in order;
@@ -67,7 +71,10 @@ def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
 
     """
     dtype = inputs.query.dtype
-    rounded, _ = reference_attention(inputs.call(), torch.float32, weights_dtype=dtype)
+    call = inputs.call()
+    if rounded_to is not None:
+        call = replace(call, query=call.query.to(rounded_to).to(dtype))
+    rounded, _ = reference_attention(call, torch.float32, weights_dtype=rounded_to or dtype)
     ordinary = error_of(rounded.to(dtype), exact)
     in_order = math.sqrt(inputs.cache.head_size) / 2 * torch.finfo(torch.float32).eps
     largest = float(exact.abs().max()) if exact.numel() else 0.0
@@ -79,9 +86,14 @@ def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
 
 
 def check_attention(
-    result: torch.Tensor, inputs: AttentionInputs
+    result: torch.Tensor, inputs: AttentionInputs, rounded_to: torch.dtype | None = None
 ) -> tuple[ErrorBudget, ErrorBudget]:
     """Compare a result with attention in float64.
+
+    Args:
+        result: of `inputs`.
+        inputs: the case.
+        rounded_to: see `error_budget`.
 
     Returns:
         The error and the budget.
@@ -91,6 +103,6 @@ def check_attention(
 
     """
     exact, _ = reference_attention(inputs.call(), torch.float64)
-    error, budget = error_of(result, exact), error_budget(inputs, exact)
+    error, budget = error_of(result, exact), error_budget(inputs, exact, rounded_to)
     assert budget.covers(error), f"the error {error} is above the budget {budget}"
     return error, budget
