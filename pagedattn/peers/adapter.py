@@ -43,8 +43,8 @@ class Adapter:
     reads_unused_slots = False
     checks_slots = False
 
-    def missing(self, call: AttentionCall) -> str | None:
-        """Say what the machine lacks for this kernel, or None."""
+    def missing(self, device: torch.device) -> str | None:
+        """Say what the machine lacks for this kernel on a device, or None."""
         raise NotImplementedError
 
     def refuse(self, call: AttentionCall) -> str | None:
@@ -61,7 +61,7 @@ class Adapter:
 
     def unsupported(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
-        if missing := self.missing(call):
+        if missing := self.missing(call.query.device):
             return missing
         if call.query.dtype not in self.dtypes:
             return f"it takes {_names(self.dtypes)}, not {_names((call.query.dtype,))}"

@@ -31,7 +31,7 @@ class SdpaContiguous(Adapter):
     dtypes: tuple[torch.dtype, ...] = (*HALVES, torch.float32)
     backend: SDPBackend | None = None
 
-    def missing(self, call: AttentionCall) -> str | None:
+    def missing(self, device: torch.device) -> str | None:
         """Nothing: PyTorch is there."""
         return None
 
@@ -89,9 +89,9 @@ class CudnnContiguous(SdpaContiguous):
     dtypes = HALVES
     backend = SDPBackend.CUDNN_ATTENTION
 
-    def missing(self, call: AttentionCall) -> str | None:
+    def missing(self, device: torch.device) -> str | None:
         """Say what the machine lacks, or None."""
-        return None if call.query.is_cuda else "cuDNN needs a CUDA GPU"
+        return None if device.type == "cuda" else "cuDNN needs a CUDA GPU"
 
 
 class IndexPut:

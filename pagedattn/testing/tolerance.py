@@ -86,7 +86,7 @@ def error_budget(
 
 
 def check_attention(
-    result: torch.Tensor, inputs: AttentionInputs, rounded_to: torch.dtype | None = None
+    result: torch.Tensor, inputs: AttentionInputs, *, rounded_to: torch.dtype | None = None
 ) -> tuple[ErrorBudget, ErrorBudget]:
     """Compare a result with attention in float64.
 

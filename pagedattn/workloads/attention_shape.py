@@ -13,8 +13,10 @@ class AttentionShape:
 
     A sequence has ``kv_lengths[i]`` tokens of K and V, this step's among them, and the queries of
     its last ``query_lengths[i]`` tokens. All begin with the same ``shared_prefix`` tokens, whose
-    blocks they share. Lengths and ``block_size`` count tokens. ``dtype`` is the cache's. Raises
+    blocks they share. Lengths and ``block_size`` count tokens. Raises
     :class:`pagedattn.config.ConfigError`.
+
+    ``dtype`` is the queries', and the cache's too unless ``kv_dtype`` is ``"float8_e4m3"``.
     """
 
     name: str
@@ -25,6 +27,7 @@ class AttentionShape:
     head_size: int = 128
     block_size: int = 16
     dtype: str = "bfloat16"
+    kv_dtype: str | None = None
     shared_prefix: int = 0
 
     def __post_init__(self) -> None:
@@ -34,6 +37,8 @@ class AttentionShape:
             lengths = tuple(positive_int(f"each of {key}", length) for length in getattr(self, key))
             object.__setattr__(self, key, lengths)
         one_of("dtype", self.dtype, CACHE_DTYPES)
+        if self.kv_dtype is not None:
+            one_of("kv_dtype", self.kv_dtype, (self.dtype, "float8_e4m3"))
         if self.num_query_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_query_heads must be a multiple of num_kv_heads, "
@@ -87,18 +92,18 @@ class AttentionShape:
         return "prefill" if self.query_lengths == self.kv_lengths else "mixed"
 
     @property
-    def query_dtype(self) -> str:
-        """The type of queries and results: the cache's, and bfloat16 over a cache of fp8."""
-        return "bfloat16" if self.dtype == "float8_e4m3" else self.dtype
+    def cache_dtype(self) -> str:
+        """The dtype of K and V: ``kv_dtype``, or ``dtype`` without one."""
+        return self.kv_dtype or self.dtype
 
     @property
     def kv_bytes(self) -> int:
         """The bytes of K and V that must be read once, from the tokens alone, not whole blocks.
 
-        ``tokens * 2 * num_kv_heads * head_size * bytes of dtype``, those of a shared prefix once:
-        three sequences of 40 tokens with 32 of them shared have 32 + 3 * 8 = 56.
+        ``tokens * 2 * num_kv_heads * head_size * bytes of cache_dtype``, where tokens of a shared
+        prefix count once: three sequences of 40 with 32 of them shared have 32 + 3 * 8 = 56.
         """
-        token_bytes = 2 * self.num_kv_heads * self.head_size * DTYPE_BYTES[self.dtype]
+        token_bytes = 2 * self.num_kv_heads * self.head_size * DTYPE_BYTES[self.cache_dtype]
         tokens = sum(self.kv_lengths) - (self.num_sequences - 1) * self.shared_prefix
         return tokens * token_bytes
 

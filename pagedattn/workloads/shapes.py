@@ -91,7 +91,7 @@ def _named(name: str) -> AttentionShape:
 
 
 def _over_fp8(shape: AttentionShape) -> AttentionShape:
-    return replace(shape, name=f"{shape.name}-fp8", dtype="float8_e4m3")
+    return replace(shape, name=f"{shape.name}-fp8", kv_dtype="float8_e4m3")
 
 
 FP8: tuple[AttentionShape, ...] = tuple(

@@ -25,6 +25,7 @@ class FlashInferCascade(FlashInferKernel):
 
     name = "flashinfer_cascade"
     features = frozenset({"soft_cap"})
+    needs_shared_prefix = True
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its modules: FlashInfer takes FA3 where it can, and merges by another module."""

@@ -78,9 +78,19 @@ class Traits:
 
 
 class FlashInferKernel(Adapter):
-    """What all of FlashInfer's back ends have in common."""
+    """What all of FlashInfer's back ends have in common.
+
+    Attributes:
+        decode_only: whether each sequence must have exactly one query token.
+        needs_shared_prefix: whether the sequences must share blocks.
+        block_sizes: tokens a block, or None for any.
+        head_sizes: the same for heads.
+
+    """
 
     decode_only = False
+    needs_shared_prefix = False
+    block_sizes: tuple[int, ...] | None = None
     head_sizes: tuple[int, ...] | None = None
     reads_unused_slots = True
 
@@ -88,11 +98,17 @@ class FlashInferKernel(Adapter):
         """Name the modules that FlashInfer compiles for such calls."""
         raise NotImplementedError
 
-    def missing(self, call: AttentionCall) -> str | None:
+    def suits(self, traits: Traits) -> bool:
+        """Whether it has kernels for these sizes."""
+        return (self.head_sizes is None or traits.head_size in self.head_sizes) and (
+            self.block_sizes is None or traits.block_size in self.block_sizes
+        )
+
+    def missing(self, device: torch.device) -> str | None:
         """Say what the machine lacks, or None."""
         if importlib.util.find_spec("flashinfer") is None:
             return "FlashInfer is not installed"
-        if not call.query.is_cuda:
+        if device.type != "cuda":
             return "FlashInfer's kernels need a CUDA GPU"
         return None
 
@@ -100,9 +116,12 @@ class FlashInferKernel(Adapter):
         """Say what it cannot take, or None."""
         if self.decode_only and not is_decode(call):
             return "it takes one query token a sequence"
-        if self.head_sizes is not None and call.cache.head_size not in self.head_sizes:
-            sizes = ", ".join(map(str, self.head_sizes))
-            return f"it has kernels for head sizes {sizes}, not {call.cache.head_size}"
+        for what, size, sizes in (
+            ("heads of size", call.cache.head_size, self.head_sizes),
+            ("blocks of", call.cache.block_size, self.block_sizes),
+        ):
+            if sizes is not None and size not in sizes:
+                return f"it takes {what} {', '.join(map(str, sizes))}, not {size}"
         if call.alibi_slopes is not None:
             if call.lse is not None:
                 return "with ALiBi its log-sum-exp counts distances from the sequence's first token"

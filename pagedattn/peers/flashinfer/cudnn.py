@@ -36,9 +36,9 @@ class FlashInferCudnn(FlashInferKernel):
         del traits
         return ()
 
-    def missing(self, call: AttentionCall) -> str | None:
+    def missing(self, device: torch.device) -> str | None:
         """Say what the machine lacks, or None."""
-        if missing := super().missing(call):
+        if missing := super().missing(device):
             return missing
         if importlib.util.find_spec("cudnn") is None:
             return "cuDNN's Python frontend is not installed"

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from pagedattn.attention import AttentionCall
     from pagedattn.peers.flashinfer.common import Traits
 
-BLOCK_SIZES = (16, 32, 64, 128)
-
 
 @cache
 def _workspace(device: torch.device) -> torch.Tensor:
@@ -34,6 +32,7 @@ class FlashInferXqa(FlashInferKernel):
     name = "flashinfer_xqa"
     features = frozenset({"fp8", "window", "sinks"})
     decode_only = True
+    block_sizes = (16, 32, 64, 128)
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its module."""
@@ -45,9 +44,6 @@ class FlashInferXqa(FlashInferKernel):
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
-        if call.cache.block_size not in BLOCK_SIZES:
-            sizes = ", ".join(map(str, BLOCK_SIZES))
-            return f"it takes blocks of {sizes} tokens, not {call.cache.block_size}"
         if call.cache.head_size % 16 or call.cache.head_size > 256:
             return f"it takes head sizes up to 256 by sixteens, not {call.cache.head_size}"
         return super().refuse(call)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pagedattn.attention import UnsupportedError
 from pagedattn.peers.adapter import FP8, Adapter
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from pagedattn.attention import AttentionCall
     from pagedattn.kv_cache import LayerCache
 
 
@@ -34,11 +34,11 @@ def imported(module: str) -> ModuleType:
 class VllmKernel(Adapter):
     """What the three have in common: they write K and V with vLLM's CUDA kernel."""
 
-    def missing(self, call: AttentionCall) -> str | None:
+    def missing(self, device: torch.device) -> str | None:
         """Say what the machine lacks, or None."""
         if importlib.util.find_spec("vllm") is None:
             return "vLLM is not installed"
-        if not call.query.is_cuda:
+        if device.type != "cuda":
             return "vLLM's kernels need a CUDA GPU"
         return None
 
@@ -52,7 +52,15 @@ class VllmKernel(Adapter):
         """Write K and V of tokens into their slots with `reshape_and_cache_flash`.
 
         Slots below 0 are skipped; those past the cache are not checked.
+
+        Raises:
+            UnsupportedError: vLLM or a GPU is missing, or K and V must be cast.
+
         """
+        if missing := self.missing(key.device):
+            raise UnsupportedError(missing)
+        if cache.dtype not in (key.dtype, FP8):
+            raise UnsupportedError(f"its KV write does not cast {key.dtype} to {cache.dtype}")
         ops = imported("vllm._custom_ops")
         key_cache, value_cache = by_token(cache)
         dtype = "auto"

@@ -1,7 +1,18 @@
-"""What the rows of attention share: who takes part in a case, and PyTorch's back ends."""
+"""What the rows of attention share: who takes part in a case, and PyTorch's back ends.
+
+A row that takes `implementation` runs on those of `@pytest.mark.implementations(...)`, and before
+them on those that `--impl` names.
+"""
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def pytest_generate_tests(metafunc):
+    if "implementation" in metafunc.fixturenames:
+        usual = metafunc.definition.get_closest_marker("implementations").args
+        named = metafunc.config.option.impl or ()
+        metafunc.parametrize("implementation", list(dict.fromkeys([*named, *usual])))
 
 
 @pytest.fixture(autouse=True)

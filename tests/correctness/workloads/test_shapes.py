@@ -98,9 +98,13 @@ def test_bytes_count_a_shared_prefix_once(shared, tokens):
     assert shape.kv_bytes == tokens * 2 * 8 * 128 * 2
 
 
-def test_queries_over_a_cache_of_fp8_are_bfloat16_and_others_of_the_caches_type():
-    assert shape_of((1,), (7,), dtype="float8_e4m3").query_dtype == "bfloat16"
-    assert shape_of((1,), (7,), dtype="float16").query_dtype == "float16"
+def test_keys_and_values_may_be_fp8_beside_queries_that_are_not():
+    shape = shape_of((1, 2), (5, 6), dtype="float16", kv_dtype="float8_e4m3")
+    assert shape.cache_dtype == "float8_e4m3"
+    assert shape.kv_bytes == 11 * 2 * 8 * 128
+    assert shape_of((1,), (5,), dtype="float16").cache_dtype == "float16"
+    with pytest.raises(ConfigError, match="kv_dtype must be one of float16, float8_e4m3, not 'fl"):
+        shape_of((1,), (5,), dtype="float16", kv_dtype="float32")
 
 
 def test_each_head_size_has_a_decode_step_and_a_prompt():
