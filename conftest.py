@@ -98,6 +98,9 @@ def pytest_report_header(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    build = config.stash.get(BUILD, None)
+    if build is not None:
+        terminalreporter.write_line(f"compiled of FlashInfer: {build.report}")
     if getattr(config.option, "numprocesses", None):
         terminalreporter.write_line(
             "benchmarks ran once each and were not timed: pytest-xdist (-n) runs tests beside "

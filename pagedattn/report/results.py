@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pagedattn.report.columns import DEFINITIONS
 from pagedattn.report.data import to_frame
 from pagedattn.report.rows import ResultsError, Row, expect_number, expect_object, parse_row
+from pagedattn.report.support import Support, parse_support
 from pagedattn.report.text import clean, cut, number
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ LARGEST_FILE = 256 << 20
 class ResultsFile:
     """One results file: its rows, the names of those not ours, and what it says of the machine.
 
-    `machine` is what tells machines apart; `about` is (label, text) pairs for a reader.
+    `machine` is what tells machines apart; `about` is (label, text) pairs for a reader. `support`
+    is what implementations were found to support.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class ResultsFile:
     skipped: tuple[str, ...]
     machine: tuple[tuple[str, str], ...]
     about: tuple[tuple[str, str], ...]
+    support: tuple[Support, ...] = ()
 
     @property
     def num_skipped(self) -> int:
@@ -199,7 +202,8 @@ def _parse(path: Path, content: Any) -> ResultsFile:
     )
     machine = _machine(info, own)
     about = tuple(_about(content, info, own, gpu, measured))
-    return ResultsFile(path, kept, skipped, machine, about)
+    support = parse_support(content.get("support") or [], "cuda" if gpu else "cpu")
+    return ResultsFile(path, kept, skipped, machine, about, support)
 
 
 def _machine(info: dict[str, Any], own: dict[str, Any]) -> tuple[tuple[str, str], ...]:

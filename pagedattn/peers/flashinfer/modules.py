@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class Build:
         self._specs = list(dict.fromkeys(specs))
         self._jobs = jobs or os.cpu_count() or 1
         self._error: Exception | None = None
+        self._seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="flashinfer-build", daemon=True)
 
     def start(self) -> Build:
@@ -77,10 +79,19 @@ class Build:
             raise self._error
 
     def _run(self) -> None:
+        begin = time.perf_counter()
         try:
             compile_all(self._specs, self._jobs)
         except Exception as error:  # noqa: BLE001 - told to whoever waits
             self._error = error
+        self._seconds = time.perf_counter() - begin
+
+    @property
+    def report(self) -> str:
+        """What it did: how many modules, how long it took, and which failed."""
+        failures = [f"{spec.function}: {why}" for spec in self._specs if (why := failed(spec))]
+        done = len(self._specs) - len(failures)
+        return "; ".join([f"{done} modules in {self._seconds:.0f} s", *failures])
 
 
 def compile_all(specs: Iterable[Spec], jobs: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ def prefill_spec(backend: str, traits: Traits, query_dtype: torch.dtype) -> Spec
 
     """
     if traits.sinks:
-        return Spec(_SINKS, "sinks_module", (backend, traits))
+        return Spec(_SINKS, "sinks_module", (backend, replace(traits, group=1, block_size=1)))
     arguments = (
         *(backend, query_dtype, traits.cache_dtype, traits.query_dtype, torch.int32),
         *(traits.head_size, traits.head_size, 2 if traits.alibi else 0),
