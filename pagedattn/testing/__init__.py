@@ -3,7 +3,14 @@
 from pagedattn.testing.finite import finite, zero_nan
 from pagedattn.testing.inputs import AttentionInputs, make_inputs, make_rotation
 from pagedattn.testing.support import Finding, features, probe
-from pagedattn.testing.tolerance import ErrorBudget, check_attention, error_budget, error_of
+from pagedattn.testing.tolerance import (
+    ErrorBudget,
+    check_attention,
+    error_budget,
+    error_of,
+    lse_budget,
+    lse_error,
+)
 
 __all__ = [
     "AttentionInputs",
@@ -14,6 +21,8 @@ __all__ = [
     "error_of",
     "features",
     "finite",
+    "lse_budget",
+    "lse_error",
     "make_inputs",
     "make_rotation",
     "probe",

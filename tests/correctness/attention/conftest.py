@@ -1,90 +1,149 @@
-"""On which implementations the suite runs, and how what one does not take is skipped.
+"""Which implementations the suite runs over, where, and how a case that one cannot take is told.
 
 A test that takes `implementation` runs on this project's own and, on a GPU, on the peers; those
-that `--impl` names replace all of them. `@pytest.mark.implementations("triton", ...)` names
-others for one test. A peer is run in bfloat16 and with one grouping of heads; `--impl` runs all.
+that `--impl` names replace all of them. `@pytest.mark.implementations("triton", ...)` names others
+for one test. A peer has the cases in bfloat16 with one grouping of heads; `--impl` gives it all.
 """
 
-import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from pagedattn.attention import UnsupportedError, get_implementation
+from pagedattn.attention import UnsupportedError, attention, get_implementation, write_kv
+from pagedattn.attention.triton import FP8_CAPABILITY
 from pagedattn.peers import FLASHINFER_KERNELS, PEERS
 from pagedattn.testing import finite
 
-OWN = ("torch", "triton")
-GPU = torch.cuda.is_available()
+OWN = ("reference", "torch", "triton")
+"""The project's own implementations, which have to support every feature."""
 
 
 def pytest_generate_tests(metafunc):
-    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    if "implementation" not in metafunc.fixturenames or "implementation" in own:
-        return
-    marker = metafunc.definition.get_closest_marker("implementations")
-    usual = marker.args if marker else (*OWN, *PEERS)
-    metafunc.parametrize("implementation", metafunc.config.option.impl or usual)
-
-
-def _device(item):
-    params = item.callspec.params
-    return params.get("device") or params.get("on", ("cuda",))[0]
-
-
-def _is_usual(item):
-    """Whether a session without --impl has this case: a peer's are the fewer."""
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    if params.get("implementation") not in PEERS:
-        return True
-    return _device(item) == "cuda" and (
-        item.get_closest_marker("implementations") is not None
-        or (
-            params.get("on", ("cuda", "bfloat16"))[1] == "bfloat16"
-            and params.get("heads", "gqa") == "gqa"
-        )
-    )
+    """Run each test that asks for an `implementation` over all that are under test."""
+    if "implementation" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("implementations")
+        usual = marker.args if marker else (*OWN, *PEERS)
+        metafunc.parametrize("implementation", metafunc.config.option.impl or usual)
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.option.impl is not None:
-        return
-    here = Path(__file__).parent
-    items[:] = [item for item in items if here not in item.path.parents or _is_usual(item)]
+    if config.option.impl is None:
+        here = Path(__file__).parent
+        items[:] = [item for item in items if here not in item.path.parents or _is_usual(item)]
 
 
-@pytest.fixture(autouse=True)
-def runnable(request, monkeypatch):
-    """Skip what cannot run here, and give an implementation the finite slots that it needs."""
-    params = getattr(getattr(request.node, "callspec", None), "params", {})
+def _is_usual(item):
+    """Whether a session without --impl has this case."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
     name = params.get("implementation")
-    if name is None:
+    if name not in PEERS:
+        return True
+    if "on" not in params and params.get("device") == "cpu":
+        return False
+    if "feature" in params:
+        return True
+    # cases without `on` are in float16, for which FlashInfer would compile everything again
+    on = params.get("on", ("cuda", "float16" if name in FLASHINFER_KERNELS else "bfloat16"))
+    return on == ("cuda", "bfloat16") and params.get("heads", "gqa") == "gqa"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
+def require(implementation, device):
+    """Skip where an implementation cannot run at all."""
+    if implementation == "triton":
+        pytest.importorskip("triton")
+        if device == "cpu" and torch.cuda.is_available():
+            pytest.skip("beside a GPU, Triton compiles for it and does not interpret")
+
+
+def skip_unsupported(implementation, call):
+    """Skip a case that an implementation cannot take, with its phrase; its own must take all.
+
+    Raises:
+        Failed: the project's own implementation says that it cannot.
+
+    """
+    reason = get_implementation(implementation).unsupported(call)
+    if reason is None:
         return
-    if name == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("needs Triton, which is not installed")
-    if name == "triton" and GPU and _device(request.node) == "cpu":
-        pytest.skip("beside a GPU, Triton compiles for it and does not interpret")
-    if name in FLASHINFER_KERNELS:
+    old_gpu = call.query.is_cuda and torch.cuda.get_device_capability() < FP8_CAPABILITY
+    if implementation in OWN and not (old_gpu and "fp8" in call.features):
+        pytest.fail(f"{implementation} cannot take a listed feature: {reason}")
+    pytest.skip(f"{implementation}: {reason}")
+
+
+@pytest.fixture
+def runnable(request, implementation, device):
+    """Skip where the implementation cannot run at all, and wait for what it needs compiled."""
+    require(implementation, device)
+    if implementation in FLASHINFER_KERNELS:
         request.getfixturevalue("flashinfer_modules")
-    made = get_implementation(name)
-    if getattr(made, "reads_unused_slots", False):
-        attend = made.attention
-
-        def with_finite_slots(call):
-            with finite(call.cache):
-                attend(call)
-
-        monkeypatch.setattr(made, "attention", with_finite_slots)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem):
-    """Skip what an implementation does not take; this project's own take all that is tested."""
-    params = getattr(getattr(pyfuncitem, "callspec", None), "params", {})
+@pytest.fixture
+def attend(request):
+    """Function that runs a case through an implementation, or skips it; see its docstring."""
+
+    def run(inputs, implementation, *, out=None, return_lse=False, scale=None):
+        """Attend over the inputs; `out` is filled with NaN first unless given.
+
+        Returns what `attention` does. Unused slots are zeros for an implementation that asks for
+        it. One that rounds to a lower type is skipped: `test_support` has budgets for it.
+        """
+        require(implementation, inputs.query.device.type)
+        if implementation in FLASHINFER_KERNELS:
+            request.getfixturevalue("flashinfer_modules")
+        made = get_implementation(implementation)
+        lse = torch.empty(inputs.query.shape[:2], device=inputs.query.device)
+        call = inputs.call(lse=lse if return_lse else None, scale=scale)
+        skip_unsupported(implementation, call)
+        lower = made.rounds_to(call) if hasattr(made, "rounds_to") else None
+        if lower is not None:
+            pytest.skip(f"{implementation}: it rounds to {lower}")
+        if out is None:
+            out = torch.full_like(inputs.query, torch.nan)
+        needs_finite = getattr(made, "reads_unused_slots", False)
+        with finite(inputs.cache) if needs_finite else nullcontext():
+            return _or_skip(
+                attention,
+                inputs.query,
+                inputs.cache,
+                inputs.batch,
+                out=out,
+                return_lse=return_lse,
+                scale=scale,
+                implementation=implementation,
+                **inputs.options,
+            )
+
+    return run
+
+
+def _or_skip(function, *args, implementation, **options):
+    """Call, and skip what an implementation other than the project's own refuses only then."""
     try:
-        return (yield)
+        return function(*args, implementation=implementation, **options)
     except UnsupportedError as refusal:
-        if params.get("implementation") in (None, *OWN):
+        if implementation in OWN:
             raise
-        pytest.skip(str(refusal))
+        pytest.skip(f"{implementation}: {refusal}")
+
+
+@pytest.fixture
+def write(device):
+    """`write_kv`, skipped where the implementation cannot run."""
+
+    def run(key, value, cache, slots, *, implementation):
+        require(implementation, device)
+        outside = (slots < 0) | (slots >= cache.num_slots)
+        if outside.any() and not getattr(get_implementation(implementation), "checks_slots", True):
+            pytest.skip(f"{implementation}: it does not check slots")
+        _or_skip(write_kv, key, value, cache, slots, implementation=implementation)
+
+    return run

@@ -8,13 +8,9 @@ from pagedattn.testing import features, probe
 pytestmark = pytest.mark.filterwarnings("ignore")  # peers warn of their own affairs
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    return request.param
-
-
 @pytest.mark.parametrize("feature", features())
-def test_a_feature_is_right_or_refused(implementation, device, feature, findings):
+def test_a_feature_is_right_or_refused(runnable, implementation, device, feature, findings):
+    del runnable
     found = probe(implementation, feature, device)
     findings.append(found)
     if found.status == "unsupported":
