@@ -42,7 +42,6 @@ def pytest_with(site, *arguments):
 def test_the_example_passes_the_suite_and_runs_in_every_row_by_its_name(site):
     done = pytest_with(site, "--impl", "block_by_block", "tests")
     assert done.returncode == 0, done.stdout
-    assert "implementations: block_by_block" in done.stdout or "passed" in done.stdout
     collected = pytest_with(site, "--impl", "block_by_block", "--collect-only", "tests").stdout
     suite = [line for line in collected.splitlines() if "correctness/attention" in line]
     rows = [line for line in collected.splitlines() if "benchmarks/attention" in line]
