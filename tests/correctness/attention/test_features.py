@@ -176,7 +176,7 @@ def test_a_sequence_grows_over_blocks_within_one_batch(attend, implementation, d
     tables = np.array([[8, 3, 0, 5], [1, 7, 2, 6]], dtype=np.int32)
     torch.manual_seed(0)
     batch = None
-    for length in range(1, 14):
+    for length in (1, 3, 4, 5, 8, 9, 13):  # in a block, filling it, opening the next
         num_tokens = np.array([length, max(1, length - 2)])
         width = -(-length // 4)
         table = PageTable(4, tables[:, :width].copy(), num_tokens)
@@ -186,8 +186,9 @@ def test_a_sequence_grows_over_blocks_within_one_batch(attend, implementation, d
         else:
             batch.update(now)
         query = torch.randn((2, 4, 64), device=device).half()
-        key, value = torch.randn((2, 2, 2, 64), device=device).half()
-        write_kv(key, value, cache.layer(0), batch.slots, implementation="torch")
+        held = torch.from_numpy(table.slots(num_tokens)).to(device)
+        key, value = torch.randn((2, len(held), 2, 64), device=device).half()
+        write_kv(key, value, cache.layer(0), held, implementation="torch")
         inputs = AttentionInputs(query, key, value, cache.layer(0), batch)
         check_attention(attend(inputs, implementation), inputs)
     assert batch.block_tables.tolist() == tables.tolist()
