@@ -39,9 +39,21 @@ def pytest_with(site, *arguments):
     )  # fmt: skip
 
 
-def test_the_example_passes_the_suite_and_runs_in_every_row_by_its_name(site):
-    done = pytest_with(site, "--impl", "block_by_block", "tests")
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param("test_support or bench_attention or second_run or strided", id="some"),
+        pytest.param("", id="all", marks=pytest.mark.nightly),
+    ],
+)
+def test_the_example_passes_the_suite_and_the_rows(site, cases):
+    done = pytest_with(site, "--impl", "block_by_block", "-k", cases, "tests")
     assert done.returncode == 0, done.stdout
+    assert " failed" not in done.stdout
+    assert int(done.stdout.rpartition(" passed")[0].split()[-1]) > 30
+
+
+def test_a_name_selects_the_suite_on_it_alone_and_the_rows_beside_the_usual_ones(site):
     collected = pytest_with(site, "--impl", "block_by_block", "--collect-only", "tests").stdout
     suite = [line for line in collected.splitlines() if "correctness/attention" in line]
     rows = [line for line in collected.splitlines() if "benchmarks/attention" in line]
