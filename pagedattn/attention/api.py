@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from typing import TYPE_CHECKING, Literal, overload
@@ -35,8 +36,8 @@ def write_kv(
         value: the same shape and dtype.
         cache: one layer's views.
         slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
-        implementation: a name from `implementation_names()`; None chooses: Triton on a GPU,
-            PyTorch elsewhere.
+        implementation: a name from `implementation_names()`; None chooses: CUDA on a
+            Hopper GPU, Triton on another, PyTorch elsewhere.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -124,8 +125,8 @@ def attention(
         soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; above 0.
         alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
         sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.
-        implementation: a name from `implementation_names()`; None chooses: Triton on a GPU,
-            PyTorch elsewhere.
+        implementation: a name from `implementation_names()`; None chooses: CUDA on a
+            Hopper GPU, Triton on another, PyTorch elsewhere.
 
     Returns:
         [num_query_tokens, num_query_heads, head_size]; zeros for a query that sees no key.
@@ -183,10 +184,16 @@ def attention(
 
 
 def _choose(name: str | None, cache: LayerCache) -> Implementation:
-    if name is None:
-        on_gpu = cache.key.is_cuda and importlib.util.find_spec("triton") is not None
-        name = "triton" if on_gpu else "torch"
-    return get_implementation(name)
+    return get_implementation(_fastest(cache.key.device) if name is None else name)
+
+
+@functools.cache
+def _fastest(device: torch.device) -> str:
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return "torch"
+    from pagedattn.attention.cuda import unavailable
+
+    return "triton" if unavailable(device) else "cuda"
 
 
 def _check_query(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> None:

@@ -39,6 +39,7 @@ class Implementation(Protocol):
 
 
 _BUILT_IN = {
+    "cuda": "pagedattn.attention.cuda:CudaImplementation",
     "triton": "pagedattn.attention.triton:TritonImplementation",
     "torch": "pagedattn.attention.torch_impl:TorchImplementation",
     "reference": "pagedattn.attention.reference:ReferenceImplementation",

@@ -6,7 +6,8 @@ import torch
 from pagedattn.attention import attention, get_implementation, write_kv
 from pagedattn.attention.triton import FP8_CAPABILITY
 
-OWN = ("reference", "torch", "triton")
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+OWN = ("reference", "torch", "triton", *(["cuda"] if HOPPER else []))
 """The project's own implementations, which have to support every feature."""
 
 
@@ -23,6 +24,8 @@ def device(request):
 
 def require(implementation, device):
     """Skip where an implementation cannot run at all."""
+    if implementation == "cuda" and device == "cpu":
+        pytest.skip("its kernels need a GPU")
     if implementation == "triton":
         pytest.importorskip("triton")
         if device == "cpu" and torch.cuda.is_available():

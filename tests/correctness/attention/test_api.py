@@ -104,7 +104,9 @@ def test_keys_values_and_slots_that_do_not_fit_are_refused(inputs, change, sente
 
 
 def test_an_unknown_implementation_names_the_known_ones(inputs):
-    with pytest.raises(ValueError, match="no implementation 'fast'; known are triton, torch, ref"):
+    with pytest.raises(
+        ValueError, match="no implementation 'fast'; known are cuda, triton, torch, ref"
+    ):
         attention(inputs.query, inputs.cache, inputs.batch, implementation="fast")
 
 
