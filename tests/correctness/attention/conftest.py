@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from pagedattn.attention import attention, get_implementation, write_kv
-from pagedattn.attention.triton import FP8_CAPABILITY
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 OWN = ("reference", "torch", "triton", *(["cuda"] if HOPPER else []))
 """The project's own implementations, which have to support every feature."""
+
+FP8_CAPABILITY = (8, 9)
+"""The exception: older GPUs have no fp8, and Triton none on them."""
 
 
 def pytest_generate_tests(metafunc):

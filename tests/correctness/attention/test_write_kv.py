@@ -80,15 +80,16 @@ def test_an_fp8_cache_gets_what_its_scales_make_of_keys_and_values(
     write, implementation, device, dtype, block_size
 ):
     cache = poisoned_cache(device, torch.float8_e4m3fn, block_size, 3, 80)
-    cache.scales.uniform_(0.002, 0.03)  # of the normal numbers below, some are limited to 448
+    torch.manual_seed(block_size)
+    cache.scales.uniform_(0.002, 0.03)
     layer = cache.layer(1)
     slots = torch.randperm(layer.num_slots, device=device)[: min(6, layer.num_slots)]
     key, value = torch.randn((2, slots.numel(), 3, 80), device=device).to(dtype)
+    key[0, 0, 0], value[-1, -1, -1] = 1e4, -1e4  # limited to 448
     write(key, value, layer, slots, implementation=implementation)
     expected = torch.full(cache.storage.shape, 0x7F, dtype=torch.uint8, device=device)
     for index, (part, scale) in enumerate(((key, layer.key_scale), (value, layer.value_scale))):
         stored = (part.float() / scale[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
-        assert (stored.float().abs() == 448).any()
         blocks, offsets = slots // block_size, slots % block_size
         expected[1, blocks, index, :, offsets] = stored.view(torch.uint8)
     assert torch.equal(cache.storage.view(torch.uint8), expected)
