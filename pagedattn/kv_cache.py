@@ -21,24 +21,34 @@ if TYPE_CHECKING:
     from pagedattn.block_manager import BlockCopies
     from pagedattn.config import CacheConfig, ModelConfig
 
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
 
 @dataclass(frozen=True)
 class LayerCache:
     """One layer's keys and values: views, so writing to them writes to the cache.
 
-    Kernels take these by strides; only `head_size` must be contiguous.
+    Kernels take these by strides; only `head_size` must be contiguous. An fp8 cache (e4m3, at
+    most 448) holds each head's keys divided by a scale of that head, and its values by another:
+    what is stored, times the scale, is the key. One scale for all heads is the same number in each.
 
     Attributes:
         key: [num_blocks, num_kv_heads, block_size, head_size].
         value: the same shape, strides, dtype and device as `key`.
+        key_scale: float32 [num_kv_heads], contiguous, on the same device; None is 1 in each head,
+            and all that a cache of another dtype than `torch.float8_e4m3fn` has.
+        value_scale: the same for the values.
 
     Raises:
-        ValueError: key and value differ in one of these, or are not as described.
+        ValueError: key and value differ in one of these, or something is not as described.
 
     """
 
     key: torch.Tensor
     value: torch.Tensor
+    key_scale: torch.Tensor | None = None
+    value_scale: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.key.dim() != 4 or self.key.stride(3) != 1:
@@ -56,6 +66,28 @@ class LayerCache:
                 raise ValueError(
                     f"key has {what} {mine}; value has {other}, and must have the same"
                 )
+        for name, scale in (("key_scale", self.key_scale), ("value_scale", self.value_scale)):
+            if scale is not None:
+                self._check_scale(name, scale)
+
+    def _check_scale(self, name: str, scale: torch.Tensor) -> None:
+        if self.dtype != FP8:
+            raise ValueError(f"{name} is given; the cache is {self.dtype}, and only {FP8} has one")
+        if scale.dtype != torch.float32 or scale.shape != (self.num_kv_heads,):
+            raise ValueError(
+                f"{name} is {scale.dtype} {tuple(scale.shape)}; it must be torch.float32 "
+                f"[num_kv_heads], here {(self.num_kv_heads,)}"
+            )
+        if scale.device != self.key.device or not scale.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous and on {self.key.device}; "
+                f"given strides {scale.stride()} on {scale.device}"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the stored elements."""
+        return self.key.dtype
 
     @property
     def num_blocks(self) -> int:
@@ -89,6 +121,9 @@ class KVCache:
     Attributes:
         storage: [num_layers, num_blocks, 2, num_kv_heads, block_size, head_size]; index 0 of the
             third dimension is K, 1 is V. Not initialised: a slot means nothing until written.
+        scales: of an fp8 cache, float32 [num_layers, 2, num_kv_heads]: what the stored K (index
+            0) and V (index 1) of a head are multiplied by; ones at first. None for other dtypes.
+            Set them before anything is written: they hold for all that is stored.
 
     """
 
@@ -111,6 +146,9 @@ class KVCache:
                 f"block_size={block_size}, num_kv_heads={num_kv_heads}, head_size={head_size}"
             )
         self.storage = torch.empty(shape, dtype=dtype, device=device)
+        self.scales: torch.Tensor | None = None
+        if dtype == FP8:
+            self.scales = torch.ones((num_layers, 2, num_kv_heads), device=device)
 
     @classmethod
     def of(
@@ -140,9 +178,11 @@ class KVCache:
         return self.storage.nbytes
 
     def layer(self, index: int) -> LayerCache:
-        """Views of one layer's keys and values."""
+        """Views of one layer's keys and values, and of its scales."""
         blocks = self.storage[index]
-        return LayerCache(blocks[:, 0], blocks[:, 1])
+        if self.scales is None:
+            return LayerCache(blocks[:, 0], blocks[:, 1])
+        return LayerCache(blocks[:, 0], blocks[:, 1], *self.scales[index])
 
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
@@ -153,7 +193,7 @@ class KVCache:
 
         Args:
             layer: index of the layer.
-            key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype.
+            key: [num_tokens, num_kv_heads, head_size]; stored as `quantised` says.
             value: the same shape.
             slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
 
@@ -165,6 +205,7 @@ class KVCache:
 
         All sources are read before a destination is written. On a GPU with Triton this is one
         launch for all layers, unless a block is both source and destination.
+        Scales of an fp8 cache stay as they are: both caches must have the same.
 
         Args:
             copies: which blocks, as copy on write or a swap asks.
@@ -257,17 +298,56 @@ class KVCache:
             num_tokens: tokens to collect.
 
         Returns:
-            key, value: [num_tokens, num_kv_heads, head_size], copies.
+            key, value: [num_tokens, num_kv_heads, head_size], copies; of an fp8 cache in float32,
+            multiplied by the scales.
 
         """
         view = self.layer(layer)
         num_blocks = -(-num_tokens // view.block_size)
         blocks = torch.as_tensor(block_table[:num_blocks], device=view.key.device).long()
         key, value = (
-            part[blocks].transpose(1, 2).flatten(0, 1)[:num_tokens].contiguous()
-            for part in (view.key, view.value)
+            dequantised(part[blocks].transpose(1, 2).flatten(0, 1)[:num_tokens], scale, view.dtype)
+            for part, scale in ((view.key, view.key_scale), (view.value, view.value_scale))
         )
-        return key, value
+        return key.contiguous(), value.contiguous()
+
+
+def dequantised(
+    stored: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the numbers that stored elements mean.
+
+    Args:
+        stored: [..., num_kv_heads, head_size], elements of a cache.
+        scale: float32 [num_kv_heads], or None for 1.
+        dtype: of the result and of the multiplication; an fp8 dtype stands for float32.
+
+    """
+    numbers = stored.to(torch.float32 if dtype == FP8 else dtype)
+    return numbers if scale is None else numbers * scale.to(numbers.dtype)[:, None]
+
+
+def quantised(
+    numbers: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return numbers as a cache stores them; the inverse of `dequantised` but for the rounding.
+
+    Worked example: 100 with a scale of 0.25 would be 400, between the neighbours 384 and 416 of
+    e4m3 in the middle, and is stored as 384, the even one; 120 would be 480, and is stored as 448.
+
+    Args:
+        numbers: [..., num_kv_heads, head_size], any floating dtype.
+        scale: float32 [num_kv_heads], or None for 1.
+        dtype: of the cache. For fp8 the numbers are divided by the scale in float32, limited to
+            +-448 and rounded to nearest, ties to even; NaN stays NaN. Others are cast.
+
+    """
+    if dtype != FP8:
+        return numbers.to(dtype)
+    numbers = numbers.float()
+    if scale is not None:
+        numbers = numbers / scale[:, None]
+    return numbers.clamp(-FP8_MAX, FP8_MAX).to(dtype)
 
 
 def _launchable(tensor: torch.Tensor) -> bool:
@@ -283,7 +363,7 @@ def write_slots(
 
     Args:
         cache: the layer's views.
-        key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype.
+        key: [num_tokens, num_kv_heads, head_size]; stored as `quantised` says.
         value: the same shape.
         slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
 
@@ -292,5 +372,5 @@ def write_slots(
     slots = slots[inside]
     blocks = slots // cache.block_size
     offsets = slots % cache.block_size
-    cache.key[blocks, :, offsets] = key[inside].to(cache.key.dtype)
-    cache.value[blocks, :, offsets] = value[inside].to(cache.value.dtype)
+    cache.key[blocks, :, offsets] = quantised(key[inside], cache.key_scale, cache.dtype)
+    cache.value[blocks, :, offsets] = quantised(value[inside], cache.value_scale, cache.dtype)

@@ -44,6 +44,7 @@ class HostKVCache(KVCache):
     Attributes:
         blocks: [num_blocks, num_layers, 2, num_kv_heads, block_size, head_size], contiguous;
             `storage` is a view of it.
+        scales: of an fp8 cache, a copy of those that `like` had; swaps move elements alone.
 
     Raises:
         ValueError: `num_blocks` is less than 1.
@@ -57,6 +58,7 @@ class HostKVCache(KVCache):
         num_layers, _, *block = like.storage.shape
         self.blocks = torch.empty((num_blocks, num_layers, *block), dtype=like.storage.dtype)
         self.storage = self.blocks.transpose(0, 1)
+        self.scales = None if like.scales is None else like.scales.cpu().clone()
         if like.storage.is_cuda:
             # torch's own page-locked tensors are rounded up to a power of two of bytes
             cudart = torch.cuda.cudart()

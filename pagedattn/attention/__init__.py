@@ -2,6 +2,7 @@
 
 from pagedattn.attention.api import attention, write_kv
 from pagedattn.attention.batch import AttentionBatch
+from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.launch import Launch
 from pagedattn.attention.registry import (
     Implementation,
@@ -12,6 +13,7 @@ from pagedattn.attention.registry import (
 
 __all__ = [
     "AttentionBatch",
+    "AttentionCall",
     "Implementation",
     "Launch",
     "attention",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
+from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.registry import get_implementation
 
 if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch
     from pagedattn.attention.registry import Implementation
     from pagedattn.kv_cache import LayerCache
+
+QUERY_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def write_kv(
@@ -26,7 +30,8 @@ def write_kv(
     """Write the K and V of a step's tokens into their slots; changes the cache.
 
     Args:
-        key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype.
+        key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype. For an fp8 cache
+            it is divided by the head's scale, limited to what fp8 holds, and rounded to nearest.
         value: the same shape and dtype.
         cache: one layer's views.
         slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
@@ -51,6 +56,7 @@ def write_kv(
     _choose(implementation, cache).write_kv(key, value, cache, slots)
 
 
+@overload
 def attention(
     query: torch.Tensor,
     cache: LayerCache,
@@ -58,32 +64,132 @@ def attention(
     *,
     scale: float | None = None,
     out: torch.Tensor | None = None,
+    return_lse: Literal[False] = False,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
     implementation: str | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor: ...
+
+
+@overload
+def attention(
+    query: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    *,
+    scale: float | None = None,
+    out: torch.Tensor | None = None,
+    return_lse: Literal[True],
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    implementation: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def attention(
+    query: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    *,
+    scale: float | None = None,
+    out: torch.Tensor | None = None,
+    return_lse: bool = False,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    implementation: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Causal attention of a batch's query tokens over its paged keys and values.
 
     Query token t of a sequence with n tokens, q of them queries, is the sequence's token
     `n - q + t` and sees the keys 0 to `n - q + t`. Query head h uses KV head
     `h // (num_query_heads / num_kv_heads)`. The query tokens' own K and V must have been
-    written before (`write_kv`).
+    written before (`write_kv`). `AttentionCall` has the formula with all of its options.
 
     Args:
-        query: [num_query_tokens, num_query_heads, head_size], the cache's dtype.
+        query: [num_query_tokens, num_query_heads, head_size], the cache's dtype; over an fp8
+            cache float16, bfloat16 or float32.
         cache: one layer's views; read only.
         batch: lengths, block tables and query rows.
         scale: factor of the scores; None is `1 / sqrt(head_size)`.
         out: where to write, in the shape and dtype of `query`; None allocates.
+        return_lse: return the log-sum-exp of the scores too, to merge partial results by.
+        window: a query sees at most this many keys, its own the last of them; at least 1.
+            Block table entries that have left every query's window are not read.
+        soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; above 0.
+        alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
+        sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.
         implementation: a name from `implementation_names()`; None chooses: Triton on a GPU,
             PyTorch elsewhere.
 
     Returns:
         [num_query_tokens, num_query_heads, head_size]; zeros for a query that sees no key.
+        With `return_lse` a pair: this, and float32 [num_query_tokens, num_query_heads], the
+        natural logarithm of the sum of exp(score), the sink included; -inf for a query that sees
+        no key where there are no sinks.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or the implementation does not
-            support these inputs.
+        ValueError: shapes, dtypes, devices or options do not fit, or the implementation does
+            not support these inputs.
 
     """
+    _check_query(query, cache, batch)
+    if out is None:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    else:
+        _check(
+            out.shape == query.shape and out.dtype == query.dtype,
+            f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} {tuple(query.shape)}",
+        )
+        _check(out.stride(-1) == 1, "out must be contiguous in its last dimension")
+        _check_device("out", out, cache)
+    _check(
+        window is None or (type(window) is int and window >= 1),
+        f"window is {window!r}; it must be a whole number of tokens, at least 1, or None",
+    )
+    _check(
+        soft_cap is None or (math.isfinite(soft_cap) and soft_cap > 0),
+        f"soft_cap is {soft_cap!r}; it must be a finite number above 0, or None",
+    )
+    for name, tensor in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if tensor is not None:
+            _check_per_head(name, tensor, query.shape[1], cache)
+    lse = None
+    if return_lse:
+        lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+    call = AttentionCall(
+        query=query,
+        cache=cache,
+        batch=batch,
+        scale=cache.head_size**-0.5 if scale is None else scale,
+        out=out,
+        lse=lse,
+        window=window,
+        soft_cap=soft_cap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+    )
+    if query.shape[0] > 0:
+        chosen = _choose(implementation, cache)
+        reason = chosen.unsupported(call)
+        _check(reason is None, f"implementation {chosen.name!r} cannot take these inputs: {reason}")
+        chosen.attention(call)
+    return out if lse is None else (out, lse)
+
+
+def _choose(name: str | None, cache: LayerCache) -> Implementation:
+    if name is None:
+        on_gpu = cache.key.is_cuda and importlib.util.find_spec("triton") is not None
+        name = "triton" if on_gpu else "torch"
+    return get_implementation(name)
+
+
+def _check_query(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> None:
     _check(
         query.dim() == 3,
         f"query has {query.dim()} dimensions; it must be "
@@ -104,34 +210,26 @@ def attention(
         f"{cache.num_kv_heads} KV heads",
     )
     _check(
-        query.dtype == cache.key.dtype, f"query is {query.dtype}; the cache is {cache.key.dtype}"
+        query.dtype in QUERY_DTYPES,
+        f"query is {query.dtype}; it must be torch.float16, torch.bfloat16 or torch.float32",
+    )
+    _check(
+        query.dtype == cache.dtype or cache.dtype == torch.float8_e4m3fn,
+        f"query is {query.dtype}; the cache is {cache.dtype}",
     )
     _check(query.stride(-1) == 1, "query must be contiguous in its last dimension")
     _check_device("query", query, cache)
     _check_device("batch", batch.block_tables, cache)
-    if out is None:
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    else:
-        _check(
-            out.shape == query.shape and out.dtype == query.dtype,
-            f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} {tuple(query.shape)}",
-        )
-        _check(out.stride(-1) == 1, "out must be contiguous in its last dimension")
-        _check_device("out", out, cache)
-    if num_tokens == 0:
-        return out
-    chosen = _choose(implementation, cache)
-    reason = chosen.unsupported(query, cache, batch)
-    _check(reason is None, f"implementation {chosen.name!r} cannot take these inputs: {reason}")
-    chosen.attention(query, cache, batch, head_size**-0.5 if scale is None else scale, out)
-    return out
 
 
-def _choose(name: str | None, cache: LayerCache) -> Implementation:
-    if name is None:
-        on_gpu = cache.key.is_cuda and importlib.util.find_spec("triton") is not None
-        name = "triton" if on_gpu else "torch"
-    return get_implementation(name)
+def _check_per_head(name: str, tensor: torch.Tensor, num_heads: int, cache: LayerCache) -> None:
+    _check(
+        tensor.dtype == torch.float32 and tuple(tensor.shape) == (num_heads,),
+        f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be torch.float32 "
+        f"[num_query_heads], here {(num_heads,)}",
+    )
+    _check(tensor.is_contiguous(), f"{name} must be contiguous")
+    _check_device(name, tensor, cache)
 
 
 def _check(condition: bool, sentence: str) -> None:

@@ -16,12 +16,12 @@ class Launch:
     """One batch's attention, its inputs bound.
 
     An implementation that plans on the host, or keeps K and V in a layout of its own, may offer
-    `prepare(query, cache, batch, scale, out) -> Launch` besides `attention`; then the launch alone
-    is timed, and the planning beside it.
+    `prepare(call) -> Launch` besides `attention`; then the launch alone is timed, and the planning
+    beside it.
 
     Attributes:
         run: launches the work; may be captured in a CUDA graph.
-        out: [num_query_tokens, num_query_heads, head_size], written by `run`.
+        out: the call's, written by `run`, as its log-sum-exp is.
         plan: works out anew what a step needs before its first layer; None if there is nothing
             to plan.
 

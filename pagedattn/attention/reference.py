@@ -6,91 +6,113 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.kv_cache import write_slots
+from pagedattn.kv_cache import dequantised, write_slots
 
 if TYPE_CHECKING:
-    from pagedattn.attention.batch import AttentionBatch
+    from pagedattn.attention.call import AttentionCall
     from pagedattn.kv_cache import LayerCache
 
 QUERY_CHUNK = 1024
 
 
-def dense_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    weights_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Causal attention of one sequence over contiguous keys, in the inputs' precision.
-
-    Args:
-        query: [num_queries, num_query_heads, head_size], the sequence's last tokens.
-        key: [num_tokens, num_kv_heads, head_size], num_tokens >= num_queries.
-        value: the same shape.
-        scale: factor of the scores.
-        weights_dtype: precision that the softmax weights are rounded to; None leaves them.
-
-    Returns:
-        [num_queries, num_query_heads, head_size].
-
-    """
-    group = query.shape[1] // key.shape[1]
-    key = key.repeat_interleave(group, dim=1)
-    value = value.repeat_interleave(group, dim=1)
-    positions = torch.arange(key.shape[0], device=key.device)
-    out = torch.empty_like(query)
-    for begin in range(0, query.shape[0], QUERY_CHUNK):
-        rows = query[begin : begin + QUERY_CHUNK]
-        own = positions[key.shape[0] - query.shape[0] + begin :][: rows.shape[0]]
-        scores = torch.einsum("qhd,khd->hqk", rows, key) * scale
-        scores = scores.masked_fill(positions > own[:, None], float("-inf"))
-        weights = torch.softmax(scores, dim=-1)
-        if weights_dtype is not None:
-            weights = weights.to(weights_dtype).to(value.dtype)
-        out[begin : begin + QUERY_CHUNK] = torch.einsum("hqk,khd->qhd", weights, value)
-    return out
-
-
 def reference_attention(
-    query: torch.Tensor,
-    cache: LayerCache,
-    batch: AttentionBatch,
-    scale: float | None = None,
+    call: AttentionCall,
     dtype: torch.dtype = torch.float32,
     weights_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Paged attention, computed a sequence at a time in `dtype`; touches no input.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Paged attention, computed a sequence at a time in `dtype`; touches no tensor of the call.
 
     Args:
-        query: [num_query_tokens, num_query_heads, head_size].
-        cache: one layer's views.
-        batch: lengths, block tables and query rows.
-        scale: factor of the scores; None is `1 / sqrt(head_size)`.
-        dtype: precision of the computation.
+        call: inputs and options; `out` and `lse` are not written.
+        dtype: precision of the computation; stored keys and values are dequantised in it.
         weights_dtype: precision that the softmax weights are rounded to; None leaves them.
 
     Returns:
-        [num_query_tokens, num_query_heads, head_size] in `dtype`.
+        The result, [num_query_tokens, num_query_heads, head_size], and the log-sum-exp,
+        [num_query_tokens, num_query_heads], both in `dtype`.
 
     """
-    scale = cache.head_size**-0.5 if scale is None else scale
-    out = torch.zeros(query.shape, dtype=dtype, device=query.device)
+    cache, batch = call.cache, call.batch
+    out = torch.zeros(call.query.shape, dtype=dtype, device=call.query.device)
+    lse = torch.full(out.shape[:2], float("-inf"), dtype=dtype, device=out.device)
+    if call.sinks is not None:
+        lse[:] = call.sinks
     starts = batch.query_starts.tolist()
     for sequence, num_tokens in enumerate(batch.kv_lengths.tolist()):
         begin, end = starts[sequence], starts[sequence + 1]
         if begin == end or num_tokens == 0:
             continue
+        # blocks that have left the window of the first query may be gone
+        first = num_tokens - (end - begin)
+        first_seen = 0 if call.window is None else max(0, first - call.window + 1)
+        first_block = first_seen // cache.block_size
         num_blocks = -(-num_tokens // cache.block_size)
-        blocks = batch.block_tables[sequence, :num_blocks].long()
+        blocks = batch.block_tables[sequence, first_block:num_blocks].long()
+        in_blocks = slice(
+            first_seen - first_block * cache.block_size, num_tokens - first_block * cache.block_size
+        )
         key, value = (
-            part[blocks].transpose(1, 2).flatten(0, 1)[:num_tokens].to(dtype)
-            for part in (cache.key, cache.value)
+            dequantised(part[blocks].transpose(1, 2).flatten(0, 1)[in_blocks], scale, dtype)
+            for part, scale in ((cache.key, cache.key_scale), (cache.value, cache.value_scale))
         )
-        out[begin:end] = dense_attention(
-            query[begin:end].to(dtype), key, value, scale, weights_dtype
-        )
-    return out
+        for row in range(begin, end, QUERY_CHUNK):
+            rows = slice(row, min(row + QUERY_CHUNK, end))
+            positions = torch.arange(rows.start, rows.stop, device=out.device) - begin + first
+            out[rows], lse[rows] = _attend(
+                call, call.query[rows].to(dtype), positions, key, value, first_seen, weights_dtype
+            )
+    return out, lse
+
+
+def _attend(
+    call: AttentionCall,
+    query: torch.Tensor,
+    positions: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    first_key: int,
+    weights_dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of some queries of one sequence; see `AttentionCall` for the formula.
+
+    Args:
+        call: the options.
+        query: [num_queries, num_query_heads, head_size].
+        positions: int64 [num_queries], each query's token.
+        key: [num_keys, num_kv_heads, head_size], the tokens from `first_key` on.
+        value: the same shape.
+        first_key: position of the first key.
+        weights_dtype: see `reference_attention`.
+
+    Returns:
+        [num_queries, num_query_heads, head_size] and [num_queries, num_query_heads].
+
+    """
+    group = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(group, dim=1)
+    value = value.repeat_interleave(group, dim=1)
+    # distance[i, j]: position of key j less that of query i; 0 is the query's own token
+    distance = first_key + torch.arange(key.shape[0], device=key.device) - positions[:, None]
+    scores = torch.einsum("qhd,khd->hqk", query, key) * call.scale
+    if call.soft_cap is not None:
+        scores = call.soft_cap * torch.tanh(scores / call.soft_cap)
+    if call.alibi_slopes is not None:
+        scores = scores + call.alibi_slopes.to(scores.dtype)[:, None, None] * distance
+    hidden = distance > 0
+    if call.window is not None:
+        hidden |= distance <= -call.window
+    scores = scores.masked_fill(hidden, float("-inf"))
+    sinks = torch.full((len(scores), 1), float("-inf"), dtype=scores.dtype, device=scores.device)
+    if call.sinks is not None:
+        sinks[:, 0] = call.sinks
+    peak = torch.maximum(scores.amax(dim=-1), sinks)  # [num_query_heads, num_queries]
+    peak = peak.masked_fill(peak == float("-inf"), 0)  # where nothing is seen
+    weights = torch.exp(scores - peak[..., None])
+    total = weights.sum(dim=-1) + torch.exp(sinks - peak)
+    weights = weights / total.masked_fill(total == 0, 1)[..., None]
+    if weights_dtype is not None:
+        weights = weights.to(weights_dtype).to(value.dtype)
+    return torch.einsum("hqk,khd->qhd", weights, value), (peak + total.log()).T
 
 
 class ReferenceImplementation:
@@ -98,25 +120,16 @@ class ReferenceImplementation:
 
     name = "reference"
 
-    def unsupported(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-    ) -> str | None:
+    def unsupported(self, call: AttentionCall) -> str | None:
         """Everything is supported."""
         return None
 
-    def attention(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> None:
-        """Write causal attention into `out`."""
-        out.copy_(reference_attention(query, cache, batch, scale))
+    def attention(self, call: AttentionCall) -> None:
+        """Write the result and the log-sum-exp, computed in float32."""
+        out, lse = reference_attention(call)
+        call.out.copy_(out)
+        if call.lse is not None:
+            call.lse.copy_(lse)
 
     def write_kv(
         self, key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor

@@ -8,39 +8,34 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from pagedattn.attention.batch import AttentionBatch
+    from pagedattn.attention.call import AttentionCall
     from pagedattn.kv_cache import LayerCache
 
 
 class Implementation(Protocol):
     """What a kernel must offer to be tested, timed and used here.
 
-    Arguments arrive validated (see `pagedattn.attention.api`): shapes agree, tensors are on one
-    device, `out` is allocated. A method `prepare` may be added, see
+    A call arrives validated (see `pagedattn.attention.api`): shapes agree, tensors are on one
+    device, `out` is allocated. A method `prepare(call) -> Launch` may be added, see
     `pagedattn.attention.launch.Launch`.
     """
 
     name: str
 
-    def unsupported(
-        self, query: torch.Tensor, cache: LayerCache, batch: AttentionBatch
-    ) -> str | None:
-        """Say in a phrase why these inputs cannot be handled, or None if they can."""
+    def unsupported(self, call: AttentionCall) -> str | None:
+        """Say in a phrase why this call cannot be taken, or None if it can."""
 
-    def attention(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> None:
-        """Write `softmax(scale * Q K^T) V`, causal, into every row of `out`."""
+    def attention(self, call: AttentionCall) -> None:
+        """Write every row of `call.out`, and of `call.lse` if it is not None."""
 
     def write_kv(
         self, key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor
     ) -> None:
-        """Write K and V of tokens into their slots; slots outside the cache are skipped."""
+        """Write K and V of tokens into their slots; slots outside the cache are skipped.
+
+        Into an fp8 cache go `key / cache.key_scale` and `value / cache.value_scale`, limited to
+        +-448 and rounded to nearest.
+        """
 
 
 _BUILT_IN = {

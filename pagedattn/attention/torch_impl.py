@@ -16,6 +16,7 @@ from pagedattn.kv_cache import write_slots
 
 if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch
+    from pagedattn.attention.call import AttentionCall
     from pagedattn.kv_cache import LayerCache
 
 
@@ -24,28 +25,17 @@ class TorchImplementation:
 
     name = "torch"
 
-    def unsupported(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-    ) -> str | None:
-        """Everything is supported."""
-        return None
+    def unsupported(self, call: AttentionCall) -> str | None:
+        """Say what it cannot take, or None."""
+        return call.beyond(())
 
-    def attention(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> None:
+    def attention(self, call: AttentionCall) -> None:
         """Write causal attention into `out`.
 
         Memory: K and V of [num_sequences, max_kv_length] tokens, once more than the cache, and
         a mask of [num_sequences, max_query_length, max_kv_length] bytes.
         """
+        query, cache, batch, out = call.query, call.cache, call.batch, call.out
         if batch.max_kv_length == 0:
             out.zero_()
             return
@@ -65,7 +55,7 @@ class TorchImplementation:
             key,
             value,
             attn_mask=mask[:, None],
-            scale=scale,
+            scale=call.scale,
             enable_gqa=True,
         )
         # back from padded rows to the query tokens; nothing here waits for the GPU

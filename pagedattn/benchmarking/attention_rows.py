@@ -48,8 +48,8 @@ class AttentionCase:
     @cached_property
     def exact(self) -> torch.Tensor:
         """Attention over the first batch in float64."""
-        first = self.rotation[0]
-        return reference_attention(first.query, first.cache, first.batch, dtype=torch.float64)
+        exact, _ = reference_attention(self.rotation[0].call(), torch.float64)
+        return exact
 
     @cached_property
     def budget(self) -> ErrorBudget:
@@ -61,7 +61,7 @@ class AttentionCase:
         first = self.rotation[0]
         if name == SdpaContiguous.name:
             return SdpaContiguous().unsupported(first.batch)
-        return get_implementation(name).unsupported(first.query, first.cache, first.batch)
+        return get_implementation(name).unsupported(first.call())
 
     def launches(self, name: str) -> list[Callable[[], torch.Tensor]]:
         """One launch for each batch of the rotation; each returns its result."""
@@ -72,13 +72,17 @@ class AttentionCase:
         prepare = getattr(get_implementation(name), "prepare", None)
 
         def launch(inputs: AttentionInputs) -> Callable[[], torch.Tensor]:
-            out = torch.empty_like(inputs.query)
+            call = inputs.call()
             if prepare is not None:
-                scale = self.shape.head_size**-0.5
-                prepared: Launch = prepare(inputs.query, inputs.cache, inputs.batch, scale, out)
+                prepared: Launch = prepare(call)
                 return prepared
             return lambda: attention(
-                inputs.query, inputs.cache, inputs.batch, out=out, implementation=name
+                inputs.query,
+                inputs.cache,
+                inputs.batch,
+                out=call.out,
+                implementation=name,
+                **inputs.options,
             )
 
         return [launch(inputs) for inputs in self.rotation]

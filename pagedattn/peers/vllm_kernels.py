@@ -18,7 +18,7 @@ from pagedattn.attention.launch import Launch
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from pagedattn.attention.batch import AttentionBatch
+    from pagedattn.attention.call import AttentionCall
     from pagedattn.kv_cache import LayerCache
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -28,12 +28,12 @@ _PARTITION = 512
 _LONGEST_UNCUT = 8192
 
 
-def _missing(query: torch.Tensor) -> str | None:
+def _missing(call: AttentionCall) -> str | None:
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed"
-    if not query.is_cuda:
+    if not call.query.is_cuda:
         return "vLLM's kernels need a CUDA GPU"
-    return None
+    return call.beyond(())
 
 
 def _imported(module: str) -> ModuleType:
@@ -54,25 +54,11 @@ class _VllmKernel:
 
     name: str
 
-    def attention(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> None:
+    def attention(self, call: AttentionCall) -> None:
         """Plan, then write causal attention into `out`."""
-        self.prepare(query, cache, batch, scale, out).run()
+        self.prepare(call).run()
 
-    def prepare(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> Launch:
+    def prepare(self, call: AttentionCall) -> Launch:
         """Bind the inputs; see `pagedattn.attention.launch.Launch`."""
         raise NotImplementedError
 
@@ -96,11 +82,10 @@ class VllmFlashAttention3(_VllmKernel):
 
     name = "vllm_flash_attention_3"
 
-    def unsupported(
-        self, query: torch.Tensor, cache: LayerCache, batch: AttentionBatch
-    ) -> str | None:
+    def unsupported(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
-        if missing := _missing(query):
+        query, cache = call.query, call.cache
+        if missing := _missing(call):
             return missing
         if query.dtype not in HALVES:
             return f"FlashAttention 3 takes float16 and bfloat16, not {query.dtype}"
@@ -110,15 +95,9 @@ class VllmFlashAttention3(_VllmKernel):
             return f"FlashAttention 3 takes head sizes up to 256 by eights, not {cache.head_size}"
         return None
 
-    def prepare(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> Launch:
+    def prepare(self, call: AttentionCall) -> Launch:
         """Make the schedule; `plan` makes it anew, in place."""
+        query, cache, batch, out = call.query, call.cache, call.batch, call.out
         flash = _imported("vllm.vllm_flash_attn")
 
         def schedule() -> torch.Tensor:
@@ -151,7 +130,7 @@ class VllmFlashAttention3(_VllmKernel):
                 max_seqlen_q=batch.max_query_length,
                 seqused_k=batch.kv_lengths,
                 max_seqlen_k=batch.max_kv_length,
-                softmax_scale=scale,
+                softmax_scale=call.scale,
                 causal=True,
                 block_table=batch.block_tables,
                 scheduler_metadata=planned,
@@ -166,21 +145,13 @@ class VllmTriton(_VllmKernel):
 
     name = "vllm_triton"
 
-    def unsupported(
-        self, query: torch.Tensor, cache: LayerCache, batch: AttentionBatch
-    ) -> str | None:
+    def unsupported(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
-        return _missing(query)
+        return _missing(call)
 
-    def prepare(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> Launch:
+    def prepare(self, call: AttentionCall) -> Launch:
         """Allocate the buffers; there is nothing to plan."""
+        query, cache, batch, out = call.query, call.cache, call.batch, call.out
         ops = _imported("vllm.v1.attention.ops.triton_unified_attention")
         most = _SPLIT_BELOW // cache.num_kv_heads  # sequences
         parts = (most, query.shape[1], _SEGMENTS)
@@ -199,7 +170,7 @@ class VllmTriton(_VllmKernel):
                 max_seqlen_q=batch.max_query_length,
                 seqused_k=batch.kv_lengths,
                 max_seqlen_k=batch.max_kv_length,
-                softmax_scale=scale,
+                softmax_scale=call.scale,
                 causal=True,
                 window_size=(-1, -1),
                 block_table=batch.block_tables,
@@ -226,11 +197,10 @@ class VllmCuda(_VllmKernel):
 
     name = "vllm_cuda"
 
-    def unsupported(
-        self, query: torch.Tensor, cache: LayerCache, batch: AttentionBatch
-    ) -> str | None:
+    def unsupported(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
-        if missing := _missing(query):
+        cache, batch = call.cache, call.batch
+        if missing := _missing(call):
             return missing
         if batch.max_query_length != 1 or batch.num_query_tokens != batch.num_sequences:
             return "it takes one query token a sequence"
@@ -240,15 +210,9 @@ class VllmCuda(_VllmKernel):
             return f"it takes blocks of 8, 16 and 32 tokens, not {cache.block_size}"
         return None
 
-    def prepare(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> Launch:
+    def prepare(self, call: AttentionCall) -> Launch:
         """Copy the blocks that the batch names; there is nothing to plan."""
+        query, cache, batch, out = call.query, call.cache, call.batch, call.out
         ops = _imported("vllm._custom_ops")
         blocks, numbered = torch.unique(batch.block_tables, return_inverse=True)
         tables = numbered.to(torch.int32)
@@ -265,7 +229,7 @@ class VllmCuda(_VllmKernel):
             partitions == 1 or sequences * heads > _PARTITION
         )
         common = (
-            *(query, key, value, cache.num_kv_heads, scale, tables, batch.kv_lengths),
+            *(query, key, value, cache.num_kv_heads, call.scale, tables, batch.kv_lengths),
             *(cache.block_size, batch.max_kv_length, None, "auto", one, one),
         )
         if uncut:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
 
 from pagedattn.attention.batch import AttentionBatch
+from pagedattn.attention.call import AttentionCall
 from pagedattn.kv_cache import KVCache, LayerCache
 from pagedattn.page_table import PageTable
 
 if TYPE_CHECKING:
     from pagedattn.workloads import AttentionShape
+
+
+class AttentionOptions(TypedDict):
+    """Keyword arguments of `pagedattn.attention.attention` that a case decides."""
+
+    window: int | None
+    soft_cap: float | None
+    alibi_slopes: torch.Tensor | None
+    sinks: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,10 @@ class AttentionInputs:
         value: the same for V.
         cache: one layer; slots that no sequence uses hold NaN.
         batch: page table and lengths; padding entries name a block full of NaN.
+        window: see `pagedattn.attention.attention`, as for the others.
+        soft_cap: the same.
+        alibi_slopes: the same.
+        sinks: the same.
 
     """
 
@@ -35,6 +49,44 @@ class AttentionInputs:
     value: torch.Tensor
     cache: LayerCache
     batch: AttentionBatch
+    window: int | None = None
+    soft_cap: float | None = None
+    alibi_slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def options(self) -> AttentionOptions:
+        """The keyword arguments of `pagedattn.attention.attention` that this case asks for."""
+        return {
+            "window": self.window,
+            "soft_cap": self.soft_cap,
+            "alibi_slopes": self.alibi_slopes,
+            "sinks": self.sinks,
+        }
+
+    def call(
+        self,
+        out: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
+        scale: float | None = None,
+    ) -> AttentionCall:
+        """Make the call that an implementation receives.
+
+        Args:
+            out: where to write; None allocates.
+            lse: float32 [num_query_tokens, num_query_heads], or None to do without.
+            scale: factor of the scores; None is `1 / sqrt(head_size)`.
+
+        """
+        return AttentionCall(
+            query=self.query,
+            cache=self.cache,
+            batch=self.batch,
+            scale=self.cache.head_size**-0.5 if scale is None else scale,
+            out=torch.empty_like(self.query) if out is None else out,
+            lse=lse,
+            **self.options,
+        )
 
 
 def make_inputs(

@@ -67,10 +67,8 @@ def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
 
     """
     dtype = inputs.query.dtype
-    rounded = reference_attention(
-        inputs.query, inputs.cache, inputs.batch, dtype=torch.float32, weights_dtype=dtype
-    ).to(dtype)
-    ordinary = error_of(rounded, exact)
+    rounded, _ = reference_attention(inputs.call(), torch.float32, weights_dtype=dtype)
+    ordinary = error_of(rounded.to(dtype), exact)
     in_order = math.sqrt(inputs.cache.head_size) / 2 * torch.finfo(torch.float32).eps
     largest = float(exact.abs().max()) if exact.numel() else 0.0
     spacing = 2.0 ** math.floor(math.log2(largest)) * torch.finfo(dtype).eps if largest else 0.0
@@ -92,7 +90,7 @@ def check_attention(
         AssertionError: the error is above the budget, or something is NaN.
 
     """
-    exact = reference_attention(inputs.query, inputs.cache, inputs.batch, dtype=torch.float64)
+    exact, _ = reference_attention(inputs.call(), torch.float64)
     error, budget = error_of(result, exact), error_budget(inputs, exact)
     assert budget.covers(error), f"the error {error} is above the budget {budget}"
     return error, budget

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pagedattn import BlockCopies, CacheConfig, KVCache, LayerCache, ModelConfig
+from pagedattn.kv_cache import FP8, dequantised, quantised
 from pagedattn.memory import kv_bytes_per_block
 
 
@@ -109,6 +110,73 @@ def test_an_impossible_size_is_refused():
 def test_keys_and_values_of_two_kinds_are_refused(key, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         LayerCache(key, value)
+
+
+@pytest.mark.parametrize("name", ["key_scale", "value_scale"])
+@pytest.mark.parametrize(
+    ("dtype", "scale", "sentence"),
+    [
+        (torch.float16, torch.ones(2), "the cache is torch.float16, and only torch.float8"),
+        (FP8, torch.ones(3), r"_scale is torch.float32 .3,.; it must be .* here .2,."),
+        (FP8, torch.ones(2).half(), r"_scale is torch.float16 .2,.; it must be torch.float32"),
+        (FP8, torch.ones(2, device="meta"), "must be contiguous and on cpu; .* on meta"),
+        (FP8, torch.ones(4)[::2], "must be contiguous"),
+    ],
+    ids=["dtype", "shape", "precision", "device", "strides"],
+)
+def test_scales_that_do_not_fit_are_refused(name, dtype, scale, sentence):
+    parts = torch.empty((2, 5, 2, 4, 8), dtype=dtype)
+    with pytest.raises(ValueError, match=sentence):
+        LayerCache(*parts, **{name: scale})
+
+
+def test_an_fp8_cache_has_a_scale_for_each_layer_and_head_and_others_have_none():
+    cache = made(FP8)
+    assert cache.scales.shape == (3, 2, 2)
+    assert (cache.scales == 1).all()
+    cache.scales[2, 1, 0] = 0.5  # a layer's scales are views, as its blocks are
+    assert cache.layer(2).value_scale.tolist() == [0.5, 1.0]
+    assert cache.layer(2).key_scale.tolist() == [1.0, 1.0]
+    assert made().scales is None
+    assert made().layer(0).key_scale is None
+
+
+def test_fp8_keys_are_divided_by_their_head_s_scale_limited_and_rounded_to_nearest():
+    cache = made(FP8)
+    cache.scales[1] = torch.tensor([[0.25, 2.0], [1.0, 0.5]])
+    key = torch.tensor([100.0, 104.0, 120.0, -9999.0, 0.5, 0.26, 0.0, float("nan")])
+    cache.write(1, key.expand(1, 2, 8), key.expand(1, 2, 8), torch.tensor([5]))
+    stored = cache.storage[1, 1, :, :, 1].float()
+    expected = {  # e4m3 has three bits behind the leading one
+        (0, 0): [384, 416, 448, -448, 2, 1, 0],  # 400 is a tie, and goes to even
+        (0, 1): [48, 52, 60, -448, 0.25, 0.125, 0],
+        (1, 0): [96, 104, 120, -448, 0.5, 0.25, 0],
+        (1, 1): [192, 208, 240, -448, 1, 0.5, 0],
+    }
+    for place, numbers in expected.items():
+        assert stored[place][:7].tolist() == numbers
+        assert stored[place][7].isnan()
+    assert cache.storage.isnan().sum() == cache.storage.numel() - 2 * 2 * 8 + 4
+    gathered, _ = cache.gather(1, np.array([1], dtype=np.int32), 2)
+    assert gathered.dtype == torch.float32
+    assert gathered[1, 0, :3].tolist() == [96, 104, 112]
+    assert gathered[1, 1, :3].tolist() == [96, 104, 120]
+
+
+@pytest.mark.parametrize("scale", [0.013, 1.0, 3.7])
+def test_quantising_inverts_dequantising(scale):
+    stored = torch.arange(256, dtype=torch.uint8).view(FP8)
+    stored = stored[~stored.isnan()].view(1, -1)
+    scales = torch.tensor([scale])
+    numbers = dequantised(stored, scales, torch.float32)
+    assert torch.equal(quantised(numbers, scales, FP8).view(torch.uint8), stored.view(torch.uint8))
+
+
+def test_fp8_blocks_are_copied():
+    cache = made(FP8)
+    cache.write(0, *torch.ones(2, 1, 2, 8), torch.tensor([9]))
+    cache.copy_blocks(BlockCopies(np.array([2], np.int32), np.array([0], np.int32)))
+    assert (cache.storage[0, 0, :, :, 1].float() == 1).all()
 
 
 def test_blocks_are_copied_from_another_cache():

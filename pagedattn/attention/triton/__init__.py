@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from pagedattn.attention.triton.decode import launch_decode, rows_of_one_tile
 from pagedattn.attention.triton.kv_write import launch_kv_write
 from pagedattn.attention.triton.prefill import launch_prefill
+from pagedattn.kv_cache import FP8, write_slots
 
 if TYPE_CHECKING:
     import torch
 
-    from pagedattn.attention.batch import AttentionBatch
+    from pagedattn.attention.call import AttentionCall
     from pagedattn.kv_cache import LayerCache
 
 MAX_HEAD_SIZE = 256
@@ -22,39 +23,28 @@ class TritonImplementation:
 
     name = "triton"
 
-    def unsupported(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-    ) -> str | None:
+    def unsupported(self, call: AttentionCall) -> str | None:
         """Say what the kernels cannot take, or None."""
-        if cache.head_size > MAX_HEAD_SIZE:
-            return f"head_size {cache.head_size} is above {MAX_HEAD_SIZE}"
-        if not query.dtype.is_floating_point or query.dtype.itemsize < 2:
-            return f"dtype {query.dtype} is none of float16, bfloat16, float32"
-        return None
+        if call.cache.head_size > MAX_HEAD_SIZE:
+            return f"head_size {call.cache.head_size} is above {MAX_HEAD_SIZE}"
+        return call.beyond(())
 
-    def attention(
-        self,
-        query: torch.Tensor,
-        cache: LayerCache,
-        batch: AttentionBatch,
-        scale: float,
-        out: torch.Tensor,
-    ) -> None:
-        """Write causal attention into `out`.
+    def attention(self, call: AttentionCall) -> None:
+        """Write causal attention into the call's `out`.
 
         Short queries (decode, verification) go to the kernel that splits the KV over the whole
         GPU, long ones to the kernel that walks query tiles.
         """
-        if rows_of_one_tile(query, cache, batch) is not None:
-            launch_decode(query, cache, batch, scale, out)
+        if rows_of_one_tile(call) is not None:
+            launch_decode(call)
         else:
-            launch_prefill(query, cache, batch, scale, out)
+            launch_prefill(call)
 
     def write_kv(
         self, key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor
     ) -> None:
         """Write K and V of tokens into their slots; slots outside the cache are skipped."""
-        launch_kv_write(key, value, cache, slots)
+        if cache.dtype == FP8:
+            write_slots(cache, key, value, slots)
+        else:
+            launch_kv_write(key, value, cache, slots)

@@ -25,8 +25,7 @@ import triton.language as tl
 from pagedattn.attention.triton.primitives import load_kv_tile, softmax_step
 
 if TYPE_CHECKING:
-    from pagedattn.attention.batch import AttentionBatch
-    from pagedattn.kv_cache import LayerCache
+    from pagedattn.attention.call import AttentionCall
 
 LOG2_E = 1.4426950408889634
 MAX_ROWS_OF_ONE_TILE = 64
@@ -52,11 +51,12 @@ class DecodeConfig:
     programs_per_sm: int
 
 
-def rows_of_one_tile(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> int | None:
+def rows_of_one_tile(call: AttentionCall) -> int | None:
     """Rows of the query tile if every sequence's queries of one KV head fit one; else None."""
-    group = query.shape[1] // cache.num_kv_heads
-    rows = max(MIN_DOT_ROWS, triton.next_power_of_2(group * batch.max_query_length))
-    return rows if rows <= MAX_ROWS_OF_ONE_TILE or batch.max_query_length <= 1 else None
+    group = call.query.shape[1] // call.cache.num_kv_heads
+    longest = call.batch.max_query_length
+    rows = max(MIN_DOT_ROWS, triton.next_power_of_2(group * longest))
+    return rows if rows <= MAX_ROWS_OF_ONE_TILE or longest <= 1 else None
 
 
 @triton.jit
@@ -304,26 +304,16 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
-def launch_decode(
-    query: torch.Tensor,
-    cache: LayerCache,
-    batch: AttentionBatch,
-    scale: float,
-    out: torch.Tensor,
-    config: DecodeConfig | None = None,
-) -> None:
+def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> None:
     """Launch decode and merge; `rows_of_one_tile` must not be None. Allocates the workspace.
 
     Args:
-        query: [num_query_tokens, num_query_heads, head_size].
-        cache: one layer's views.
-        batch: lengths, block tables and query rows, read on the device only.
-        scale: factor of the scores.
-        out: [num_query_tokens, num_query_heads, head_size], written.
+        call: what to compute; the batch's tensors are read on the device only.
         config: how to cut and compile; None chooses.
 
     """
-    rows = rows_of_one_tile(query, cache, batch)
+    query, cache, batch, out = call.query, call.cache, call.batch, call.out
+    rows = rows_of_one_tile(call)
     assert rows is not None
     num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
     head_tile = max(16, triton.next_power_of_2(head_size))
@@ -353,7 +343,7 @@ def launch_decode(
         batch.block_tables,
         batch.kv_lengths,
         batch.query_starts,
-        scale * LOG2_E,
+        call.scale * LOG2_E,
         batch.num_sequences,
         num_kv_heads,
         group,

@@ -20,10 +20,7 @@ from pagedattn.attention.triton.decode import LOG2_E, dot_precision
 from pagedattn.attention.triton.primitives import load_kv_tile, softmax_step
 
 if TYPE_CHECKING:
-    import torch
-
-    from pagedattn.attention.batch import AttentionBatch
-    from pagedattn.kv_cache import LayerCache
+    from pagedattn.attention.call import AttentionCall
 
 
 @triton.jit
@@ -185,25 +182,15 @@ def choose_config(head_tile: int, itemsize: int) -> PrefillConfig:
     return PrefillConfig(64, 32, 4, 3)
 
 
-def launch_prefill(
-    query: torch.Tensor,
-    cache: LayerCache,
-    batch: AttentionBatch,
-    scale: float,
-    out: torch.Tensor,
-    config: PrefillConfig | None = None,
-) -> None:
+def launch_prefill(call: AttentionCall, config: PrefillConfig | None = None) -> None:
     """Launch the kernel over the most tiles that the batch can have; surplus programs end.
 
     Args:
-        query: [num_query_tokens, num_query_heads, head_size].
-        cache: one layer's views.
-        batch: lengths, block tables and query rows, read on the device only.
-        scale: factor of the scores.
-        out: [num_query_tokens, num_query_heads, head_size], written.
+        call: what to compute; the batch's tensors are read on the device only.
         config: how to cut and compile; None chooses.
 
     """
+    query, cache, batch, out = call.query, call.cache, call.batch, call.out
     num_tokens, num_query_heads, head_size = query.shape
     group = num_query_heads // cache.num_kv_heads
     head_tile = max(16, triton.next_power_of_2(head_size))
@@ -219,7 +206,7 @@ def launch_prefill(
         batch.block_tables,
         batch.kv_lengths,
         batch.query_starts,
-        scale * LOG2_E,
+        call.scale * LOG2_E,
         batch.num_sequences,
         group,
         tile_queries,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pagedattn.attention import AttentionBatch
+from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.reference import reference_attention
 from pagedattn.block_manager import BlockManager
 from pagedattn.kv_cache import KVCache
@@ -90,7 +91,8 @@ def scene(num_tokens: int = 10, freed_order: tuple[int, ...] = (2, 3, 6, 0, 4, 1
     slots = torch.from_numpy(table.slots([num_tokens]))
     cache.write(0, key, value, slots)
     batch = AttentionBatch.of(table)
-    output = reference_attention(query, cache.layer(0), batch, dtype=torch.float64)
+    call = AttentionCall(query, cache.layer(0), batch, 4**-0.5, torch.empty_like(query))
+    output, _ = reference_attention(call, torch.float64)
     stored, _ = cache.gather(0, table.block_tables[0], num_tokens)
     scores = (stored[:, 0] @ query[0, 0]) / 4**0.5
     weights = torch.softmax(scores, 0)

@@ -16,6 +16,7 @@ from pagedattn.attention import (
     write_kv,
 )
 from pagedattn.attention import registry as registry_module
+from pagedattn.attention.call import FEATURES
 from pagedattn.attention.torch_impl import TorchImplementation
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.workloads import AttentionShape
@@ -36,6 +37,7 @@ def inputs():
         (lambda q: q[..., :32], "query has head_size 32; the cache has 64"),
         (lambda q: q[:, :3], "query has 3 heads, which is no multiple of the cache's 2 KV heads"),
         (lambda q: q.half(), r"query is torch.float16; the cache is torch.float32"),
+        (lambda q: q.double(), r"query is torch.float64; it must be torch.float16, torch.bfl"),
         (lambda q: q.transpose(1, 2).contiguous().transpose(1, 2), "query must be contiguous"),
         (lambda q: q.to("meta"), "query is on meta; the cache is on cpu"),
     ],
@@ -43,6 +45,30 @@ def inputs():
 def test_a_query_that_does_not_fit_is_refused(inputs, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         attention(change(inputs.query), inputs.cache, inputs.batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"window": 0}, "window is 0; it must be a whole number of tokens, at least 1, or None"),
+        ({"window": 2.5}, "window is 2.5; it must be a whole number"),
+        ({"window": True}, "window is True; it must be a whole number"),
+        ({"soft_cap": 0.0}, "soft_cap is 0.0; it must be a finite number above 0, or None"),
+        ({"soft_cap": -3.0}, "soft_cap is -3.0; it must be"),
+        ({"soft_cap": float("inf")}, "soft_cap is inf; it must be"),
+        ({"alibi_slopes": torch.ones(2)}, r"alibi_slopes is torch.float32 .2,.; it must be torch"),
+        ({"alibi_slopes": torch.ones(4).half()}, "alibi_slopes is torch.float16"),
+        ({"alibi_slopes": torch.ones(8)[::2]}, "alibi_slopes must be contiguous"),
+        ({"sinks": torch.ones(4, 1)}, r"sinks is torch.float32 .4, 1.; it must be .* here .4,."),
+        ({"sinks": torch.ones(4, device="meta")}, "sinks is on meta; the cache is on cpu"),
+    ],
+    ids=str,
+)
+def test_an_option_that_means_nothing_is_refused(inputs, options, sentence):
+    out = torch.full_like(inputs.query, 7.0)
+    with pytest.raises(ValueError, match=sentence):
+        attention(inputs.query, inputs.cache, inputs.batch, out=out, **options)
+    assert (out == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -96,9 +122,9 @@ def test_a_registered_implementation_is_called_by_its_name(inputs, monkeypatch):
     class Mine(TorchImplementation):
         name = "mine"
 
-        def attention(self, query, cache, batch, scale, out):
-            super().attention(query, cache, batch, scale, out)
-            out.neg_()
+        def attention(self, call):
+            super().attention(call)
+            call.out.neg_()
 
     register(Mine())
     assert "mine" in implementation_names()
@@ -113,6 +139,19 @@ def test_a_registered_implementation_is_called_by_its_name(inputs, monkeypatch):
         with pytest.raises(ValueError, match=f"named '{name}' exists"):
             register(other)
     assert get_implementation("mine").name == "mine"
+
+
+def test_a_call_names_what_it_asks_for_and_what_is_missing(inputs):
+    plain = inputs.call()
+    assert plain.features == frozenset()
+    assert plain.beyond(()) is None
+    ones = torch.ones(4)
+    full = dataclasses.replace(
+        plain, lse=torch.empty(2, 4), window=3, soft_cap=5.0, alibi_slopes=ones, sinks=ones
+    )
+    assert full.features == FEATURES.keys() - {"fp8"}
+    assert full.beyond(FEATURES) is None
+    assert full.beyond({"alibi", "lse", "sinks"}) == "it does not do a sliding window or a soft cap"
 
 
 def page_table(lengths, block_size=4):

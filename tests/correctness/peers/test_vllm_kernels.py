@@ -30,7 +30,7 @@ UNUSED_SLOTS_MATTER = {("vllm_flash_attention_3", "prefill"), ("vllm_flash_atten
 def run(kernel, kind, heads, head_size, block_size, dtype, seed=0):
     shape = AttentionShape("test", *LENGTHS[kind], *HEADS[heads], head_size, block_size, dtype)
     inputs = make_inputs(shape, device="cuda", seed=seed)
-    reason = get_implementation(kernel).unsupported(inputs.query, inputs.cache, inputs.batch)
+    reason = get_implementation(kernel).unsupported(inputs.call())
     if reason:
         pytest.skip(reason)
     out = torch.full_like(inputs.query, torch.nan)
@@ -68,10 +68,9 @@ class TestOnAGpu:
         shape = AttentionShape("test", *LENGTHS[kind], 8, 2, 128, 16, "bfloat16")
         inputs = make_inputs(shape, device="cuda")
         implementation = get_implementation(kernel)
-        if reason := implementation.unsupported(inputs.query, inputs.cache, inputs.batch):
+        if reason := implementation.unsupported(inputs.call()):
             pytest.skip(reason)
-        out = torch.empty_like(inputs.query)
-        launch = implementation.prepare(inputs.query, inputs.cache, inputs.batch, 128**-0.5, out)
+        launch = implementation.prepare(inputs.call())
         first = launch().clone()
         check_attention(first, inputs)
         if launch.plan is not None:
@@ -79,9 +78,9 @@ class TestOnAGpu:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             launch()
-        out.fill_(torch.nan)
+        launch.out.fill_(torch.nan)
         graph.replay()
-        assert torch.equal(out, first)
+        assert torch.equal(launch.out, first)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("block_size", [1, 16, 64])

@@ -24,7 +24,7 @@ def shape(dtype="float16", kv_lengths=(1, 15, 16, 17, 300)):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_exact_result_rounded_once_is_within_the_budget(dtype):
     inputs = make_inputs(shape(dtype))
-    exact = reference_attention(inputs.query, inputs.cache, inputs.batch, dtype=torch.float64)
+    exact, _ = reference_attention(inputs.call(), torch.float64)
     error, budget = check_attention(exact.to(inputs.query.dtype), inputs)
     assert budget.covers(error)
 
@@ -44,7 +44,7 @@ def test_a_wrong_result_is_refused(dtype, wrong):
         inputs.cache.value.nan_to_num_(0.0)
     elif wrong == "a scale 1 % off":
         scale = 1.01 / 8
-    result = reference_attention(inputs.query, inputs.cache, inputs.batch, scale)
+    result, _ = reference_attention(inputs.call(scale=scale))
     lengths.copy_(original)
     if wrong == "NaN":
         result[2, 1, 5] = torch.nan
@@ -57,8 +57,8 @@ def test_the_largest_element_may_be_one_rounding_off_and_not_three(dtype):
     # the first token sees itself alone: its result, the largest, is its V, which the ordinary
     # computation has exactly
     inputs = make_inputs(shape(dtype, kv_lengths=(1, *(17,) * 20)))
-    result = reference_attention(inputs.query, inputs.cache, inputs.batch).to(inputs.query.dtype)
-    result = result.contiguous()
+    result, _ = reference_attention(inputs.call())
+    result = result.to(inputs.query.dtype).contiguous()
     largest = result.abs().max().float()
     step = float(torch.finfo(result.dtype).eps * 2 ** largest.log2().floor())
     place = result.view(-1).abs().argmax()
@@ -74,7 +74,7 @@ def test_the_largest_element_may_be_one_rounding_off_and_not_three(dtype):
 
 def test_one_wrong_element_is_refused():
     inputs = make_inputs(shape())
-    result = reference_attention(inputs.query, inputs.cache, inputs.batch).half()
+    result = reference_attention(inputs.call())[0].half()
     result[4, 0, 0] += 0.02
     with pytest.raises(AssertionError, match="above the budget"):
         check_attention(result, inputs)
@@ -97,7 +97,7 @@ def test_lower_precision_has_the_larger_budget():
     budgets = []
     for dtype in ("float32", "float16", "bfloat16"):
         inputs = make_inputs(shape(dtype))
-        exact = reference_attention(inputs.query, inputs.cache, inputs.batch, dtype=torch.float64)
+        exact, _ = reference_attention(inputs.call(), torch.float64)
         budgets.append(error_budget(inputs, exact).relative)
     assert budgets[0] * 100 < budgets[1] < budgets[2] < 0.02
 
