@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pagedattn.attention import write_kv
-from pagedattn.kv_cache import KVCache
+from pagedattn.kv_cache import FP8, KVCache
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -89,3 +89,82 @@ def test_parts_of_a_fused_projection_are_taken_by_strides_and_cast(implementatio
     blocks, offsets = slots // 4, slots % 4
     assert torch.equal(cache.layer(0).key[blocks, :, offsets], fused[:, 4:6].half())
     assert torch.equal(cache.layer(0).value[blocks, :, offsets], fused[:, 6:].half())
+
+
+def fp8_numbers():
+    """All finite numbers of fp8 e4m3, ascending, and whether the last bit of each is 0."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    numbers = codes.view(FP8).double()
+    known = numbers.isfinite() & (codes != 128)  # without -0
+    order = numbers[known].argsort()
+    return numbers[known][order], (codes[known][order] % 2 == 0)
+
+
+def nearest_fp8(wanted):
+    """Round float64 to e4m3 by looking at all of its numbers; a tie goes to the even one."""
+    numbers, even = fp8_numbers()
+    distances = (wanted.clamp(-448, 448)[..., None] - numbers).abs()
+    nearest = distances == distances.amin(-1, keepdim=True)
+    return numbers[(nearest.int() + (nearest & even).int()).argmax(-1)]
+
+
+def hard_to_round():
+    """Float32 numbers at, beside and between those of fp8, of both signs, small and large."""
+    numbers = fp8_numbers()[0].float()
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    far = torch.tensor([449.0, 464.0, 465.0, 480.0, 1e4, 6e4, 3e-3, 1e-3, 9.7e-4, 1e-4, 1e-7])
+    either = [way for edge in (1e9, -1e9) for way in (middles.nextafter(torch.tensor(edge)),)]
+    return torch.cat([numbers, middles, *either, far, -far, torch.tensor([torch.inf, -torch.inf])])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [None, 1.0, 0.25, 8.0])
+def test_fp8_is_the_nearest_number_the_even_one_of_two_and_bounded(
+    implementation, device, dtype, scale
+):
+    cache = poisoned_cache(device, FP8, 16, 2, 64)
+    layer = cache.layer(1)
+    if scale is None:
+        layer = type(layer)(layer.key, layer.value)
+    else:
+        cache.scales.fill_(scale)
+    numbers = hard_to_round() * (scale or 1)
+    rows = -(-numbers.numel() // 128)
+    key = numbers.repeat(2)[: rows * 128].view(rows, 2, 64).to(dtype)
+    slots = torch.randperm(layer.num_slots)[:rows]
+    write_kv(
+        key.to(device), -key.to(device), layer, slots.to(device), implementation=implementation
+    )
+    expected = nearest_fp8(key.double() / (scale or 1))
+    for part, wanted in ((layer.key, expected), (layer.value, -expected)):
+        assert torch.equal(part.cpu()[slots // 16, :, slots % 16].double(), wanted)
+    assert int((~cache.storage.float().isnan()).sum()) == 2 * key.numel()
+
+
+def test_each_head_of_an_fp8_cache_has_scales_of_its_own(implementation, device):
+    cache = poisoned_cache(device, FP8, 4, 3, 80)
+    scales = torch.rand((2, 3)) + 0.01
+    cache.scales[1] = scales
+    layer = cache.layer(1)
+    key, value = 30 * torch.randn(2, 9, 3, 80)
+    slots = torch.randperm(layer.num_slots)[:9]
+    write_kv(
+        key.to(device), value.to(device), layer, slots.to(device), implementation=implementation
+    )
+    for part, new, scale in ((layer.key, key, scales[0]), (layer.value, value, scales[1])):
+        wanted = new.double() / scale.double()[:, None]
+        got = part.cpu()[slots // 4, :, slots % 4].double()
+        least = (nearest_fp8(wanted) - wanted).abs()
+        assert ((got - wanted).abs() <= least + 1e-6 * wanted.abs()).all()
+
+
+def test_what_is_nan_stays_nan_in_fp8(implementation, device):
+    cache = poisoned_cache(device, FP8, 4, 2, 64)
+    cache.storage.view(torch.uint8).zero_()
+    key = torch.ones((1, 2, 64), device=device)
+    key[0, 1, 5] = torch.nan
+    slots = torch.tensor([3], device=device)
+    write_kv(key, key, cache.layer(0), slots, implementation=implementation)
+    written = cache.layer(0).key[0, :, 3].float()
+    assert written.isnan().sum() == 1
+    assert written[1, 5].isnan()
