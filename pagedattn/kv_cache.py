@@ -338,16 +338,15 @@ def quantised(
     Args:
         numbers: [..., num_kv_heads, head_size], any floating dtype.
         scale: float32 [num_kv_heads], or None for 1.
-        dtype: of the cache. For fp8 the numbers are multiplied by the scale's reciprocal in
-            float32, limited to +-448 and rounded to nearest, ties to even; NaN stays NaN. Others
-            are cast.
+        dtype: of the cache. For fp8 the numbers are divided by the scale in float32, limited to
+            +-448 and rounded to nearest, ties to even; NaN stays NaN. Others are cast.
 
     """
     if dtype != FP8:
         return numbers.to(dtype)
     numbers = numbers.float()
     if scale is not None:
-        numbers = numbers * (1 / scale)[:, None]
+        numbers = numbers / scale[:, None]
     return numbers.clamp(-FP8_MAX, FP8_MAX).to(dtype)
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from pagedattn.attention.triton.decode import launch_decode, rows_of_one_tile
 from pagedattn.attention.triton.kv_write import launch_kv_write
 from pagedattn.attention.triton.prefill import launch_prefill
 from pagedattn.attention.triton.rotary_write import launch_rotary_write
 
 if TYPE_CHECKING:
-    import torch
-
     from pagedattn.attention.call import AttentionCall
     from pagedattn.attention.rotary import Rotary
     from pagedattn.kv_cache import LayerCache
 
 MAX_HEAD_SIZE = 256
+FP8_CAPABILITY = (8, 9)
 
 
 class TritonImplementation:
@@ -28,7 +29,14 @@ class TritonImplementation:
         """Say what the kernels cannot take, or None."""
         if call.cache.head_size > MAX_HEAD_SIZE:
             return f"head_size {call.cache.head_size} is above {MAX_HEAD_SIZE}"
-        return call.beyond(())
+        device = call.query.device
+        if "fp8" in call.features and device.type == "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            if capability < FP8_CAPABILITY:
+                return "GPUs have fp8 from compute capability 8.9 on, this one has {}.{}".format(
+                    *capability
+                )
+        return None
 
     def attention(self, call: AttentionCall) -> None:
         """Write causal attention into the call's `out`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from pagedattn.attention.triton.quantise import cache_views, inverse_scales, to_cache
+from pagedattn.attention.triton.quantise import cache_views, to_cache
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +73,11 @@ def _kv_write_kernel(
         place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * token_stride
         offsets = place + heads.to(tl.int64) * kv_head_stride + columns
         dtype = key_ptr.dtype.element_ty
-        key_scale = inverse_scales(key_scale_ptr, heads, heads < NUM_KV_HEADS)
-        value_scale = inverse_scales(value_scale_ptr, heads, heads < NUM_KV_HEADS)
-        tl.store(key_ptr + offsets, to_cache(key, key_scale, dtype, HARDWARE), mask=mask)
-        tl.store(value_ptr + offsets, to_cache(value, value_scale, dtype, HARDWARE), mask=mask)
+        known = heads < NUM_KV_HEADS
+        rounded_key = to_cache(key, key_scale_ptr, heads, known, dtype, HARDWARE)
+        rounded_value = to_cache(value, value_scale_ptr, heads, known, dtype, HARDWARE)
+        tl.store(key_ptr + offsets, rounded_key, mask=mask)
+        tl.store(value_ptr + offsets, rounded_value, mask=mask)
 
 
 def launch_kv_write(

@@ -47,20 +47,23 @@ def e4m3_bits(values, HARDWARE: tl.constexpr):
 
 
 @triton.jit
-def inverse_scales(scale_ptr, heads, mask):
-    """1 / scale of each of `heads`, rounded as PyTorch does; 1 if there are no scales."""
-    inverse = 1.0
-    if scale_ptr is not None:
-        scales = tl.load(scale_ptr + heads, mask=mask, other=1.0)
-        inverse = tl.div_rn(tl.full(scales.shape, 1.0, tl.float32), scales)
-    return inverse
+def to_cache(values, scale_ptr, heads, mask, dtype: tl.constexpr, HARDWARE: tl.constexpr):
+    """Round what is written to the cache's dtype; fp8, told by uint8, in units of a head's scale.
 
+    Args:
+        values: what is written.
+        scale_ptr: float32 [num_kv_heads], or None for 1; used for fp8 alone.
+        heads: the head of each of the values, in a shape that is broadcast to theirs.
+        mask: which of the heads there are.
+        dtype: of the cache.
+        HARDWARE: see `e4m3_bits`.
 
-@triton.jit
-def to_cache(values, inverse_scale, dtype: tl.constexpr, HARDWARE: tl.constexpr):
-    """Round what is written to the cache's dtype; fp8, told by uint8, after it was scaled."""
+    """
     if dtype == tl.uint8:
-        rounded = e4m3_bits(values.to(tl.float32) * inverse_scale, HARDWARE)
+        wide = values.to(tl.float32)
+        if scale_ptr is not None:
+            wide = tl.div_rn(wide, tl.load(scale_ptr + heads, mask=mask, other=1.0))
+        rounded = e4m3_bits(wide, HARDWARE)
     else:
         rounded = values.to(dtype)
     return rounded

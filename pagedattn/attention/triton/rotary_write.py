@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from pagedattn.attention.triton.quantise import cache_views, inverse_scales, to_cache
+from pagedattn.attention.triton.quantise import cache_views, to_cache
 
 if TYPE_CHECKING:
     import torch
@@ -129,21 +129,19 @@ def _rotary_write_kernel(
         place = slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * token_stride
         places = place + kv_heads.to(tl.int64) * kv_head_stride
         dtype = key_ptr.dtype.element_ty
-        key_scale = inverse_scales(key_scale_ptr, kv_heads, kv_mask)
-        value_scale = inverse_scales(value_scale_ptr, kv_heads, kv_mask)
         x, y = _turn(key_first, key_second, cos, sin)
         written = key_ptr + places
         _store_pairs(
             written,
-            to_cache(x, key_scale, dtype, HARDWARE),
-            to_cache(y, key_scale, dtype, HARDWARE),
+            to_cache(x, key_scale_ptr, kv_heads, kv_mask, dtype, HARDWARE),
+            to_cache(y, key_scale_ptr, kv_heads, kv_mask, dtype, HARDWARE),
             kv_mask, HALF, PAIRS, INTERLEAVED,
         )  # fmt: skip
         if 2 * HALF < HEAD_SIZE:
             kept = tl.load(keys + rest, mask=kv_mask & (rest < HEAD_SIZE))
-            kept = to_cache(kept, key_scale, dtype, HARDWARE)
+            kept = to_cache(kept, key_scale_ptr, kv_heads, kv_mask, dtype, HARDWARE)
             tl.store(written + rest, kept, mask=kv_mask & (rest < HEAD_SIZE))
-        rounded = to_cache(value, value_scale, dtype, HARDWARE)
+        rounded = to_cache(value, value_scale_ptr, kv_heads, kv_mask, dtype, HARDWARE)
         tl.store(value_ptr + places + columns, rounded, mask=value_mask)
 
 
