@@ -13,7 +13,6 @@ from pagedattn.attention.triton import TritonImplementation
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
-    from pagedattn.kv_cache import LayerCache
 
 HOPPER = 9
 
@@ -33,30 +32,22 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-class CudaImplementation:
+class CudaImplementation(TritonImplementation):
     """The project's kernels for Hopper. Safe in a CUDA graph: the host reads no tensor.
 
-    Calls that the CUDA kernels cannot take go to Triton's, see `pagedattn.attention.cuda.decode`.
+    Calls that the CUDA kernels cannot take, see `pagedattn.attention.cuda.decode`, and writes of
+    K and V are Triton's.
     """
 
     name = "cuda"
 
-    def __init__(self) -> None:
-        self._triton = TritonImplementation()
-
     def unsupported(self, call: AttentionCall) -> str | None:
         """Say in a phrase why this call cannot be taken, or None if it can."""
-        return unavailable(call.query.device) or self._triton.unsupported(call)
+        return unavailable(call.query.device) or super().unsupported(call)
 
     def attention(self, call: AttentionCall) -> None:
         """Write causal attention into the call's `out`, and `lse` if given."""
         if not_taken(call) is None:
             launch_decode(call)
         else:
-            self._triton.attention(call)
-
-    def write_kv(
-        self, key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor
-    ) -> None:
-        """Write K and V of tokens into their slots; slots outside the cache are skipped."""
-        self._triton.write_kv(key, value, cache, slots)
+            super().attention(call)
