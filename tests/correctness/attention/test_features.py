@@ -186,8 +186,9 @@ def test_a_sequence_grows_over_blocks_within_one_batch(attend, implementation, d
         else:
             batch.update(now)
         query = torch.randn((2, 4, 64), device=device).half()
-        key, value = torch.randn((2, 2, 2, 64), device=device).half()
-        write_kv(key, value, cache.layer(0), batch.slots, implementation="torch")
+        held = torch.from_numpy(table.slots(num_tokens)).to(device)
+        key, value = torch.randn((2, len(held), 2, 64), device=device).half()
+        write_kv(key, value, cache.layer(0), held, implementation="torch")
         inputs = AttentionInputs(query, key, value, cache.layer(0), batch)
         check_attention(attend(inputs, implementation), inputs)
     assert batch.block_tables.tolist() == tables.tolist()
