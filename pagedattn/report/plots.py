@@ -36,7 +36,7 @@ _DRAW_SERVING: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
 }
 
 
-MOST_CASES = 60
+MOST_CASES = 40
 """More in a group would make a picture that nobody can read; the tables have all."""
 
 

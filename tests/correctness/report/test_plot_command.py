@@ -336,7 +336,7 @@ def test_ten_thousand_rows_are_reported_in_ten_seconds(tmp_path, capsys):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"machine_info": {}, "benchmarks": many_rows(5000)}))
     begin = time.process_time()
-    assert cli.main([str(path), "--out", str(tmp_path / "out"), "--formats", "png"]) == 0
+    assert cli.main([str(path), "--out", str(tmp_path / "out")]) == 0
     assert time.process_time() - begin < 10
     assert "10000 rows" in capsys.readouterr().out
 
