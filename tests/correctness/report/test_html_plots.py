@@ -18,7 +18,7 @@ from pagedattn.report.html.roofline import Roof, draw_roofline, roof_of
 from pagedattn.report.html.svg import Chart, px
 from pagedattn.report.html.trend import draw_trend, files_in_time
 from pagedattn.report.html.waste import bars_of, draw_waste, known_shapes
-from pagedattn.report.plots import MOST_CASES
+from pagedattn.report.plots import FIRST_CASES
 from pagedattn.report.results import load_run
 from pagedattn.report.style import looks_of
 from pagedattn.report.summary import summarise
@@ -312,7 +312,7 @@ def test_ten_thousand_rows_make_a_page_below_five_megabytes(made, tmp_path):
     page = parse_page(text)
     assert len(table_lines(page, "rows-table")) == 10_000
     assert len(page.all("tr")) < 3_000
-    assert f"the first {MOST_CASES} of" in page.one(id="latency-figure").text
+    assert f"the first {FIRST_CASES} of" in page.one(id="latency-figure").text
 
 
 def test_marks_and_axes_are_where_their_values_are():
