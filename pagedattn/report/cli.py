@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.arguments import Parser
 from pagedattn.report.concepts import CONCEPTS
-from pagedattn.report.output import FORMATS, write_file, write_into
+from pagedattn.report.output import FORMATS, require_no_source, write_file, write_into
 from pagedattn.report.results import Run, load_run, newest_file, require_one_machine
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.summary import Summary, summarise
@@ -166,6 +166,7 @@ def _write_document(options: argparse.Namespace) -> None:
         raise ResultsError("--document needs the results files that it is about.")
     from pagedattn.report.document import make_document
 
+    require_no_source([options.document], options.files)
     runs = []
     for path in options.files:
         run = load_run([path])
