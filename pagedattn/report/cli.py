@@ -68,8 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # the reader of our output left; nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
+    except OSError as error:
+        _leave_stdout()
+        print(f"The output cannot be written: {error.strerror or error}.", file=sys.stderr)
+        return 2
     return 0
+
+
+def _leave_stdout() -> None:
+    """Let what Python still holds for a stdout that takes nothing go nowhere when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

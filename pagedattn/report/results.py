@@ -275,6 +275,9 @@ def _gib(value: Any, unit: int = 1 << 30) -> float | None:
 def _named(file: ResultsFile) -> str:
     known = dict(file.machine)
     gpu = known.get("gpu", "None")
+    mark = known.get("gpu_uuid_sha256", "None")
+    if "None" not in (gpu, mark):  # two GPUs of one kind have one name
+        gpu = f"{gpu} {mark[:8]}"
     names = [known.get("cpu", "an unnamed CPU"), "no GPU" if gpu == "None" else gpu]
     return " with ".join(names)
 

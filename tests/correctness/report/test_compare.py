@@ -189,6 +189,8 @@ def test_two_gpus_are_compared_only_when_asked(tmp_path, capsys, other):
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "--allow-different-machines" in captured.err
+    named = captured.err.partition("machines (")[2].partition("): give")[0].split("; ")
+    assert named[0] != named[1]
     assert not target.exists()
     assert cli.main(["compare", *paths, "--allow-different-machines"]) == 0
     assert cli.main(["compare", paths[0], paths[0]]) == 0

@@ -373,3 +373,20 @@ def test_a_picture_of_many_cases_draws_the_first_and_says_so(tmp_path):
     assert drawn.title.endswith(f"the first {FIRST_CASES} of {MOST_CASES + 1}")
     few = replace(group, cases=group.cases[:MOST_CASES])
     assert limited(few) is few
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("compares", [False, True])
+def test_a_stdout_that_takes_nothing_is_told_in_one_sentence(made, tmp_path, compares):
+    path = made.write(tmp_path / "run.json", made.small())
+    words = ["compare", path, path] if compares else [path, "--formats", "svg"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, TOOL, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "The output cannot be written: No space left" in done.stderr
