@@ -9,7 +9,7 @@ import pytest
 
 from pagedattn.report import cli, compare_cli
 from pagedattn.report.compare import MARGIN, compare
-from pagedattn.report.html.changes import draw_changes
+from pagedattn.report.html.changes import _ticks, draw_changes
 from pagedattn.report.html.ecdf import MOST_ROWS, draw_ecdf, rows_with_samples, ticks_between
 from pagedattn.report.html.headline import doubts, headline, headline_sentence, is_own
 from pagedattn.report.html.heatmap import draw_heatmap, shade
@@ -296,6 +296,14 @@ def test_a_change_is_drawn_with_its_interval(made, tmp_path):
     assert line[1:3] == ["slower", "1.500"]
     assert float(line[3]) < 1.5 < float(line[4])
     assert 'class="point verdict-slower"' in str(figure.panels[0].picture)
+
+
+@pytest.mark.parametrize("reach", [1.06, 1.1, 1.3, 1.51, 1.8, 2.1, 2.6, 5.0, 20.0])
+def test_an_axis_of_ratios_has_a_number_on_both_sides_of_one(reach):
+    ticks = _ticks(reach)
+    assert 1 / reach <= ticks[0] < 1 < ticks[-1] <= reach
+    assert 1.0 in ticks
+    assert len(ticks) <= 8
 
 
 def test_ten_thousand_rows_make_a_page_below_five_megabytes(made, tmp_path):
