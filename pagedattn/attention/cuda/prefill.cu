@@ -33,6 +33,7 @@ struct Parameters {
     int num_tiles;          // upper bound of the query tiles
     int section_heads;      // KV heads that are worked on together
     int octets_of_a_block;  // block stride in units of 8 tokens
+    int from_both_ends;     // draw tiles from both ends of the batch by turns
 };
 
 constexpr int ROWS = 128;  // of a query tile: tokens times heads of a group
@@ -169,7 +170,9 @@ DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
     int rest = index - section * section_items;
     int tile = rest / p.section_heads;
     item.head = section * p.section_heads + rest - tile * p.section_heads;
-    tile = p.num_tiles - 1 - tile;  // a sequence's last tiles see the most keys: they go first
+    // a sequence's last tiles see the most keys: they go first
+    int back = p.from_both_ends ? tile / 2 : tile;
+    tile = p.from_both_ends && tile % 2 ? tile / 2 : p.num_tiles - 1 - back;
     int sequence = sequence_of_tile(p, tile, lane);
     int start = p.query_starts[sequence];
     int num_queries = p.query_starts[sequence + 1] - start;
@@ -604,6 +607,18 @@ struct Consumer {
         value.next<STAGES>();
     }
 
+    // Read nothing of an item whose rows are all the other warpgroup's.
+    DEVICE void pass(const Item &item) {
+        for (int tile = item.tile_begin; tile < item.tile_end; ++tile) {
+            barrier_wait(shared.key_full(key.stage), key.parity);
+            release(shared.key_empty(key.stage));
+            key.next<STAGES>();
+            barrier_wait(shared.value_full(value.stage), value.parity);
+            release(shared.value_empty(value.stage));
+            value.next<STAGES>();
+        }
+    }
+
     DEVICE void attend(const Item &item, u64 query) {
         int row = warp_row + lane / 4;
         // each row's own key, counted from this thread's first column of tile 0
@@ -712,15 +727,19 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
         if (item.head < 0) break;
         barrier_wait(shared.query_full(place.stage), place.parity);
         u32 tile = shared.query(place.stage);
-        consumer.start_item(item);
-        if (item.tile_begin < item.tile_end)
-            consumer.attend(item, descriptor(tile + warpgroup * 64 * 128, 16, PIECE));
-        consumer.finish(item);
-        // all of the warpgroup have read the query: its place takes the output
-        named_barrier(1 + warpgroup, 128);
-        consumer.store(item, tile);
-        fence_for_tma();
-        __syncwarp();
+        if (warpgroup * 64 < item.num_tokens * GROUP) {
+            consumer.start_item(item);
+            if (item.tile_begin < item.tile_end)
+                consumer.attend(item, descriptor(tile + warpgroup * 64 * 128, 16, PIECE));
+            consumer.finish(item);
+            // all of the warpgroup have read the query: its place takes the output
+            named_barrier(1 + warpgroup, 128);
+            consumer.store(item, tile);
+            fence_for_tma();
+            __syncwarp();
+        } else {
+            consumer.pass(item);
+        }
         if (lane == 0) barrier_arrive(shared.query_empty(place.stage));
         place.next<QUERY_STAGES>();
     }
@@ -728,8 +747,9 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
 
 extern "C" __global__ void __launch_bounds__(384, 1)
     prefill_kernel(const __grid_constant__ Parameters p) {
-    extern __shared__ unsigned char memory[];
-    Shared shared{(shared_address(memory) + PIECE - 1) / PIECE * PIECE};
+    // so aligned, it lies at a place that is known when this is compiled
+    extern __shared__ __align__(PIECE) unsigned char memory[];
+    Shared shared{shared_address(memory)};
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
             barrier_init(shared.key_full(i), 1);
@@ -746,7 +766,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         barrier_init_fence();
     }
     __syncthreads();
-    int warpgroup = threadIdx.x / 128;
+    // the same in all lanes, as the compiler sees from the shuffle
+    int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -4,7 +4,9 @@ Schedule. A *work item* is a tile of 128 rows of one KV head: consecutive query 
 query heads that share the head. Tiles are numbered so that sequence s begins at tile
 `query_starts[s] // tokens_a_tile + s`; a program, one a multiprocessor, draws its next item from a
 counter in memory, the items that see the most keys first, and finds its sequence by a search of
-`query_starts`. Nothing is planned on the host, and a captured graph follows new lengths.
+`query_starts`. Where long and short queries are mixed, items are drawn from both ends of the batch
+by turns, so that some multiprocessors wait for memory while others multiply. Nothing is planned on
+the host, and a captured graph follows new lengths.
 
 In a program one warp draws items and loads queries, one loads K and one V: the tensor memory
 accelerator brings the tokens of a block with one instruction, already laid out for the matrix
@@ -70,10 +72,10 @@ class _Parameters(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "window", "num_sequences", "num_kv_heads", "num_tiles", "section_heads",
-                "octets_of_a_block",
+                "octets_of_a_block", "from_both_ends",
             )
         ),
-        ("padding", ctypes.c_int32 * 2),
+        ("padding", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -160,6 +162,9 @@ def launch_prefill(call: AttentionCall) -> None:
     parameters.num_tiles = num_tokens // (ROWS // group) + batch.num_sequences
     head_bytes = 4 * head_size * max(1, batch.max_kv_length)
     parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
+    # few of the longest query: chunks, which the matrix units limit, among decodes, which the
+    # memory does
+    parameters.from_both_ends = 2 * num_tokens < batch.num_sequences * batch.max_query_length
     parameters.octets_of_a_block = cache.key.stride(0) // (8 * cache.key.stride(2))
 
     padded = -(-head_size // 64) * 128
