@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.decode import launch_decode, not_taken
+from pagedattn.attention.cuda import decode, prefill
 from pagedattn.attention.triton import TritonImplementation
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def unavailable(device: torch.device) -> str | None:
 class CudaImplementation(TritonImplementation):
     """The project's kernels for Hopper. Safe in a CUDA graph: the host reads no tensor.
 
-    Calls that the CUDA kernels cannot take, see `pagedattn.attention.cuda.decode`, and writes of
-    K and V are Triton's.
+    Short queries (decode, verification) go to the kernel that splits the KV over the whole GPU,
+    long ones to the one that walks query tiles. What neither can take, float32 and odd block sizes
+    among it, and writes of K and V are Triton's.
     """
 
     name = "cuda"
@@ -47,7 +48,9 @@ class CudaImplementation(TritonImplementation):
 
     def attention(self, call: AttentionCall) -> None:
         """Write causal attention into the call's `out`, and `lse` if given."""
-        if not_taken(call) is None:
-            launch_decode(call)
+        if decode.not_taken(call) is None:
+            decode.launch_decode(call)
+        elif prefill.not_taken(call) is None:
+            prefill.launch_prefill(call)
         else:
             super().attention(call)
