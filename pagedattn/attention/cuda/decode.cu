@@ -52,7 +52,11 @@ DEVICE void write_nothing(const Parameters &p, int program, int thread, int thre
                 float zeros[4] = {};
                 store_out(p, token, head, at, zeros);
 #if LSE
-                if (at == 0) p.lse[(i64)token * p.num_query_heads + head] = MINUS_INFINITY;
+                if (at == 0) {
+                    float peak = MINUS_INFINITY, total = 0;
+                    add_sink(p, head, peak, total);
+                    p.lse[(i64)token * p.num_query_heads + head] = lse_of(peak, total);
+                }
 #endif
             }
     }
