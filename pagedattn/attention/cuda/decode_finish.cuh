@@ -6,8 +6,9 @@
 DEVICE float add_sink(const Parameters &p, int head, float &peak, float &total) {
 #if SINKS
     float sink = p.sinks[head] * LOG2_E, highest = fmaxf(peak, sink);
-    float factor = exp2_of(peak - highest);
-    total = total * factor + exp2_of(sink - highest);
+    float shift = highest == MINUS_INFINITY ? 0 : highest;  // neither keys nor a sink
+    float factor = exp2_of(peak - shift);
+    total = total * factor + exp2_of(sink - shift);
     peak = highest;
     return factor;
 #else
