@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -16,10 +17,16 @@ if not GPU:
     # this when a kernel is defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from pagedattn.attention import clashes, get_implementation  # noqa: E402
 from pagedattn.benchmarking import describe_machine, machine_identity, measure_roofs  # noqa: E402
 from pagedattn.benchmarking.environment import query_gpu  # noqa: E402
+from pagedattn.peers import FLASHINFER_KERNELS, register_kernels  # noqa: E402
+
+register_kernels()
 
 ROOFS = pytest.StashKey()
+FINDINGS = pytest.StashKey()
+BUILD = pytest.StashKey()
 GPU_BEFORE = pytest.StashKey()
 
 hypothesis.settings.register_profile(
@@ -49,12 +56,21 @@ def pytest_addoption(parser):
         help="make one row of attention, such as decode-B64-4k-triton, take 5 %% longer and say so "
         "in its extra_info: a comparison with another run has to find it",
     )
+    group.addoption(
+        "--impl",
+        metavar="NAME[,NAME...]",
+        help="run on these implementations of attention alone: the whole correctness suite of "
+        "attention, skipping what each says that it does not support, and every benchmark row of "
+        "attention and of KV writes, beside the usual ones; with -m gpu on a GPU alone",
+    )
     group.addoption("--nightly", action="store_true", help="run the cases marked nightly too")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """Refuse to save benchmarks that pytest-xdist will have switched off."""
+    """Find what --impl names; refuse to save benchmarks that pytest-xdist will switch off."""
+    config.option.impl = _named(config.option.impl)
+    config.stash[FINDINGS] = []
     if not getattr(config.option, "numprocesses", None):
         return
     asked = [f"--benchmark-{word}" for word in ("autosave", "save", "only", "json", "compare")]
@@ -66,7 +82,31 @@ def pytest_configure(config):
         )
 
 
+def _named(given):
+    """Names that --impl gives, each of an implementation that can be imported; None without."""
+    if given is None:
+        return None
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in given.split(",")))))
+    if not names:
+        raise pytest.UsageError("--impl names no implementation")
+    for name in names:
+        try:
+            get_implementation(name)
+        except (ImportError, ValueError) as error:
+            raise pytest.UsageError(f"--impl: {error}") from None
+    return names
+
+
+def pytest_report_header(config):
+    named = config.option.impl
+    told = [f"pagedattn.attention: {sentence}" for sentence in clashes()]
+    return told if named is None else [*told, f"implementations: {', '.join(named)}"]
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    build = config.stash.get(BUILD, None)
+    if build is not None:
+        terminalreporter.write_line(f"compiled of FlashInfer: {build.report}")
     if getattr(config.option, "numprocesses", None):
         terminalreporter.write_line(
             "benchmarks ran once each and were not timed: pytest-xdist (-n) runs tests beside "
@@ -88,6 +128,53 @@ def pytest_collection_modifyitems(config, items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):  # keywords hold folders' names too
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if config.option.impl is not None:
+        _keep(config, items, _runs_on_an_implementation)
+    # a wrong kernel is told before any is timed, and what a session compiles is ready by then
+    items.sort(key=_turn)
+
+
+def _implementation(item):
+    return getattr(getattr(item, "callspec", None), "params", {}).get("implementation")
+
+
+def _turn(item):
+    return item.path.name.startswith("bench_"), _implementation(item) in FLASHINFER_KERNELS
+
+
+def pytest_collection_finish(session):
+    """Begin to compile what the session's tests need of FlashInfer, beside the first tests."""
+    if (
+        not GPU
+        or importlib.util.find_spec("flashinfer") is None
+        or session.config.option.collectonly
+    ):
+        return
+    from pagedattn.peers.flashinfer import Build, needs
+    from pagedattn.testing.support import BLOCK_SIZES, HEAD_SIZES
+    from pagedattn.workloads import find_shape
+
+    specs = set()
+    for item in session.items:
+        name = _implementation(item)
+        if name not in FLASHINFER_KERNELS:
+            continue
+        if item.path.name.startswith("bench_"):
+            specs |= needs.of_benchmarks(name, [find_shape(item.callspec.params["case"])])
+        else:
+            specs |= needs.of_correctness(name, HEAD_SIZES, BLOCK_SIZES)
+    session.config.stash[BUILD] = Build(sorted(specs, key=repr)).start()
+
+
+def _runs_on_an_implementation(item):
+    return _implementation(item) is not None and item.path.parent.name == "attention"
+
+
+def _keep(config, items, is_kept):
+    dropped = [item for item in items if not is_kept(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if is_kept(item)]
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +184,26 @@ def roofs(request):
     measured = measure_roofs()
     request.config.stash[ROOFS] = measured
     return measured
+
+
+@pytest.fixture(scope="session")
+def named(request):
+    """Implementations that --impl names, or None."""
+    return request.config.option.impl
+
+
+@pytest.fixture(scope="session")
+def flashinfer_modules(request):
+    """Wait until all that the session needs of FlashInfer is compiled."""
+    build = request.config.stash.get(BUILD, None)
+    if build is not None:
+        build.wait()
+
+
+@pytest.fixture(scope="session")
+def findings(request):
+    """List of what implementations were found to support; kept for the results file."""
+    return request.config.stash[FINDINGS]
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +234,12 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         "matmul_tflop_per_s": measured and measured.matmul_tflop_per_s,
     }
     machine_info["pagedattn"] = described
+
+
+def pytest_benchmark_update_json(config, output_json):
+    found = config.stash[FINDINGS]
+    if found:
+        output_json["support"] = [dataclasses.asdict(finding) for finding in found]
 
 
 def pytest_benchmark_update_commit_info(commit_info):

@@ -6,6 +6,8 @@ from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.launch import Launch
 from pagedattn.attention.registry import (
     Implementation,
+    UnsupportedError,
+    clashes,
     get_implementation,
     implementation_names,
     register,
@@ -18,7 +20,9 @@ __all__ = [
     "Implementation",
     "Launch",
     "Rotary",
+    "UnsupportedError",
     "attention",
+    "clashes",
     "get_implementation",
     "implementation_names",
     "register",

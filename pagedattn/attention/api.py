@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 
 from pagedattn.attention.call import AttentionCall
-from pagedattn.attention.registry import get_implementation
+from pagedattn.attention.registry import UnsupportedError, get_implementation
 
 if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch
@@ -125,8 +125,8 @@ def attention(
         no key where there are no sinks.
 
     Raises:
-        ValueError: shapes, dtypes, devices or options do not fit, or the implementation does
-            not support these inputs.
+        ValueError: shapes, dtypes, devices or options do not fit.
+        UnsupportedError: the implementation does not take these inputs; a ValueError too.
 
     """
     _check_query(query, cache, batch)
@@ -168,7 +168,10 @@ def attention(
     if query.shape[0] > 0:
         chosen = choose_implementation(implementation, cache)
         reason = chosen.unsupported(call)
-        check(reason is None, f"implementation {chosen.name!r} cannot take these inputs: {reason}")
+        if reason is not None:
+            raise UnsupportedError(
+                f"implementation {chosen.name!r} cannot take these inputs: {reason}"
+            )
         chosen.attention(call)
     return out if lse is None else (out, lse)
 

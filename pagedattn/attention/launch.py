@@ -24,14 +24,19 @@ class Launch:
         out: the call's, written by `run`, as its log-sum-exp is.
         plan: works out anew what a step needs before its first layer; None if there is nothing
             to plan.
+        finish: brings a result that `run` has in an order of its own into `out`, where that is no
+            part of the work; None if `run` writes `out` itself.
 
     """
 
     run: Callable[[], object]
     out: torch.Tensor
     plan: Callable[[], object] | None = None
+    finish: Callable[[], object] | None = None
 
     def __call__(self) -> torch.Tensor:
-        """Launch; return `out`."""
+        """Launch, and return `out` with the result in it."""
         self.run()
+        if self.finish is not None:
+            self.finish()
         return self.out

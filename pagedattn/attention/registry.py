@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Protocol
 
+from pagedattn.attention.plugins import plugins
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,10 +18,21 @@ class Implementation(Protocol):
     """What a kernel must offer to be tested, timed and used here.
 
     A call arrives validated (see `pagedattn.attention.api`): shapes agree, tensors are on one
-    device, `out` is allocated. A method `prepare(call) -> Launch` may be added, see
-    `pagedattn.attention.launch.Launch`, and a method `rotary_write_kv(query, key, value, cache,
-    slots, positions, rotary, out)` that does what `pagedattn.attention.rotary_write_kv` says;
-    without it Q and K are turned by PyTorch and `write_kv` is called.
+    device, `out` is allocated.
+
+    These may be added:
+
+    - `prepare(call) -> Launch`: see `pagedattn.attention.launch.Launch`;
+    - `rotary_write_kv(query, key, value, cache, slots, positions, rotary, out)`: does what
+      `pagedattn.attention.rotary_write_kv` says; without it Q and K are turned by PyTorch and
+      `write_kv` is called;
+    - `rounds_to(call) -> torch.dtype | None`: a lower type than the query's that queries and
+      softmax weights are rounded to; the error that is allowed is that of such a computation;
+    - `reads_unused_slots = True`: slots behind a sequence's last token, and those of other
+      sequences, are multiplied by 0. Tests then fill them with zeros and not with NaN, of which
+      0 times is NaN;
+    - `checks_slots = False`: slots outside the cache must not be given to `write_kv`.
+
     """
 
     name: str
@@ -49,21 +62,58 @@ _BUILT_IN = {
 _made: dict[str, Implementation] = {}
 
 
+class UnsupportedError(ValueError):
+    """An implementation cannot take a call, and finds out only when it runs.
+
+    The message is a phrase like those of `Implementation.unsupported`, which is the better place
+    where it can be known before.
+    """
+
+
 def register(implementation: Implementation) -> None:
-    """Make an implementation known under its `name`.
+    """Make an implementation known under its `name`, in this process.
+
+    An installed package makes its own known to every process by an entry point, see
+    `pagedattn.attention.plugins`.
 
     Raises:
         ValueError: the name is taken.
 
     """
-    if implementation.name in _BUILT_IN or implementation.name in _made:
-        raise ValueError(f"an implementation named {implementation.name!r} exists already")
-    _made[implementation.name] = implementation
+    name = implementation.name
+    if name in _BUILT_IN or name in _made:
+        raise ValueError(f"an implementation named {name!r} exists already")
+    if name in plugins():
+        offering = " and ".join(plugins()[name].packages)
+        raise ValueError(
+            f"an implementation named {name!r} exists already: the package {offering} offers it"
+        )
+    _made[name] = implementation
 
 
 def implementation_names() -> list[str]:
-    """Names that `get_implementation` takes, the built-in ones first."""
-    return [*_BUILT_IN, *(name for name in _made if name not in _BUILT_IN)]
+    """Names that `get_implementation` takes: the built-in ones, then others.
+
+    Those of installed packages are among them even if a package turns out to be broken.
+    """
+    offered = (name for name, plugin in plugins().items() if plugin.clash is None)
+    return list(dict.fromkeys([*_BUILT_IN, *_made, *offered]))
+
+
+def clashes() -> list[str]:
+    """One sentence for each name that installed packages offer in vain, being taken already."""
+    taken = [
+        f"the package {package} offers an implementation {name!r}, which is built in; "
+        "the built-in one is used"
+        for name, plugin in plugins().items()
+        if name in _BUILT_IN
+        for package in plugin.packages
+    ]
+    return taken + [
+        plugin.clash
+        for name, plugin in plugins().items()
+        if plugin.clash is not None and name not in _BUILT_IN
+    ]
 
 
 def get_implementation(name: str) -> Implementation:
@@ -71,13 +121,16 @@ def get_implementation(name: str) -> Implementation:
 
     Raises:
         ValueError: there is none; the sentence lists those there are.
-        ImportError: a package that it needs is missing.
+        ImportError: a package that it needs is missing, or the package that offers it is broken.
 
     """
     if name not in _made:
-        if name not in _BUILT_IN:
+        if name in _BUILT_IN:
+            module, _, attribute = _BUILT_IN[name].partition(":")
+            _made[name] = getattr(importlib.import_module(module), attribute)()
+        elif name in plugins():
+            _made[name] = plugins()[name].load()
+        else:
             known = ", ".join(implementation_names())
             raise ValueError(f"there is no implementation {name!r}; known are {known}")
-        module, _, attribute = _BUILT_IN[name].partition(":")
-        _made[name] = getattr(importlib.import_module(module), attribute)()
     return _made[name]

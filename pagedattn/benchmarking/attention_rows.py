@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pagedattn.attention import attention, get_implementation
+from pagedattn.attention import Launch, attention, get_implementation
 from pagedattn.attention.reference import reference_attention
 from pagedattn.benchmarking.gpu_timing import rotation_size
-from pagedattn.peers import SdpaContiguous
-from pagedattn.testing import AttentionInputs, ErrorBudget, error_budget, error_of, make_rotation
+from pagedattn.testing import (
+    AttentionInputs,
+    ErrorBudget,
+    error_budget,
+    error_of,
+    make_rotation,
+    zero_nan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pagedattn.attention.launch import Launch
     from pagedattn.benchmarking.roofs import Roofs
     from pagedattn.workloads import AttentionShape
 
@@ -32,12 +37,16 @@ class AttentionCase:
         shape: the workload.
         rotation: batches over disjoint blocks, together larger than twice the L2 on a GPU.
         roofs: measured limits of the GPU; None on a CPU.
+        is_finite: whether unused slots hold zeros, and not NaN any more.
+        budgets: errors allowed, by the type that is rounded to.
 
     """
 
     shape: AttentionShape
     rotation: list[AttentionInputs]
     roofs: Roofs | None
+    is_finite: bool = False
+    budgets: dict[torch.dtype | None, ErrorBudget] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shape: AttentionShape, device: str, roofs: Roofs | None = None) -> AttentionCase:
@@ -51,53 +60,62 @@ class AttentionCase:
         exact, _ = reference_attention(self.rotation[0].call(), torch.float64)
         return exact
 
-    @cached_property
-    def budget(self) -> ErrorBudget:
-        """Error allowed on the first batch."""
-        return error_budget(self.rotation[0], self.exact)
-
     def unsupported(self, name: str) -> str | None:
         """Why an implementation or control cannot run this case, or None."""
-        call = self.rotation[0].call()
-        if name == SdpaContiguous.name:
-            return call.beyond(()) or SdpaContiguous().unsupported(call.batch)
-        return get_implementation(name).unsupported(call)
+        return get_implementation(name).unsupported(self.rotation[0].call())
 
-    def launches(self, name: str) -> list[Callable[[], torch.Tensor]]:
-        """One launch for each batch of the rotation; each returns its result."""
-        if name == SdpaContiguous.name:
-            control = SdpaContiguous()
-            return [control.prepare(i.query, i.cache, i.batch) for i in self.rotation]
+    def launches(self, name: str) -> list[Launch]:
+        """One launch for each batch of the rotation; each returns its result.
 
-        prepare = getattr(get_implementation(name), "prepare", None)
+        For an implementation that multiplies unused slots by 0, they become zeros; this changes
+        the cache for good.
 
-        def launch(inputs: AttentionInputs) -> Callable[[], torch.Tensor]:
+        Raises:
+            UnsupportedError: the implementation finds out now that it cannot take them.
+
+        """
+        implementation = get_implementation(name)
+        if getattr(implementation, "reads_unused_slots", False) and not self.is_finite:
+            zero_nan(self.rotation[0].cache)  # all batches' cache
+            self.is_finite = True
+        prepare = getattr(implementation, "prepare", None)
+
+        def launch(inputs: AttentionInputs) -> Launch:
             call = inputs.call()
             if prepare is not None:
                 prepared: Launch = prepare(call)
                 return prepared
-            return lambda: attention(
-                inputs.query,
-                inputs.cache,
-                inputs.batch,
-                out=call.out,
-                implementation=name,
-                **inputs.options,
+            return Launch(
+                lambda: attention(
+                    inputs.query,
+                    inputs.cache,
+                    inputs.batch,
+                    out=call.out,
+                    implementation=name,
+                    **inputs.options,
+                ),
+                call.out,
             )
 
         return [launch(inputs) for inputs in self.rotation]
 
-    def error(self, result: torch.Tensor) -> ErrorBudget:
-        """Error of a launch's result on the first batch.
+    def budget(self, name: str) -> ErrorBudget:
+        """Error allowed to an implementation on the first batch: larger if it rounds to fp8."""
+        rounds_to = getattr(get_implementation(name), "rounds_to", None)
+        lower = None if rounds_to is None else rounds_to(self.rotation[0].call())
+        if lower not in self.budgets:
+            self.budgets[lower] = error_budget(self.rotation[0], self.exact, lower)
+        return self.budgets[lower]
+
+    def error(self, name: str, result: torch.Tensor) -> ErrorBudget:
+        """Error of an implementation's result on the first batch.
 
         Raises:
             AssertionError: it is above the budget, or something is NaN.
 
         """
-        if result.dim() == 4:  # the contiguous control's [sequences, heads, queries, head_size]
-            result = result.transpose(1, 2).flatten(0, 1)
-        error = error_of(result, self.exact)
-        assert self.budget.covers(error), f"the error {error} is above the budget {self.budget}"
+        error, budget = error_of(result, self.exact), self.budget(name)
+        assert budget.covers(error), f"the error {error} is above the budget {budget}"
         return error
 
     def describe(
@@ -130,11 +148,11 @@ class AttentionCase:
             "num_kv_heads": shape.num_kv_heads,
             "head_size": shape.head_size,
             "block_size": shape.block_size,
-            "dtype": shape.dtype,
+            "dtype": shape.cache_dtype,
             "bytes": shape.kv_bytes + query_bytes,
             "flops": shape.flops,
             "error": error.relative,
-            "error_budget": self.budget.relative,
+            "error_budget": self.budget(name).relative,
         }
         if peak_bytes is not None:
             row["peak_memory_bytes"] = peak_bytes

@@ -4,13 +4,23 @@ Each says of given inputs, or of the machine, whether it can be used and, if not
 """
 
 from pagedattn.peers.block_managers import ComparedBlockManager, PagedattnBlockManager
-from pagedattn.peers.contiguous import IndexPut, SdpaContiguous
-from pagedattn.peers.kernels import VLLM_KERNELS, register_kernels
+from pagedattn.peers.contiguous import CudnnContiguous, IndexPut, SdpaContiguous
+from pagedattn.peers.kernels import (
+    CONTIGUOUS_KERNELS,
+    FLASHINFER_KERNELS,
+    PEERS,
+    VLLM_KERNELS,
+    register_kernels,
+)
 from pagedattn.peers.vllm_block_manager import VllmBlockManager
 
 __all__ = [
+    "CONTIGUOUS_KERNELS",
+    "FLASHINFER_KERNELS",
+    "PEERS",
     "VLLM_KERNELS",
     "ComparedBlockManager",
+    "CudnnContiguous",
     "IndexPut",
     "PagedattnBlockManager",
     "SdpaContiguous",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.comparison import comparison_tables, hit_rate_tables
 from pagedattn.report.serving import serving_tables
+from pagedattn.report.support import SUPPORT_ABOUT, support_tables
 from pagedattn.report.tables import Table, bookkeeping_tables, full_tables, headline_tables
 from pagedattn.report.text import MISSING, escape, plural
 
@@ -59,6 +60,9 @@ def make_report(run: Run, summary: Summary, plots: list[Plot], command: str) -> 
             "other."
         )
         parts += _with_titles(serving)
+    support = support_tables(run)
+    if support:
+        parts += ["## Support", SUPPORT_ABOUT, *_with_titles(support)]
     parts.append("## Plots")
     parts += [_plot(plot) for plot in plots]
     parts.append("## Machine")

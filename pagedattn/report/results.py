@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pagedattn.report.columns import DEFINITIONS
 from pagedattn.report.data import to_frame
 from pagedattn.report.rows import ResultsError, Row, expect_number, expect_object, parse_row
+from pagedattn.report.support import Support, parse_support
 from pagedattn.report.text import clean, cut, number
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ResultsFile:
 
     `machine` is what tells machines apart; `about` is (label, text) pairs for a reader. `load` is
     how many processes wanted to run when it ended and `num_cores` on how many cores, or None.
+    `support` is what implementations were found to support.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class ResultsFile:
     about: tuple[tuple[str, str], ...]
     load: float | None = None
     num_cores: int | None = None
+    support: tuple[Support, ...] = ()
 
     @property
     def num_skipped(self) -> int:
@@ -207,6 +210,7 @@ def _parse(path: Path, content: Any) -> ResultsFile:
         *(path, kept, skipped, machine, about),
         load=float(load) if isinstance(load, int | float) else None,
         num_cores=cores if isinstance(cores, int) else None,
+        support=parse_support(content.get("support") or [], "cuda" if gpu else "cpu"),
     )
 
 

@@ -1,6 +1,8 @@
 """Random paged inputs, poison and error budgets: for this project's tests and for yours."""
 
+from pagedattn.testing.finite import finite, zero_nan
 from pagedattn.testing.inputs import AttentionInputs, make_inputs, make_rotation
+from pagedattn.testing.support import Finding, features, probe
 from pagedattn.testing.tolerance import (
     ErrorBudget,
     check_attention,
@@ -13,11 +15,16 @@ from pagedattn.testing.tolerance import (
 __all__ = [
     "AttentionInputs",
     "ErrorBudget",
+    "Finding",
     "check_attention",
     "error_budget",
     "error_of",
+    "features",
+    "finite",
     "lse_budget",
     "lse_error",
     "make_inputs",
     "make_rotation",
+    "probe",
+    "zero_nan",
 ]

@@ -137,7 +137,7 @@ def make_rotation(
     Going through them in turn keeps the K and V cold if they are together larger than the L2.
 
     Args:
-        shape: lengths, heads, sizes, dtypes.
+        shape: lengths, heads, sizes, dtypes. A shared prefix is that of one batch.
         count: batches.
         device: where everything goes.
         seed: of the random data and of the blocks' order.
@@ -156,7 +156,8 @@ def make_rotation(
     """
     lengths = np.array(shape.kv_lengths, dtype=np.int64)
     blocks_each = -(-lengths // shape.block_size)
-    per_batch = int(blocks_each.sum())
+    shared = shape.shared_prefix // shape.block_size
+    per_batch = shared + int((blocks_each - shared).sum())
     poison_block = per_batch * count
     rng = np.random.default_rng(seed)
     order = np.arange(poison_block, dtype=np.int32)
@@ -178,13 +179,16 @@ def make_rotation(
 
     rotation = []
     width = int(blocks_each.max(initial=0)) + extra_columns
-    used = np.arange(width) < blocks_each[:, None]
+    columns = np.arange(width)
+    used = columns < blocks_each[:, None]
+    own = used & (columns >= shared)
     first_seen = np.zeros_like(lengths)
     if window is not None:
         first_seen = np.maximum(lengths - np.array(shape.query_lengths) - window + 1, 0)
     for part in order.reshape(count, per_batch):
         tables = np.full(used.shape, poison_block, dtype=np.int32)
-        tables[used] = part
+        tables[:, :shared] = part[:shared]
+        tables[own] = part[shared:]
         page_table = PageTable(shape.block_size, tables, lengths)
         _poison_unused_slots(cache, page_table, first_seen)
         batch = AttentionBatch.of(page_table, shape.query_lengths, device)

@@ -16,7 +16,7 @@ derived from how it is computed; see `lse_budget`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,12 +58,16 @@ def error_of(result: torch.Tensor, exact: torch.Tensor) -> ErrorBudget:
     return ErrorBudget(relative, float(difference.abs().max()))
 
 
-def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
+def error_budget(
+    inputs: AttentionInputs, exact: torch.Tensor, rounded_to: torch.dtype | None = None
+) -> ErrorBudget:
     """Error that attention over these inputs may have.
 
     Args:
         inputs: the case.
         exact: its result in float64.
+        rounded_to: type that the ordinary computation rounds queries and softmax weights to; None
+            is the queries' own.
 
     Returns:
         FACTOR times the error of the ordinary computation, and the roundings of sums in order;
@@ -71,7 +75,10 @@ def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
 
     """
     dtype = inputs.query.dtype
-    rounded, _ = reference_attention(inputs.call(), torch.float32, weights_dtype=dtype)
+    call = inputs.call()
+    if rounded_to is not None:
+        call = replace(call, query=call.query.to(rounded_to).to(dtype))
+    rounded, _ = reference_attention(call, torch.float32, weights_dtype=rounded_to or dtype)
     ordinary = error_of(rounded.to(dtype), exact)
     in_order = math.sqrt(inputs.cache.head_size) / 2 * torch.finfo(torch.float32).eps
     largest = float(exact.abs().max()) if exact.numel() else 0.0

@@ -1,5 +1,6 @@
 """What to run: named shapes, distributions of request lengths, and loaders for published traces."""
 
+from pagedattn.workloads.attention_shape import AttentionShape
 from pagedattn.workloads.lengths import (
     ALPACA,
     AZURE_CONVERSATION,
@@ -15,12 +16,17 @@ from pagedattn.workloads.prompts import (
 )
 from pagedattn.workloads.shapes import (
     ALL_SHAPES,
+    CONTIGUOUS,
     CPU_DECODE,
     CPU_PREFILL,
     DECODE,
+    FP8,
+    GPU_SHAPES,
+    HEAD_SIZES,
     MIXED,
+    PAGED,
     PREFILL,
-    AttentionShape,
+    SHARED,
     find_shape,
 )
 from pagedattn.workloads.traces import MOONCAKE_BLOCK_TOKENS, Request, TraceError, load_trace
@@ -29,12 +35,18 @@ __all__ = [
     "ALL_SHAPES",
     "ALPACA",
     "AZURE_CONVERSATION",
+    "CONTIGUOUS",
     "CPU_DECODE",
     "CPU_PREFILL",
     "DECODE",
+    "FP8",
+    "GPU_SHAPES",
+    "HEAD_SIZES",
     "MIXED",
     "MOONCAKE_BLOCK_TOKENS",
+    "PAGED",
     "PREFILL",
+    "SHARED",
     "SHAREGPT",
     "VOCABULARY",
     "AttentionShape",

@@ -2,122 +2,18 @@
 
 Names say what differs from the default: 32 query heads on 8 KV heads (``h32x8``) of size 128
 (``d128``), blocks of 16, bfloat16. ``decode-B64-4k`` is a decode step of 64 sequences with 4096
-tokens each.
+tokens each, and ``decode-B64-4k-fp8`` the same over a cache of fp8.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from pagedattn.config import CACHE_DTYPES, DTYPE_BYTES, ConfigError, one_of, positive_int
+from pagedattn.workloads.attention_shape import AttentionShape
 
 _K = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionShape:
-    """One batch for one attention layer.
-
-    A sequence has ``kv_lengths[i]`` tokens of K and V, this step's among them, and the queries of
-    its last ``query_lengths[i]`` tokens. Lengths and ``block_size`` count tokens. Raises
-    :class:`pagedattn.config.ConfigError`.
-
-    ``dtype`` is the queries', and the cache's too unless ``kv_dtype`` is ``"float8_e4m3"``.
-    """
-
-    name: str
-    query_lengths: tuple[int, ...]
-    kv_lengths: tuple[int, ...]
-    num_query_heads: int = 32
-    num_kv_heads: int = 8
-    head_size: int = 128
-    block_size: int = 16
-    dtype: str = "bfloat16"
-    kv_dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("num_query_heads", "num_kv_heads", "head_size", "block_size"):
-            object.__setattr__(self, key, positive_int(key, getattr(self, key)))
-        for key in ("query_lengths", "kv_lengths"):
-            lengths = tuple(positive_int(f"each of {key}", length) for length in getattr(self, key))
-            object.__setattr__(self, key, lengths)
-        one_of("dtype", self.dtype, CACHE_DTYPES)
-        if self.kv_dtype is not None:
-            one_of("kv_dtype", self.kv_dtype, (self.dtype, "float8_e4m3"))
-        if self.num_query_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"num_query_heads must be a multiple of num_kv_heads, "
-                f"not {self.num_query_heads} for {self.num_kv_heads}."
-            )
-        if not 0 < len(self.query_lengths) == len(self.kv_lengths):
-            raise ConfigError(
-                f"query_lengths and kv_lengths must name the same sequences, 1 or more, "
-                f"not {len(self.query_lengths)} and {len(self.kv_lengths)}."
-            )
-        for query_length, kv_length in zip(self.query_lengths, self.kv_lengths, strict=True):
-            if query_length > kv_length:
-                raise ConfigError(
-                    f"query_lengths must be at most kv_lengths, not {query_length} for {kv_length}."
-                )
-
-    @property
-    def num_sequences(self) -> int:
-        """How many sequences the batch has."""
-        return len(self.kv_lengths)
-
-    @property
-    def num_query_tokens(self) -> int:
-        """How many tokens have queries in this step, over all sequences."""
-        return sum(self.query_lengths)
-
-    @property
-    def kind(self) -> str:
-        """``"decode"``: one query a sequence; ``"prefill"``: all tokens' queries; or ``"mixed"``.
-
-        A chunk after cached tokens, and a verification of several draft tokens, are mixed.
-        """
-        if all(length == 1 for length in self.query_lengths):
-            return "decode"
-        return "prefill" if self.query_lengths == self.kv_lengths else "mixed"
-
-    @property
-    def cache_dtype(self) -> str:
-        """The dtype of K and V: ``kv_dtype``, or ``dtype`` without one."""
-        return self.kv_dtype or self.dtype
-
-    @property
-    def kv_bytes(self) -> int:
-        """The bytes of K and V that must be read once, from the tokens alone, not whole blocks.
-
-        ``sum(kv_lengths) * 2 * num_kv_heads * head_size * bytes of cache_dtype``.
-        """
-        token_bytes = 2 * self.num_kv_heads * self.head_size * DTYPE_BYTES[self.cache_dtype]
-        return sum(self.kv_lengths) * token_bytes
-
-    @property
-    def flops(self) -> int:
-        """The floating-point operations of causal attention: two products of 2 operations a key.
-
-        ``4 * head_size * num_query_heads * keys seen``. The last of ``q`` queries sees all ``n``
-        keys, the one before it ``n - 1``: together ``q * n - q * (q - 1) / 2``. Two queries at the
-        end of 5 tokens see 4 + 5 = 9.
-        """
-        keys_seen = sum(
-            query_length * kv_length - query_length * (query_length - 1) // 2
-            for query_length, kv_length in zip(self.query_lengths, self.kv_lengths, strict=True)
-        )
-        return 4 * self.head_size * self.num_query_heads * keys_seen
-
-
-def find_shape(name: str) -> AttentionShape:
-    """Return the shape of this name from all lists; raise ``ValueError`` if none has it."""
-    for shape in ALL_SHAPES:
-        if shape.name == name:
-            return shape
-    known = ", ".join(shape.name for shape in ALL_SHAPES)
-    raise ValueError(f"shape must be one of {known}, not {name!r}.")
 
 
 def _decode(
@@ -189,6 +85,77 @@ MIXED: tuple[AttentionShape, ...] = (
 )
 """Verification of 4 draft tokens, a prompt's last chunk, and such a chunk among decodes."""
 
+
+def _named(name: str) -> AttentionShape:
+    return next(shape for shape in DECODE + PREFILL if shape.name == name)
+
+
+def _over_fp8(shape: AttentionShape) -> AttentionShape:
+    return replace(shape, name=f"{shape.name}-fp8", kv_dtype="float8_e4m3")
+
+
+FP8: tuple[AttentionShape, ...] = tuple(
+    _over_fp8(_named(name)) for name in ("decode-B64-4k", "decode-B8-8k")
+)
+"""Decode steps over a cache of fp8, with queries in bfloat16."""
+
+
+def _shared(name: str, batch: int, shared: int, own: int) -> AttentionShape:
+    return AttentionShape(
+        f"shared-{name}-B{batch}", (1,) * batch, (shared + own,) * batch, shared_prefix=shared
+    )
+
+
+SHARED: tuple[AttentionShape, ...] = (
+    _shared("512", 8, 512, 256),
+    _shared("2k", 256, 2 * _K, 128),
+    _shared("16k", 128, 16 * _K, 256),
+)
+"""Decode steps of sequences that share a prefix, with 128 or 256 tokens of their own."""
+
+_MODELS = {64: (64, 8), 80: (32, 32), 96: (32, 32), 192: (32, 8), 256: (16, 8)}
+
+
+def _of_head_size(head_size: int, heads: tuple[int, int]) -> tuple[AttentionShape, AttentionShape]:
+    decode = _decode("B32-2k", (2 * _K,) * 32, heads=heads, head_size=head_size)
+    name = decode.name.replace("decode-B32-2k", "prefill-4k")
+    prefill = replace(decode, name=name, query_lengths=(4 * _K,), kv_lengths=(4 * _K,))
+    return decode, prefill
+
+
+HEAD_SIZES: tuple[AttentionShape, ...] = tuple(
+    shape for size, heads in _MODELS.items() for shape in _of_head_size(size, heads)
+)
+"""A decode step and a prompt for each head size other than 128.
+
+Heads are those of a layer of gpt-oss (64), Phi-2 (80), Phi-3-mini (96) and Gemma 2 9B (256).
+"""
+
+
+def _contiguous(shape: AttentionShape) -> AttentionShape:
+    """Make each sequence one block, as long as the longest: its K and V lie in order."""
+    return replace(shape, name=f"{shape.name}-contiguous", block_size=max(shape.kv_lengths))
+
+
+_FIGURE_18A = tuple(
+    AttentionShape(f"figure18a-B{batch}-{length}", (1,) * batch, (length,) * batch, 40, 40)
+    for batch in (8, 32)
+    for length in (64, 128, 256)
+)
+
+PAGED: tuple[AttentionShape, ...] = _FIGURE_18A
+"""The batches and contexts of the paper's Figure 18a, with OPT-13B's heads, in blocks of 16."""
+
+CONTIGUOUS: tuple[AttentionShape, ...] = tuple(
+    _contiguous(shape)
+    for shape in (
+        *_FIGURE_18A,
+        _named("decode-B64-4k"),
+        _named("prefill-8k"),
+    )
+)
+"""Twins of other shapes whose sequences lie in contiguous memory: what paging costs a kernel."""
+
 CPU_DECODE: tuple[AttentionShape, ...] = (
     AttentionShape("cpu-decode-B8-1k", (1,) * 8, (1 * _K,) * 8, 8, 2, 64, dtype="float32"),
     AttentionShape("cpu-decode-B32-512", (1,) * 32, (512,) * 32, 8, 2, 64, dtype="float32"),
@@ -210,5 +177,19 @@ CPU_PREFILL: tuple[AttentionShape, ...] = (
 )
 """Whole prompts that take two CPU cores a few milliseconds."""
 
-ALL_SHAPES: tuple[AttentionShape, ...] = DECODE + PREFILL + MIXED + CPU_DECODE + CPU_PREFILL
+GPU_SHAPES: tuple[AttentionShape, ...] = (
+    DECODE + FP8 + SHARED + PREFILL + MIXED + HEAD_SIZES + PAGED + CONTIGUOUS
+)
+"""Every shape that is timed on a GPU."""
+
+ALL_SHAPES: tuple[AttentionShape, ...] = GPU_SHAPES + CPU_DECODE + CPU_PREFILL
 """Every named shape; no two have the same name."""
+
+
+def find_shape(name: str) -> AttentionShape:
+    """Return the shape of this name from all lists; raise ``ValueError`` if none has it."""
+    for shape in ALL_SHAPES:
+        if shape.name == name:
+            return shape
+    known = ", ".join(shape.name for shape in ALL_SHAPES)
+    raise ValueError(f"shape must be one of {known}, not {name!r}.")

@@ -24,6 +24,7 @@ from pagedattn.report.markdown import machine_table
 from pagedattn.report.results import Run
 from pagedattn.report.serving import serving_tables
 from pagedattn.report.style import looks_of
+from pagedattn.report.support import SUPPORT_ABOUT, support_tables
 from pagedattn.report.text import MISSING, clean, flops_rate, plural
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ def make_page(run: Run, summary: Summary, command: str) -> str:
     if others:
         tables = [DataTable.of(table, f"engines-{i}") for i, table in enumerate(others, 1)]
         sections.append(Section("engines", "Serving engines and prefix caches", tables=tables))
+    support = [
+        DataTable.of(table, f"support-{i}") for i, table in enumerate(support_tables(run), 1)
+    ]
+    if support:
+        sections.append(
+            Section("support", "What each implementation supports", [SUPPORT_ABOUT], tables=support)
+        )
     drawn = [figure for figure in figures if figure.reason is None]
     sections += [Section(figure.identity, figure.title, figures=[figure]) for figure in drawn]
     if summary.data or summary.bookkeeping:

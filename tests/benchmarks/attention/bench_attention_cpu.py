@@ -11,7 +11,6 @@ from pagedattn.benchmarking import CaseTiming, HostWork, StopRule
 from pagedattn.benchmarking.attention_rows import AttentionCase
 from pagedattn.workloads import CPU_DECODE, CPU_PREFILL, find_shape
 
-IMPLEMENTATIONS = ["torch", "reference", "sdpa_contiguous"]
 RULE = StopRule(least=30, most=100, seconds=1.0)
 
 
@@ -31,8 +30,8 @@ def ready(case_of, slowed):
         if reason := case.unsupported(implementation):
             pytest.skip(f"{implementation}: {reason}")
         (launch,) = case.launches(implementation)
-        make.errors[key] = case.error(launch())
-        (timed,) = slowed(f"{name}-{implementation}", [launch])
+        make.errors[key] = case.error(implementation, launch())
+        (timed,) = slowed(f"{name}-{implementation}", [launch.run])
         return HostWork(timed)
 
     make.errors = {}
@@ -45,7 +44,7 @@ def timing(request, ready):
     return CaseTiming([(p["case"], p["implementation"]) for p in params], ready, RULE, turn=3)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.implementations("torch", "reference", "sdpa_contiguous")
 @pytest.mark.parametrize("case", [shape.name for shape in (*CPU_DECODE, *CPU_PREFILL)])
 def bench_attention(benchmark, report_rounds, case_of, ready, timing, case, implementation):
     benchmark.group = case

@@ -5,22 +5,22 @@ import gc
 import pytest
 import torch
 
+from pagedattn.attention import UnsupportedError
 from pagedattn.benchmarking import CaseTiming, LaunchGraph, StopRule, require_cold
 from pagedattn.benchmarking.attention_rows import AttentionCase, peak_memory
-from pagedattn.peers import VLLM_KERNELS, register_kernels
-from pagedattn.workloads import DECODE, MIXED, PREFILL, find_shape
+from pagedattn.peers import PEERS
+from pagedattn.workloads import GPU_SHAPES, find_shape
 
-# all implementations are made ready in the first one's row; vLLM and what it imports warn of
+# all implementations are made ready in the first one's row; peers and what they import warn of
 # their own affairs
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
-
-register_kernels()
-
-IMPLEMENTATIONS = [
-    *("triton", "torch", "sdpa_contiguous"),
-    *(pytest.param(name, marks=pytest.mark.vllm) for name in VLLM_KERNELS),
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.usefixtures("flashinfer_modules"),  # compilers would disturb what is timed
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.implementations("cuda", "triton", "torch", *PEERS),
 ]
-RULE = StopRule(least=10, most=60, seconds=0.2)
+
+RULE = StopRule(least=10, most=40, seconds=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,20 @@ def ready(case, slowed):
         try:
             launches = case.launches(name)
             peak_bytes = peak_memory(launches[0])
-            error = case.error(launches[0]())
-            graph = LaunchGraph(slowed(f"{case.shape.name}-{name}", launches))
+            error = case.error(name, launches[0]())
+            runs = slowed(f"{case.shape.name}-{name}", [launch.run for launch in launches])
+            graph = LaunchGraph(runs)
         except torch.OutOfMemoryError:
             pytest.skip(f"{name} needs more memory than this GPU has free")
+        except UnsupportedError as refusal:
+            pytest.skip(f"{name}: {refusal}")
         columns = {
             "host_us": graph.host_seconds * 1e6,
             "rotation": len(launches),
             "launches_per_replay": graph.num_launches,
         }
-        if plan := getattr(launches[0], "plan", None):
-            columns["plan_us"] = graph.seconds_to_plan(plan) * 1e6
+        if launches[0].plan is not None:
+            columns["plan_us"] = graph.seconds_to_plan(launches[0].plan) * 1e6
         make.rows[name] = error, peak_bytes, columns
         return graph
 
@@ -66,10 +69,7 @@ def timing(case, ready, selected, clock_probe):
     return CaseTiming(selected("case", case.shape.name), ready, RULE, clock_probe)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    "case", [shape.name for shape in (*DECODE, *PREFILL, *MIXED)], indirect=True
-)
+@pytest.mark.parametrize("case", [shape.name for shape in GPU_SHAPES], indirect=True)
 def bench_attention(benchmark, report_rounds, case, ready, timing, implementation):
     benchmark.group = case.shape.name
     if benchmark.disabled:

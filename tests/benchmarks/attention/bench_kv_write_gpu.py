@@ -5,23 +5,29 @@ with the rotary embedding of 32 heads of Q and 8 of K (in place for Q), or both.
 and write in one launch does it in two or more.
 """
 
+import functools
 import importlib
 import importlib.util
 
 import pytest
 import torch
 
-from pagedattn.attention import Rotary, get_implementation, rotary_write_kv, rotate, write_kv
+from pagedattn.attention import (
+    Rotary,
+    UnsupportedError,
+    get_implementation,
+    rotary_write_kv,
+    rotate,
+    write_kv,
+)
 from pagedattn.benchmarking import CaseTiming, LaunchGraph, StopRule, require_cold, rotation_size
 from pagedattn.benchmarking.attention_rows import peak_memory
 from pagedattn.kv_cache import FP8, KVCache
-from pagedattn.peers import IndexPut, register_kernels
+from pagedattn.peers import IndexPut
 
 # all implementations are made ready in the first one's row; vLLM and what it imports warn of
 # their own affairs
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
-
-register_kernels()
 
 NUM_QUERY_HEADS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 32, 8, 128, 16
 NUM_POSITIONS = 8192
@@ -37,13 +43,19 @@ TURNED = ("triton", "pytorch_and_triton", "vllm_cuda", "flashinfer")
 TURNED_FP8 = ("triton", "pytorch_and_triton", "vllm_cuda")
 
 
-def rows():
+def rows(named):
     for workload in WORKLOADS:
         fp8, turned = "fp8" in workload, "rotary" in workload
-        names = (TURNED_FP8 if fp8 else TURNED) if turned else (FP8_WRITE if fp8 else PLAIN)
-        for name in names:
+        usual = (TURNED_FP8 if fp8 else TURNED) if turned else (FP8_WRITE if fp8 else PLAIN)
+        for name in dict.fromkeys([*named, *usual]):
             marks = [pytest.mark.vllm] if name == "vllm_cuda" else []
             yield pytest.param(workload, name, marks=marks, id=f"{workload}-{name}")
+
+
+def pytest_generate_tests(metafunc):
+    """Rows of each workload on those that --impl names, and on the usual ones."""
+    named = metafunc.config.option.impl or ()
+    metafunc.parametrize(("case", "implementation"), list(rows(named)), indirect=["case"])
 
 
 class Case:
@@ -96,11 +108,10 @@ class Case:
                 for k, v, s in parts
             ], None
         turn = {
-            "triton": self.fused,
             "pytorch_and_triton": self.steps,
             "vllm_cuda": self.vllm,
             "flashinfer": self.flashinfer,
-        }[name]
+        }.get(name, functools.partial(self.fused, name))
         queries = self.queries.clone()
         made = [
             turn(*given, positions)
@@ -110,9 +121,11 @@ class Case:
         ]
         return made, queries[0]
 
-    def fused(self, query, key, value, slots, positions):
+    def fused(self, name, query, key, value, slots, positions):
         return lambda: rotary_write_kv(
-            query, key, value, self.cache, slots, positions, self.rotary, out=query
+            *(query, key, value, self.cache, slots, positions, self.rotary),
+            out=query,
+            implementation=name,
         )
 
     def steps(self, query, key, value, slots, positions):
@@ -166,7 +179,10 @@ class Case:
         self.cache.value.fill_(torch.nan)
         if turned is not None:
             turned.copy_(self.queries[0])  # what made the launches ready may have turned it
-        peak_bytes = peak_memory(launches[0])
+        try:
+            peak_bytes = peak_memory(launches[0])
+        except UnsupportedError as refusal:
+            pytest.skip(f"{name}: {refusal}")
         error = self.check(turned)
         graph = LaunchGraph(launches)
         self.columns[name] = {
@@ -208,7 +224,6 @@ def timing(case, selected, clock_probe):
     return CaseTiming(selected("case", case.workload), case.ready, RULE, clock_probe)
 
 
-@pytest.mark.parametrize(("case", "implementation"), list(rows()), indirect=["case"])
 def bench_kv_write(benchmark, report_rounds, case, timing, implementation, roofs):
     benchmark.group = case.workload
     if benchmark.disabled:

@@ -1,4 +1,8 @@
-"""What rows of attention share: who takes part in a case, back ends, a slow-down on purpose."""
+"""What rows of attention share: who takes part in a case, back ends, a slow-down on purpose.
+
+A row that takes `implementation` runs on those of `@pytest.mark.implementations(...)`, and before
+them on those that `--impl` names.
+"""
 
 import statistics
 import time
@@ -17,6 +21,14 @@ def pytest_collection_modifyitems(config, items):
     rows = [item.callspec.id for item in items if "slowed" in item.fixturenames]
     if asked is not None and rows and asked not in rows:
         raise pytest.UsageError(f"--slow-down {asked} is no row of attention, as {rows[0]} is")
+
+
+def pytest_generate_tests(metafunc):
+    marker = metafunc.definition.get_closest_marker("implementations")
+    if "implementation" in metafunc.fixturenames and marker is not None:
+        usual = marker.args
+        named = metafunc.config.option.impl or ()
+        metafunc.parametrize("implementation", list(dict.fromkeys([*named, *usual])))
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,19 @@
-"""Which implementations the suite runs over, where, and how a case that one cannot take is told."""
+"""Which implementations the suite runs over, where, and how a case that one cannot take is told.
+
+A test that takes `implementation` runs on this project's own and, on a GPU, on the peers; those
+that `--impl` names replace all of them. `@pytest.mark.implementations("triton", ...)` names others
+for one test. A peer has the cases in bfloat16 with one grouping of heads; `--impl` gives it all.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
-from pagedattn.attention import attention, get_implementation, write_kv
+from pagedattn.attention import UnsupportedError, attention, get_implementation, write_kv
+from pagedattn.peers import FLASHINFER_KERNELS, PEERS
+from pagedattn.testing import finite
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 OWN = ("reference", "torch", "triton", *(["cuda"] if HOPPER else []))
@@ -16,7 +26,30 @@ FP8_CAPABILITY = (8, 9)
 def pytest_generate_tests(metafunc):
     """Run each test that asks for an `implementation` over all that are under test."""
     if "implementation" in metafunc.fixturenames:
-        metafunc.parametrize("implementation", OWN)
+        marker = metafunc.definition.get_closest_marker("implementations")
+        usual = marker.args if marker else (*OWN, *PEERS)
+        metafunc.parametrize("implementation", metafunc.config.option.impl or usual)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.impl is None:
+        here = Path(__file__).parent
+        items[:] = [item for item in items if here not in item.path.parents or _is_usual(item)]
+
+
+def _is_usual(item):
+    """Whether a session without --impl has this case."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    name = params.get("implementation")
+    if name not in PEERS:
+        return True
+    if "on" not in params and params.get("device") == "cpu":
+        return False
+    if "feature" in params:
+        return True
+    # cases without `on` are in float16, for which FlashInfer would compile everything again
+    on = params.get("on", ("cuda", "float16" if name in FLASHINFER_KERNELS else "bfloat16"))
+    return on == ("cuda", "bfloat16") and params.get("heads", "gqa") == "gqa"
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -51,39 +84,71 @@ def skip_unsupported(implementation, call):
 
 
 @pytest.fixture
-def attend():
+def runnable(request, implementation, device):
+    """Skip where the implementation cannot run at all, and wait for what it needs compiled."""
+    require(implementation, device)
+    if implementation in FLASHINFER_KERNELS:
+        request.getfixturevalue("flashinfer_modules")
+
+
+@pytest.fixture
+def attend(request):
     """Function that runs a case through an implementation, or skips it; see its docstring."""
 
     def run(inputs, implementation, *, out=None, return_lse=False, scale=None):
         """Attend over the inputs; `out` is filled with NaN first unless given.
 
-        Returns what `attention` does.
+        Returns what `attention` does. Unused slots are zeros for an implementation that asks for
+        it. One that rounds to a lower type is skipped: `test_support` has budgets for it.
         """
         require(implementation, inputs.query.device.type)
+        if implementation in FLASHINFER_KERNELS:
+            request.getfixturevalue("flashinfer_modules")
+        made = get_implementation(implementation)
         lse = torch.empty(inputs.query.shape[:2], device=inputs.query.device)
-        skip_unsupported(implementation, inputs.call(lse=lse if return_lse else None))
+        call = inputs.call(lse=lse if return_lse else None, scale=scale)
+        skip_unsupported(implementation, call)
+        lower = made.rounds_to(call) if hasattr(made, "rounds_to") else None
+        if lower is not None:
+            pytest.skip(f"{implementation}: it rounds to {lower}")
         if out is None:
             out = torch.full_like(inputs.query, torch.nan)
-        return attention(
-            inputs.query,
-            inputs.cache,
-            inputs.batch,
-            out=out,
-            return_lse=return_lse,
-            scale=scale,
-            implementation=implementation,
-            **inputs.options,
-        )
+        needs_finite = getattr(made, "reads_unused_slots", False)
+        with finite(inputs.cache) if needs_finite else nullcontext():
+            return _or_skip(
+                attention,
+                inputs.query,
+                inputs.cache,
+                inputs.batch,
+                out=out,
+                return_lse=return_lse,
+                scale=scale,
+                implementation=implementation,
+                **inputs.options,
+            )
 
     return run
+
+
+def _or_skip(function, *args, implementation, **options):
+    """Call, and skip what an implementation other than the project's own refuses only then."""
+    try:
+        return function(*args, implementation=implementation, **options)
+    except UnsupportedError as refusal:
+        if implementation in OWN:
+            raise
+        pytest.skip(f"{implementation}: {refusal}")
 
 
 @pytest.fixture
 def write(device):
     """`write_kv`, skipped where the implementation cannot run."""
 
-    def run(*args, implementation):
+    def run(key, value, cache, slots, *, implementation):
         require(implementation, device)
-        write_kv(*args, implementation=implementation)
+        outside = (slots < 0) | (slots >= cache.num_slots)
+        if outside.any() and not getattr(get_implementation(implementation), "checks_slots", True):
+            pytest.skip(f"{implementation}: it does not check slots")
+        _or_skip(write_kv, key, value, cache, slots, implementation=implementation)
 
     return run

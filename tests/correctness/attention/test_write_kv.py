@@ -5,6 +5,8 @@ import torch
 
 from pagedattn.kv_cache import FP8, KVCache
 
+pytestmark = pytest.mark.implementations("reference", "torch", "triton", "vllm_cuda")
+
 
 def poisoned_cache(device, dtype, block_size, num_kv_heads, head_size, num_blocks=8):
     cache = KVCache(

@@ -117,8 +117,8 @@ def test_the_kernels_are_registered_once_and_say_what_they_need():
 def test_pytorch_keeps_its_cudnn_attention_when_vllm_is_imported():
     code = """
 import torch
-from pagedattn.peers.vllm_kernels import _imported
-_imported("vllm._custom_ops")
+from pagedattn.peers.vllm.common import imported
+imported("vllm._custom_ops")
 assert torch.backends.cuda.cudnn_sdp_enabled()
 import vllm.platforms.cuda
 assert torch.backends.cuda.cudnn_sdp_enabled()

@@ -7,11 +7,16 @@ import pytest
 from pagedattn.config import ConfigError
 from pagedattn.workloads import (
     ALL_SHAPES,
+    CONTIGUOUS,
     CPU_DECODE,
     CPU_PREFILL,
     DECODE,
+    FP8,
+    HEAD_SIZES,
     MIXED,
+    PAGED,
     PREFILL,
+    SHARED,
     AttentionShape,
     find_shape,
 )
@@ -53,8 +58,13 @@ def test_the_kind_follows_from_the_lengths(query_lengths, kv_lengths, kind):
         (PREFILL, "prefill"),
         (CPU_PREFILL, "prefill"),
         (MIXED, "mixed"),
+        (FP8, "decode"),
+        (SHARED, "decode"),
+        (PAGED, "decode"),
     ],
-    ids=["DECODE", "CPU_DECODE", "PREFILL", "CPU_PREFILL", "MIXED"],
+    ids=[
+        *("DECODE", "CPU_DECODE", "PREFILL", "CPU_PREFILL", "MIXED", "FP8", "SHARED", "PAGED"),
+    ],
 )
 def test_each_list_holds_its_kind(shapes, kind):
     assert {shape.kind for shape in shapes} == {kind}
@@ -82,6 +92,12 @@ def test_bytes_count_each_tokens_k_and_v_once_whatever_the_block(dtype, item_byt
         assert shape.kv_bytes == 11 * 2 * 8 * 128 * item_bytes
 
 
+@pytest.mark.parametrize(("shared", "tokens"), [(0, 120), (16, 88), (32, 56)])
+def test_bytes_count_a_shared_prefix_once(shared, tokens):
+    shape = shape_of((1,) * 3, (40,) * 3, shared_prefix=shared)
+    assert shape.kv_bytes == tokens * 2 * 8 * 128 * 2
+
+
 def test_keys_and_values_may_be_fp8_beside_queries_that_are_not():
     shape = shape_of((1, 2), (5, 6), dtype="float16", kv_dtype="float8_e4m3")
     assert shape.cache_dtype == "float8_e4m3"
@@ -89,6 +105,22 @@ def test_keys_and_values_may_be_fp8_beside_queries_that_are_not():
     assert shape_of((1,), (5,), dtype="float16").cache_dtype == "float16"
     with pytest.raises(ConfigError, match="kv_dtype must be one of float16, float8_e4m3, not 'fl"):
         shape_of((1,), (5,), dtype="float16", kv_dtype="float32")
+
+
+def test_each_head_size_has_a_decode_step_and_a_prompt():
+    kinds = [(shape.head_size, shape.kind) for shape in HEAD_SIZES]
+    assert kinds == [
+        (size, kind) for size in (64, 80, 96, 192, 256) for kind in ("decode", "prefill")
+    ]
+
+
+def test_a_contiguous_twin_differs_from_its_shape_in_the_block_alone():
+    for twin in CONTIGUOUS:
+        shape = BY_NAME[twin.name.removesuffix("-contiguous")]
+        assert shape.block_size == 16
+        assert twin.block_size == max(shape.kv_lengths)
+        assert dataclasses.replace(twin, name=shape.name, block_size=16) == shape
+    assert {twin.name for twin in CONTIGUOUS} > {f"{shape.name}-contiguous" for shape in PAGED}
 
 
 def test_counts_follow_from_the_lengths():
@@ -113,6 +145,12 @@ def test_counts_follow_from_the_lengths():
         ("decode-B1-128k-h8x1", 67_108_864),
         ("decode-B16-8k-h8x1", 67_108_864),
         ("verify4-B32-8k", 1_073_741_824),
+        ("decode-B64-4k-fp8", 536_870_912),
+        ("decode-B8-8k-fp8", 134_217_728),
+        ("shared-16k-B128", (16384 + 128 * 256) * 4096),
+        ("shared-512-B8", (512 + 8 * 256) * 4096),
+        ("shared-2k-B256", (2048 + 256 * 128) * 4096),
+        ("figure18a-B32-256", 32 * 256 * 2 * 40 * 128 * 2),
     ],
 )
 def test_a_named_shape_reads_the_bytes_that_its_name_says(name, num_bytes):
@@ -160,6 +198,10 @@ def test_cpu_shapes_are_small_and_in_float32():
         ({"query_lengths": (0,)}, "each of query_lengths must be a positive integer, not 0"),
         ({"num_kv_heads": 3}, "num_query_heads must be a multiple of num_kv_heads, not 32 for 3"),
         ({"block_size": 0}, "block_size must be a positive integer, not 0"),
+        ({"shared_prefix": 8}, "shared_prefix must be whole blocks of 16 tokens, not 8"),
+        ({"shared_prefix": -16}, "shared_prefix must be whole blocks of 16 tokens, not -16"),
+        ({"shared_prefix": True}, "shared_prefix must be whole blocks of 16 tokens, not True"),
+        ({"shared_prefix": 16}, "leave each sequence its query tokens, at most 6 here, not 16"),
         ({"dtype": "int8"}, "dtype must be one of .* not 'int8'"),
     ],
     ids=repr,

@@ -1,0 +1,20 @@
+"""What each implementation supports, found by running it, for the results file and its report."""
+
+import pytest
+
+from pagedattn.peers import PEERS
+from pagedattn.testing import features, probe
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # peers warn of their own affairs
+
+
+@pytest.mark.parametrize("feature", features())
+def test_a_feature_is_right_or_refused(runnable, implementation, device, feature, findings):
+    del runnable
+    found = probe(implementation, feature, device)
+    findings.append(found)
+    if found.status == "unsupported":
+        pytest.skip(found.detail)
+    if implementation in PEERS and found.status != "passed":
+        pytest.xfail(f"{found.status}: {found.detail}")
+    assert found.status == "passed", found.detail

@@ -1,0 +1,68 @@
+"""A package outside of the project offers an implementation, is installed, and is tested."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "examples" / "own_kernel"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Folder that the example is installed in, by pip, without a network."""
+    source, site = (tmp_path_factory.mktemp(name) for name in ("source", "site"))
+    shutil.copytree(EXAMPLE, source, dirs_exist_ok=True)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", site]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, source],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "No module named pip" in done.stderr:
+        pytest.skip("needs pip, which is not installed")
+    assert done.returncode == 0, done.stderr
+    return site
+
+
+def pytest_with(site, *arguments):
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([str(site), str(ROOT)])
+    environment.pop("PYTEST_ADDOPTS", None)
+    options = ["-q", "-m", "not gpu", "--benchmark-disable", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_example_passes_the_suite_and_runs_in_every_row_by_its_name(site):
+    done = pytest_with(site, "--impl", "block_by_block", "tests")
+    assert done.returncode == 0, done.stdout
+    collected = pytest_with(site, "--impl", "block_by_block", "--collect-only", "tests").stdout
+    suite = [line for line in collected.splitlines() if "correctness/attention" in line]
+    rows = [line for line in collected.splitlines() if "benchmarks/attention" in line]
+    assert len(suite) > 200
+    assert all("block_by_block" in line for line in suite)
+    assert sum("block_by_block" in line for line in rows) * 4 == len(rows)  # beside three others
+
+
+def test_what_is_wrong_with_a_name_is_one_sentence(site):
+    done = pytest_with(site, "--impl", "block_by_blok", "tests")
+    assert done.returncode == 4
+    assert "no implementation 'block_by_blok'; known are triton, torch" in done.stderr
+    assert "block_by_block" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_package_that_cannot_be_imported_is_named(site, tmp_path):
+    broken = tmp_path / "site"
+    shutil.copytree(site, broken)
+    (broken / "own_kernel.py").write_text("import no_such_module\n")
+    done = pytest_with(broken, "--impl", "block_by_block", "tests")
+    assert done.returncode == 4
+    assert "implementation 'block_by_block' of the package own-kernel cannot be" in done.stderr
+    assert "No module named 'no_such_module'" in done.stderr
