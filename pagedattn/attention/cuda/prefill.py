@@ -45,7 +45,7 @@ HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 ROWS = 128
 STAGES = 2
 THREADS = 384
-SECTION_BYTES = 16 << 20  # of K and V that programs read at the same time, well within the L2
+SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 TICKETS = 4096
 
 
