@@ -43,6 +43,12 @@ def pytest_addoption(parser):
         action="store_true",
         help="with --benchmark-compare: compare with a run of another machine or GPU",
     )
+    group.addoption(
+        "--slow-down",
+        metavar="ROW",
+        help="make one row of attention, such as decode-B64-4k-triton, take 5 %% longer and say so "
+        "in its extra_info: a comparison with another run has to find it",
+    )
     group.addoption("--nightly", action="store_true", help="run the cases marked nightly too")
 
 

@@ -10,15 +10,19 @@ from pagedattn.attention.registry import (
     implementation_names,
     register,
 )
+from pagedattn.attention.rotary import Rotary, rotary_write_kv, rotate
 
 __all__ = [
     "AttentionBatch",
     "AttentionCall",
     "Implementation",
     "Launch",
+    "Rotary",
     "attention",
     "get_implementation",
     "implementation_names",
     "register",
+    "rotary_write_kv",
+    "rotate",
     "write_kv",
 ]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from pagedattn.page_table import PageTable
 
+NUM_ARRIVALS = 8192
+"""Counters of a batch: 16 a program of the decode kernel, two programs a multiprocessor."""
+
 
 @dataclass(frozen=True)
 class AttentionBatch:
@@ -35,6 +38,10 @@ class AttentionBatch:
             the cache is not written: the way to pad a batch.
         max_query_length: no sequence has more query tokens (a bound, known to the host).
         max_kv_length: no sequence has more tokens (a bound, known to the host).
+        arrivals: int32 [NUM_ARRIVALS] of zeros on a GPU, or None. A kernel that merges what
+            several programs have of a sequence counts here who has come, and leaves zeros: so
+            launches of one batch must run one after the other, as a step's layers do. Without, a
+            kernel that needs them makes them, which is one more launch.
 
     """
 
@@ -44,6 +51,7 @@ class AttentionBatch:
     slots: torch.Tensor
     max_query_length: int
     max_kv_length: int
+    arrivals: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -51,6 +59,7 @@ class AttentionBatch:
         page_table: PageTable,
         query_lengths: ArrayLike = 1,
         device: torch.device | str = "cpu",
+        max_kv_length: int | None = None,
     ) -> AttentionBatch:
         """Make a batch from a page table that already counts the query tokens.
 
@@ -59,22 +68,41 @@ class AttentionBatch:
             query_lengths: query tokens of each sequence, one number for all or one a
                 sequence, from 0 to the sequence's length.
             device: where the tensors go.
+            max_kv_length: what a sequence may grow to through `update`; the block tables get room
+                for it. None is the longest sequence of now.
 
         Raises:
-            ValueError: a query length is negative or above the sequence's length.
+            ValueError: a query length is negative or above the sequence's length, or a sequence
+                is longer than `max_kv_length`.
 
         """
+        longest = int(page_table.num_tokens.max(initial=0))
+        if max_kv_length is None:
+            max_kv_length = longest
+        if max_kv_length < longest:
+            raise ValueError(
+                f"max_kv_length is {max_kv_length}; the longest sequence has {longest} tokens"
+            )
+        tables = page_table.block_tables
+        missing = -(-max_kv_length // page_table.block_size) - tables.shape[1]
+        if missing > 0:
+            tables = np.pad(tables, ((0, 0), (0, missing)))
         slots = page_table.slots(query_lengths)
         lengths = np.broadcast_to(np.asarray(query_lengths, np.int64), page_table.num_tokens.shape)
         starts = np.zeros(lengths.size + 1, dtype=np.int32)
         np.cumsum(lengths, out=starts[1:])
         return cls(
-            block_tables=torch.from_numpy(page_table.block_tables).to(device),
+            block_tables=torch.from_numpy(tables).to(device),
             kv_lengths=torch.from_numpy(page_table.num_tokens.astype(np.int32)).to(device),
             query_starts=torch.from_numpy(starts).to(device),
             slots=torch.from_numpy(slots).to(device),
             max_query_length=int(lengths.max(initial=0)),
-            max_kv_length=int(page_table.num_tokens.max(initial=0)),
+            max_kv_length=max_kv_length,
+            arrivals=(
+                torch.zeros(NUM_ARRIVALS, dtype=torch.int32, device=device)
+                if torch.device(device).type == "cuda"
+                else None
+            ),
         )
 
     @property

@@ -17,7 +17,9 @@ class Implementation(Protocol):
 
     A call arrives validated (see `pagedattn.attention.api`): shapes agree, tensors are on one
     device, `out` is allocated. A method `prepare(call) -> Launch` may be added, see
-    `pagedattn.attention.launch.Launch`.
+    `pagedattn.attention.launch.Launch`, and a method `rotary_write_kv(query, key, value, cache,
+    slots, positions, rotary, out)` that does what `pagedattn.attention.rotary_write_kv` says;
+    without it Q and K are turned by PyTorch and `write_kv` is called.
     """
 
     name: str
@@ -34,11 +36,12 @@ class Implementation(Protocol):
         """Write K and V of tokens into their slots; slots outside the cache are skipped.
 
         Into an fp8 cache go `key / cache.key_scale` and `value / cache.value_scale`, limited to
-        +-448 and rounded to nearest.
+        +-448 and rounded to nearest, ties to even.
         """
 
 
 _BUILT_IN = {
+    "cuda": "pagedattn.attention.cuda:CudaImplementation",
     "triton": "pagedattn.attention.triton:TritonImplementation",
     "torch": "pagedattn.attention.torch_impl:TorchImplementation",
     "reference": "pagedattn.attention.reference:ReferenceImplementation",

@@ -58,10 +58,10 @@ class AttentionCase:
 
     def unsupported(self, name: str) -> str | None:
         """Why an implementation or control cannot run this case, or None."""
-        first = self.rotation[0]
+        call = self.rotation[0].call()
         if name == SdpaContiguous.name:
-            return SdpaContiguous().unsupported(first.batch)
-        return get_implementation(name).unsupported(first.call())
+            return call.beyond(()) or SdpaContiguous().unsupported(call.batch)
+        return get_implementation(name).unsupported(call)
 
     def launches(self, name: str) -> list[Callable[[], torch.Tensor]]:
         """One launch for each batch of the rotation; each returns its result."""

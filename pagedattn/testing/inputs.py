@@ -10,10 +10,12 @@ import torch
 
 from pagedattn.attention.batch import AttentionBatch
 from pagedattn.attention.call import AttentionCall
-from pagedattn.kv_cache import KVCache, LayerCache
+from pagedattn.kv_cache import FP8, KVCache, LayerCache, quantised
 from pagedattn.page_table import PageTable
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pagedattn.workloads import AttentionShape
 
 
@@ -35,8 +37,9 @@ class AttentionInputs:
         key: [num_query_tokens, num_kv_heads, head_size], K for `write_kv`. The cache is filled
             with other random K and V already.
         value: the same for V.
-        cache: one layer; slots that no sequence uses hold NaN.
-        batch: page table and lengths; padding entries name a block full of NaN.
+        cache: one layer; slots that no query sees hold NaN.
+        batch: page table and lengths; padding entries, and those of blocks that have left the
+            window, name a block full of NaN.
         window: see `pagedattn.attention.attention`, as for the others.
         soft_cap: the same.
         alibi_slopes: the same.
@@ -96,10 +99,23 @@ def make_inputs(
     seed: int = 0,
     shuffled: bool = True,
     extra_columns: int = 3,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi: bool = False,
+    sinks: bool = False,
 ) -> AttentionInputs:
     """Make one batch of a shape; see `make_rotation`."""
     return make_rotation(
-        shape, 1, device=device, seed=seed, shuffled=shuffled, extra_columns=extra_columns
+        shape,
+        1,
+        device=device,
+        seed=seed,
+        shuffled=shuffled,
+        extra_columns=extra_columns,
+        window=window,
+        soft_cap=soft_cap,
+        alibi=alibi,
+        sinks=sinks,
     )[0]
 
 
@@ -111,24 +127,33 @@ def make_rotation(
     seed: int = 0,
     shuffled: bool = True,
     extra_columns: int = 0,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi: bool = False,
+    sinks: bool = False,
 ) -> list[AttentionInputs]:
     """Make `count` batches of a shape over disjoint blocks of one cache.
 
     Going through them in turn keeps the K and V cold if they are together larger than the L2.
 
     Args:
-        shape: lengths, heads, sizes, dtype.
+        shape: lengths, heads, sizes, dtypes.
         count: batches.
         device: where everything goes.
         seed: of the random data and of the blocks' order.
         shuffled: blocks in random order over the whole pool; else in ascending order.
         extra_columns: columns of padding after the longest block table.
+        window: keys that a query sees; what has left all windows is poisoned too.
+        soft_cap: bound of the scores.
+        alibi: with the slopes of Press et al. 2022 (section 3), 2^(-8 h / num_query_heads) for
+            the h-th head.
+        sinks: with random sinks, a normal distribution of deviation 2.
 
     Returns:
-        The batches; they share one cache, standard normal where it is used and NaN elsewhere.
+        The batches; they share one cache, standard normal where it is used and NaN elsewhere. An
+        fp8 cache is filled by quantising such numbers; each head has its scale, none of them 1.
 
     """
-    dtype: torch.dtype = getattr(torch, shape.dtype)
     lengths = np.array(shape.kv_lengths, dtype=np.int64)
     blocks_each = -(-lengths // shape.block_size)
     per_batch = int(blocks_each.sum())
@@ -139,49 +164,92 @@ def make_rotation(
         rng.shuffle(order)
 
     generator = torch.Generator(device).manual_seed(seed)
-    cache = KVCache(
-        num_layers=1,
-        num_blocks=poison_block + 1,
-        block_size=shape.block_size,
-        num_kv_heads=shape.num_kv_heads,
-        head_size=shape.head_size,
-        dtype=dtype,
-        device=device,
-    )
-    cache.storage.normal_(generator=generator)
+    cache = _random_cache(shape, poison_block + 1, generator)
     cache.storage[:, poison_block] = torch.nan
+    dtype: torch.dtype = getattr(torch, shape.dtype)
 
     def random(num_heads: int) -> torch.Tensor:
         sizes = (shape.num_query_tokens, num_heads, shape.head_size)
         return torch.empty(sizes, dtype=dtype, device=device).normal_(generator=generator)
 
+    heads = torch.arange(1, shape.num_query_heads + 1, device=device)
+    slopes = 2.0 ** (-8 * heads / shape.num_query_heads) if alibi else None
+    drawn = 2 * torch.randn(shape.num_query_heads, generator=generator, device=device)
+
     rotation = []
     width = int(blocks_each.max(initial=0)) + extra_columns
     used = np.arange(width) < blocks_each[:, None]
+    first_seen = np.zeros_like(lengths)
+    if window is not None:
+        first_seen = np.maximum(lengths - np.array(shape.query_lengths) - window + 1, 0)
     for part in order.reshape(count, per_batch):
         tables = np.full(used.shape, poison_block, dtype=np.int32)
         tables[used] = part
         page_table = PageTable(shape.block_size, tables, lengths)
-        _poison_unused_slots(cache, page_table)
+        _poison_unused_slots(cache, page_table, first_seen)
+        batch = AttentionBatch.of(page_table, shape.query_lengths, device)
+        gone = np.arange(width) < (first_seen // shape.block_size)[:, None]
+        batch.block_tables[torch.from_numpy(gone).to(device)] = poison_block
         rotation.append(
             AttentionInputs(
                 query=random(shape.num_query_heads),
                 key=random(shape.num_kv_heads),
                 value=random(shape.num_kv_heads),
                 cache=cache.layer(0),
-                batch=AttentionBatch.of(page_table, shape.query_lengths, device),
+                batch=batch,
+                window=window,
+                soft_cap=soft_cap,
+                alibi_slopes=slopes,
+                sinks=drawn if sinks else None,
             )
         )
     return rotation
 
 
-def _poison_unused_slots(cache: KVCache, page_table: PageTable) -> None:
-    """Fill the slots behind each sequence's last token with NaN; changes `cache`."""
-    partly = page_table.num_tokens % page_table.block_size > 0
-    rows = np.flatnonzero(partly)
-    offsets = torch.from_numpy(page_table.num_tokens[rows] % page_table.block_size)
-    last = page_table.block_tables[rows, page_table.num_blocks()[rows] - 1]
-    blocks = torch.from_numpy(last.astype(np.int64)).to(cache.storage.device)
-    unused = torch.arange(page_table.block_size) >= offsets[:, None]
-    mask = unused.to(cache.storage.device)[None, :, None, None, :, None]
-    cache.storage[:, blocks] = cache.storage[:, blocks].masked_fill(mask, torch.nan)
+def _random_cache(shape: AttentionShape, num_blocks: int, generator: torch.Generator) -> KVCache:
+    """Make a cache of one layer, standard normal everywhere."""
+    name = "float8_e4m3fn" if shape.cache_dtype == "float8_e4m3" else shape.cache_dtype
+    cache = KVCache(
+        num_layers=1,
+        num_blocks=num_blocks,
+        block_size=shape.block_size,
+        num_kv_heads=shape.num_kv_heads,
+        head_size=shape.head_size,
+        dtype=getattr(torch, name),
+        device=generator.device,
+    )
+    if cache.scales is None:
+        cache.storage.normal_(generator=generator)
+        return cache
+    # 5 deviations are at most 400, within e4m3's 448
+    cache.scales.uniform_(0.0125, 0.0375, generator=generator)
+    # in parts, as their float32 takes four times as much
+    for first in range(0, num_blocks, 1024):
+        blocks = cache.storage[0, first : first + 1024]
+        for part, scale in zip(blocks.unbind(1), cache.scales[0], strict=True):
+            numbers = torch.empty(part.shape, device=part.device).normal_(generator=generator)
+            part.copy_(quantised(numbers.transpose(1, 2), scale, part.dtype).transpose(1, 2))
+    return cache
+
+
+def _poison_unused_slots(
+    cache: KVCache, page_table: PageTable, first_seen: NDArray[np.int64]
+) -> None:
+    """Fill a batch's slots before each sequence's first seen and behind its last token with NaN.
+
+    Changes `cache`. Its blocks must all be distinct.
+    """
+    bits = cache.storage
+    if bits.dtype == FP8:  # has no masked fill; 0x7f is NaN
+        bits = bits.view(torch.uint8)
+    nan = 0x7F if bits.dtype == torch.uint8 else torch.nan
+    held = page_table.num_blocks()
+    rows = np.repeat(np.arange(page_table.num_sequences), held)
+    columns = np.arange(rows.size) - np.repeat(np.cumsum(held) - held, held)
+    positions = columns[:, None] * page_table.block_size + np.arange(page_table.block_size)
+    unused = (positions < first_seen[rows, None]) | (positions >= page_table.num_tokens[rows, None])
+    some = unused.any(axis=1)
+    blocks = torch.from_numpy(page_table.block_tables[rows, columns][some].astype(np.int64))
+    mask = torch.from_numpy(unused[some])[None, :, None, None, :, None].to(bits.device)
+    blocks = blocks.to(bits.device)
+    bits[:, blocks] = bits[:, blocks].masked_fill(mask, nan)

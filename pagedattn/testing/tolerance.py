@@ -8,6 +8,9 @@ the other errs by about sqrt(n) / 2 roundings (Higham, Accuracy and Stability of
 Algorithms, §2.8), n being the head size. Among few results the ordinary computation may round the
 largest ones well by chance, so a single element may always be one unit in the last place of the
 largest result off.
+
+The log-sum-exp is kept in float32 whatever the inputs' dtype, and its budget is an absolute one,
+derived from how it is computed; see `lse_budget`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.reference import reference_attention
+from pagedattn.kv_cache import dequantised
 
 if TYPE_CHECKING:
     from pagedattn.testing.inputs import AttentionInputs
@@ -78,19 +82,73 @@ def error_budget(inputs: AttentionInputs, exact: torch.Tensor) -> ErrorBudget:
     )
 
 
-def check_attention(
-    result: torch.Tensor, inputs: AttentionInputs
-) -> tuple[ErrorBudget, ErrorBudget]:
-    """Compare a result with attention in float64.
+def lse_budget(inputs: AttentionInputs, exact_lse: torch.Tensor) -> float:
+    """Absolute error that the log-sum-exp over these inputs may have, computed in float32.
 
-    Returns:
-        The error and the budget.
+    A change of the scores by at most e changes the log-sum-exp by at most e, as its derivatives by
+    them are the softmax weights. With eps the spacing of float32 at 1, d the head size, n the keys:
 
-    Raises:
-        AssertionError: the error is above the budget, or something is NaN.
+    - a score is a sum of d products, no partial sum of which is above scale * |q| * |k| (Cauchy and
+      Schwarz): taken in order, sqrt(d) / 2 * eps of that (Higham, §2.8), and one rounding more;
+    - a soft cap lessens errors, and its own is some units in the last place of the cap;
+    - ALiBi's product, its unit and its addition round at the largest slope times the distance;
+    - the sum of n exponentials, each right to two units, is off by sqrt(n) / 2 * eps and 2 eps of
+      itself, which is as much in its logarithm;
+    - peak and logarithm are rounded, multiplied into natural units, and added.
+
+    Args:
+        inputs: the case.
+        exact_lse: its log-sum-exp in float64.
 
     """
-    exact, _ = reference_attention(inputs.call(), torch.float64)
+    cache, batch = inputs.cache, inputs.batch
+    used = torch.unique(batch.block_tables).long()
+    keys = dequantised(cache.key[used].transpose(1, 2), cache.key_scale, torch.float32)
+    # slots that no token is in hold NaN
+    longest_key = float(keys.norm(dim=-1).nan_to_num(0.0, 0.0).max()) if used.numel() else 0.0
+    longest_query = float(inputs.query.float().norm(dim=-1).max()) if inputs.query.numel() else 0.0
+    score = cache.head_size**-0.5 * longest_query * longest_key
+    bias = 0.0
+    if inputs.alibi_slopes is not None:
+        bias = float(inputs.alibi_slopes.abs().max()) * batch.max_kv_length
+    finite = exact_lse[exact_lse.isfinite()].abs()
+    largest = float(finite.max()) if finite.numel() else 0.0
+    roundings: float = (
+        (math.sqrt(cache.head_size) / 2 + 1) * score
+        + 4 * (inputs.soft_cap or 0.0)
+        + 2 * bias
+        + math.sqrt(batch.max_kv_length) / 2
+        + 2
+        + 2 * largest
+    )
+    return torch.finfo(torch.float32).eps * roundings
+
+
+def lse_error(lse: torch.Tensor, exact_lse: torch.Tensor) -> float:
+    """Largest absolute error of a log-sum-exp; infinite where only one is -inf, or one is NaN."""
+    if exact_lse.numel() == 0:
+        return 0.0
+    error = (lse.double() - exact_lse.double()).abs()
+    error[lse.double() == exact_lse.double()] = 0.0  # -inf less -inf is NaN
+    return float(error.nan_to_num(math.inf, math.inf).max())
+
+
+def check_attention(
+    result: torch.Tensor, inputs: AttentionInputs, lse: torch.Tensor | None = None
+) -> tuple[ErrorBudget, ErrorBudget]:
+    """Compare a result, and a log-sum-exp if there is one, with attention in float64.
+
+    Returns:
+        The error and the budget of the result.
+
+    Raises:
+        AssertionError: an error is above its budget, or something is NaN.
+
+    """
+    exact, exact_lse = reference_attention(inputs.call(), torch.float64)
     error, budget = error_of(result, exact), error_budget(inputs, exact)
     assert budget.covers(error), f"the error {error} is above the budget {budget}"
+    if lse is not None:
+        off, allowed = lse_error(lse, exact_lse), lse_budget(inputs, exact_lse)
+        assert off <= allowed, f"the log-sum-exp is off by {off}, above the budget of {allowed}"
     return error, budget

@@ -23,6 +23,8 @@ class AttentionShape:
     A sequence has ``kv_lengths[i]`` tokens of K and V, this step's among them, and the queries of
     its last ``query_lengths[i]`` tokens. Lengths and ``block_size`` count tokens. Raises
     :class:`pagedattn.config.ConfigError`.
+
+    ``dtype`` is the queries', and the cache's too unless ``kv_dtype`` is ``"float8_e4m3"``.
     """
 
     name: str
@@ -33,6 +35,7 @@ class AttentionShape:
     head_size: int = 128
     block_size: int = 16
     dtype: str = "bfloat16"
+    kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("num_query_heads", "num_kv_heads", "head_size", "block_size"):
@@ -41,6 +44,8 @@ class AttentionShape:
             lengths = tuple(positive_int(f"each of {key}", length) for length in getattr(self, key))
             object.__setattr__(self, key, lengths)
         one_of("dtype", self.dtype, CACHE_DTYPES)
+        if self.kv_dtype is not None:
+            one_of("kv_dtype", self.kv_dtype, (self.dtype, "float8_e4m3"))
         if self.num_query_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_query_heads must be a multiple of num_kv_heads, "
@@ -78,12 +83,17 @@ class AttentionShape:
         return "prefill" if self.query_lengths == self.kv_lengths else "mixed"
 
     @property
+    def cache_dtype(self) -> str:
+        """The dtype of K and V: ``kv_dtype``, or ``dtype`` without one."""
+        return self.kv_dtype or self.dtype
+
+    @property
     def kv_bytes(self) -> int:
         """The bytes of K and V that must be read once, from the tokens alone, not whole blocks.
 
-        ``sum(kv_lengths) * 2 * num_kv_heads * head_size * bytes of dtype``.
+        ``sum(kv_lengths) * 2 * num_kv_heads * head_size * bytes of cache_dtype``.
         """
-        token_bytes = 2 * self.num_kv_heads * self.head_size * DTYPE_BYTES[self.dtype]
+        token_bytes = 2 * self.num_kv_heads * self.head_size * DTYPE_BYTES[self.cache_dtype]
         return sum(self.kv_lengths) * token_bytes
 
     @property

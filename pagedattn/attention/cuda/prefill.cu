@@ -326,15 +326,16 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
                          place.parity);
             place.next<STAGES>();
             int held = min(item.kv_length - tile * KV_TILE, KV_TILE);
-            int begin = WINDOW ? max(first_key - tile * KV_TILE, 0) / LOAD_TOKENS : 0;
+            int hidden = WINDOW ? max(first_key - tile * KV_TILE, 0) : 0;
+            int begin = hidden / LOAD_TOKENS;
             int end = (held + LOAD_TOKENS - 1) / LOAD_TOKENS;
-            if (!OF_VALUES || (begin == 0 && held == KV_TILE)) {
+            if (!OF_VALUES || (hidden == 0 && held == KV_TILE)) {
                 load_tile(map, to, full, octet, begin, end, item.head);
             } else {
                 load_tile(map, to, shared.value_arrived(), octet, begin, end, item.head);
                 barrier_wait(shared.value_arrived(), arrived_parity);
                 arrived_parity ^= 1;
-                clear_rows(to, 0, begin * LOAD_TOKENS, lane);
+                clear_rows(to, 0, hidden, lane);
                 clear_rows(to, held, KV_TILE, lane);
                 fence_for_tma();
                 __syncwarp();

@@ -1,14 +1,14 @@
 """Decode and short queries: the KV of all sequences divided evenly over the whole GPU.
 
-Schedule. A *row* is one sequence and one KV head; its work is the sequence's tiles of KV. All
-rows' tiles, laid end to end, are cut into equal ranges, one a program, so a batch of ragged
-lengths takes as long as an even one with the same tokens (Stream-K, Osama et al. 2023, applied
-to attention). A program finds its range from the lengths by itself, on the device: nothing is
-planned on the host, and a captured graph follows new lengths. A row that lies within one
-program is written to the output at once; a row that is cut leaves unnormalised parts in a
-workspace, which the merge kernel combines.
+Schedule. A *row* is one sequence and one KV head; its work is the tiles of KV that its queries see:
+all of the sequence's, or those in a sliding window. All rows' tiles, laid end to end, are cut into
+equal ranges, one a program, so a batch of ragged lengths takes as long as an even one with the same
+tokens (Stream-K, Osama et al. 2023, applied to attention). A program finds its range from the
+lengths by itself, on the device: nothing is planned on the host, and a captured graph follows new
+lengths. A row that lies within one program is written to the output at once; a row that is cut
+leaves unnormalised parts in a workspace, which the merge kernel combines.
 
-Bytes: K and V once (2 * kv_length * head_size * itemsize a row), plus at most two parts a
+Bytes: K and V once (2 * keys seen * head_size * itemsize a row), plus at most two parts a
 program, written and read (8 * rows * head_size bytes each). Limit: the read bandwidth.
 """
 
@@ -22,12 +22,24 @@ import torch
 import triton
 import triton.language as tl
 
-from pagedattn.attention.triton.primitives import load_kv_tile, softmax_step
+from pagedattn.attention.triton.merge import merge_kernel, tiles_before
+from pagedattn.attention.triton.primitives import (
+    LOG2_E,
+    dot_precision,
+    first_key_seen,
+    is_visible,
+    join_sinks,
+    load_kv_tile,
+    natural_lse,
+    option_arguments,
+    softmax_step,
+    tile_scores,
+)
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
-LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(LOG2_E)
 MAX_ROWS_OF_ONE_TILE = 64
 MIN_DOT_ROWS = 16
 INTERPRETER_PROCESSORS = 3
@@ -59,16 +71,7 @@ def rows_of_one_tile(call: AttentionCall) -> int | None:
     return rows if rows <= MAX_ROWS_OF_ONE_TILE or longest <= 1 else None
 
 
-@triton.jit
-def _tiles_before(kv_lengths_ptr, num_sequences, SEQUENCES: tl.constexpr, TILE: tl.constexpr):
-    """Tiles of each sequence, and of all sequences up to and with it; int32 [SEQUENCES]."""
-    places = tl.arange(0, SEQUENCES)
-    lengths = tl.load(kv_lengths_ptr + places, mask=places < num_sequences, other=0)
-    tiles = (lengths + TILE - 1) // TILE
-    return tiles, tl.cumsum(tiles, 0)
-
-
-@triton.jit(do_not_specialize=["num_sequences", "num_kv_heads", "group"])
+@triton.jit(do_not_specialize=["num_sequences", "num_kv_heads", "group", "window"])
 def _decode_kernel(
     query_ptr,
     key_ptr,
@@ -80,6 +83,13 @@ def _decode_kernel(
     tables_ptr,
     kv_lengths_ptr,
     query_starts_ptr,
+    key_scale_ptr,
+    value_scale_ptr,
+    lse_ptr,
+    slopes_ptr,
+    sinks_ptr,
+    window,
+    soft_cap,
     scale_log2,
     num_sequences,
     num_kv_heads,
@@ -109,7 +119,9 @@ def _decode_kernel(
     """
     program = tl.program_id(0)
     num_programs = tl.num_programs(0)
-    tiles, ends = _tiles_before(kv_lengths_ptr, num_sequences, SEQUENCES, TILE_TOKENS)
+    tiles, ends = tiles_before(
+        kv_lengths_ptr, query_starts_ptr, num_sequences, window, SEQUENCES, TILE_TOKENS
+    )
     total_tiles = tl.sum(tiles, 0).to(tl.int64) * num_kv_heads
     # no program without a tile between two with one: the merge counts on it
     busy_programs = tl.minimum(num_programs, total_tiles)
@@ -151,34 +163,56 @@ def _decode_kernel(
             other=0.0,
         )
         own = kv_length - num_queries + steps  # position of each lane's query
+        first_key = first_key_seen(kv_length, num_queries, window)
+        first_tile = first_key // TILE_TOKENS
+        row_scale = scale_log2
+        if key_scale_ptr is not None:
+            row_scale *= tl.load(key_scale_ptr + head)
+        slopes = None
+        if slopes_ptr is not None:
+            slopes = tl.load(slopes_ptr + heads, mask=real, other=0.0) * _LOG2_E
 
         acc = tl.zeros([ROWS, HEAD_TILE], dtype=tl.float32)
         peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
         total = tl.zeros([ROWS], dtype=tl.float32)
         head_offset = head.to(tl.int64) * kv_head_stride
         table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
-        for step in tl.range(tile - row_begin, segment_end - row_begin, num_stages=STAGES):
+        row_offset = first_tile - row_begin
+        for step in tl.range(tile + row_offset, segment_end + row_offset, num_stages=STAGES):
             start = step * TILE_TOKENS
             key, value = load_kv_tile(
                 key_ptr + head_offset,
                 value_ptr + head_offset,
                 table_ptr,
                 start,
+                first_key,
                 kv_length,
                 block_stride,
                 token_stride,
+                query.dtype,
+                window is not None,
                 HEAD_SIZE,
                 HEAD_TILE,
                 BLOCK_SIZE,
                 TILE_TOKENS,
             )
             tokens = start + tl.arange(0, TILE_TOKENS)
-            visible = tokens[None, :] <= own[:, None]
+            scores = tile_scores(query, key, tokens, own, row_scale, soft_cap, slopes, PRECISION)
+            visible = is_visible(tokens, own, window)
             acc, peak, total = softmax_step(
-                query, key, value, visible, scale_log2, acc, peak, total, True, PRECISION
+                scores, value, visible, acc, peak, total, True, PRECISION
             )
 
         if (tile == row_begin) & (segment_end == row_end):
+            if sinks_ptr is not None:
+                sinks = tl.load(sinks_ptr + heads, mask=real, other=0.0) * _LOG2_E
+                peak, total, decay = join_sinks(peak, total, sinks)
+                acc = acc * decay[:, None]
+            if value_scale_ptr is not None:
+                acc = acc * tl.load(value_scale_ptr + head)
+            if lse_ptr is not None:
+                lse_places = query_tokens * (num_kv_heads * group) + heads
+                tl.store(lse_ptr + lse_places, natural_lse(peak, total), mask=real)
             result = acc / tl.where(total == 0, 1.0, total)[:, None]
             tl.store(
                 out_ptr
@@ -195,89 +229,6 @@ def _decode_kernel(
             tl.store(part_peak_ptr + lane_places, peak)
             tl.store(part_total_ptr + lane_places, total)
         tile = segment_end
-
-
-@triton.jit(do_not_specialize=["num_sequences", "num_programs", "num_kv_heads", "group"])
-def _merge_kernel(
-    out_ptr,
-    part_ptr,
-    part_peak_ptr,
-    part_total_ptr,
-    kv_lengths_ptr,
-    query_starts_ptr,
-    num_sequences,
-    num_programs,
-    num_kv_heads,
-    group,
-    out_token_stride,
-    out_head_stride,
-    HEAD_SIZE: tl.constexpr,
-    HEAD_TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    SEQUENCES: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """Combine the parts of one query and head. Grid: [num_sequences, num_kv_heads, lanes].
-
-    A row that one program had to itself is left alone. A row without keys gets zeros. PARTS
-    parts are read at a time.
-    """
-    sequence = tl.program_id(0)
-    head = tl.program_id(1)
-    lane = tl.program_id(2)
-    tiles, ends = _tiles_before(kv_lengths_ptr, num_sequences, SEQUENCES, TILE_TOKENS)
-    here = tl.arange(0, SEQUENCES) == sequence
-    row_tiles = tl.sum(tl.where(here, tiles, 0), 0)
-    sequence_begin = tl.sum(tl.where(here, ends - tiles, 0), 0) * num_kv_heads
-    total_tiles = tl.sum(tiles, 0).to(tl.int64) * num_kv_heads
-    row_begin = sequence_begin + head * row_tiles
-    row_end = row_begin + row_tiles
-    # the program of tile t is the largest p with p * total_tiles // busy_programs <= t
-    busy_programs = tl.minimum(num_programs, total_tiles)
-    first = 0
-    last = 0
-    if row_tiles > 0:
-        first = (((row_begin + 1) * busy_programs - 1) // total_tiles).to(tl.int32)
-        last = ((row_end * busy_programs - 1) // total_tiles).to(tl.int32)
-
-    first_query = tl.load(query_starts_ptr + sequence)
-    num_queries = tl.load(query_starts_ptr + sequence + 1) - first_query
-    step = lane // group
-    if ((first != last) | (row_tiles == 0)) & (step < num_queries):
-        columns = tl.arange(0, HEAD_TILE)
-        acc = tl.zeros([HEAD_TILE], dtype=tl.float32)
-        peak = tl.max(tl.full([PARTS], float("-inf"), dtype=tl.float32), 0)
-        total = tl.sum(tl.zeros([PARTS], dtype=tl.float32), 0)
-        if row_tiles > 0:
-            for start in range(first, last + 1, PARTS):
-                programs = start + tl.arange(0, PARTS)
-                valid = programs <= last
-                places = (2 * programs + (programs == first).to(tl.int32)) * ROWS + lane
-                part_peak = tl.load(part_peak_ptr + places, mask=valid, other=float("-inf"))
-                part_total = tl.load(part_total_ptr + places, mask=valid, other=0.0)
-                part = tl.load(
-                    part_ptr + places[:, None] * HEAD_TILE + columns[None, :],
-                    mask=valid[:, None],
-                    other=0.0,
-                )
-                new_peak = tl.maximum(peak, tl.max(part_peak, 0))
-                shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-                decay = tl.exp2(peak - shift)
-                gain = tl.exp2(part_peak - shift)
-                acc = acc * decay + tl.sum(part * gain[:, None], 0)
-                total = total * decay + tl.sum(part_total * gain, 0)
-                peak = new_peak
-        result = acc / tl.where(total == 0, 1.0, total)
-        query_token = (first_query + step).to(tl.int64)
-        tl.store(
-            out_ptr
-            + query_token * out_token_stride
-            + (head * group + lane % group) * out_head_stride
-            + columns,
-            result.to(out_ptr.dtype.element_ty),
-            mask=columns < HEAD_SIZE,
-        )
 
 
 def choose_config(head_tile: int, itemsize: int, rows: int) -> DecodeConfig:
@@ -299,11 +250,6 @@ def num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def dot_precision(dtype: torch.dtype) -> str:
-    """Float32 inputs are multiplied in full precision, not as tf32."""
-    return "ieee" if dtype == torch.float32 else "tf32"
-
-
 def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> None:
     """Launch decode and merge; `rows_of_one_tile` must not be None. Allocates the workspace.
 
@@ -317,7 +263,7 @@ def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> No
     assert rows is not None
     num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
     head_tile = max(16, triton.next_power_of_2(head_size))
-    config = config or choose_config(head_tile, query.dtype.itemsize, rows)
+    config = config or choose_config(head_tile, cache.dtype.itemsize, rows)
     num_programs = num_multiprocessors(query.device) * config.programs_per_sm
     parts = torch.empty(
         2 * num_programs * rows * (head_tile + 2), dtype=torch.float32, device=query.device
@@ -332,6 +278,7 @@ def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> No
         "TILE_TOKENS": config.tile_tokens,
         "SEQUENCES": sequences,
     }
+    options = option_arguments(call)
     _decode_kernel[(num_programs,)](
         query,
         cache.key,
@@ -343,18 +290,19 @@ def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> No
         batch.block_tables,
         batch.kv_lengths,
         batch.query_starts,
-        call.scale * LOG2_E,
-        batch.num_sequences,
-        num_kv_heads,
-        group,
-        query.stride(0),
-        query.stride(1),
-        out.stride(0),
-        out.stride(1),
-        cache.key.stride(0),
-        cache.key.stride(1),
-        cache.key.stride(2),
-        batch.block_tables.stride(0),
+        **options,
+        scale_log2=call.scale * LOG2_E,
+        num_sequences=batch.num_sequences,
+        num_kv_heads=num_kv_heads,
+        group=group,
+        query_token_stride=query.stride(0),
+        query_head_stride=query.stride(1),
+        out_token_stride=out.stride(0),
+        out_head_stride=out.stride(1),
+        block_stride=cache.key.stride(0),
+        kv_head_stride=cache.key.stride(1),
+        token_stride=cache.key.stride(2),
+        table_stride=batch.block_tables.stride(0),
         BLOCK_SIZE=cache.block_size,
         STAGES=config.num_stages,
         PRECISION=dot_precision(query.dtype),
@@ -362,13 +310,17 @@ def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> No
         **shape,
     )
     lanes = group * max(1, batch.max_query_length)
-    _merge_kernel[(batch.num_sequences, num_kv_heads, lanes)](
+    merge_kernel[(batch.num_sequences, num_kv_heads, lanes)](
         out,
         part,
         peak,
         total,
         batch.kv_lengths,
         batch.query_starts,
+        options["value_scale_ptr"],
+        options["lse_ptr"],
+        options["sinks_ptr"],
+        options["window"],
         batch.num_sequences,
         num_programs,
         num_kv_heads,

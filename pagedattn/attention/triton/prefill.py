@@ -3,7 +3,8 @@
 Schedule. A tile has ROWS rows: consecutive query tokens times the query heads of one KV head,
 so that a loaded K tile serves the whole group. Tiles are numbered so that sequence s begins at
 tile `query_starts[s] // tokens_a_tile + s`: a program finds its sequence by bisection on the
-device. The keys that all rows see are folded in without a mask, the diagonal with one.
+device. The keys that all rows see are folded in without a mask, the diagonal and the edge of a
+sliding window with one. Keys that have left the window of all rows are not read.
 
 Operations: 4 * head_size a query head and visible key. Limit: the matrix units.
 """
@@ -16,11 +17,23 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from pagedattn.attention.triton.decode import LOG2_E, dot_precision
-from pagedattn.attention.triton.primitives import load_kv_tile, softmax_step
+from pagedattn.attention.triton.primitives import (
+    LOG2_E,
+    dot_precision,
+    first_key_seen,
+    is_visible,
+    join_sinks,
+    load_kv_tile,
+    natural_lse,
+    option_arguments,
+    softmax_step,
+    tile_scores,
+)
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
+
+_LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
@@ -38,7 +51,58 @@ def _sequence_of_tile(query_starts_ptr, tile, num_sequences, tile_queries):
     return low
 
 
-@triton.jit(do_not_specialize=["num_sequences", "group", "tile_queries"])
+@triton.jit
+def _fold_tile(
+    query,
+    own,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    tile,
+    first_key,
+    kv_length,
+    block_stride,
+    token_stride,
+    scale_log2,
+    soft_cap,
+    slopes,
+    window,
+    acc,
+    peak,
+    total,
+    MASKED: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Fold tile number `tile` of a sequence's keys into the running result of all rows."""
+    key, value = load_kv_tile(
+        key_ptr,
+        value_ptr,
+        table_ptr,
+        tile * TILE_TOKENS,
+        first_key,
+        kv_length,
+        block_stride,
+        token_stride,
+        query.dtype,
+        MASKED and window is not None,
+        HEAD_SIZE,
+        HEAD_TILE,
+        BLOCK_SIZE,
+        TILE_TOKENS,
+    )
+    tokens = tile * TILE_TOKENS + tl.arange(0, TILE_TOKENS)
+    scores = tile_scores(query, key, tokens, own, scale_log2, soft_cap, slopes, PRECISION)
+    visible = None
+    if MASKED:
+        visible = is_visible(tokens, own, window)
+    return softmax_step(scores, value, visible, acc, peak, total, MASKED, PRECISION)
+
+
+@triton.jit(do_not_specialize=["num_sequences", "group", "tile_queries", "window"])
 def _prefill_kernel(
     query_ptr,
     key_ptr,
@@ -47,6 +111,13 @@ def _prefill_kernel(
     tables_ptr,
     kv_lengths_ptr,
     query_starts_ptr,
+    key_scale_ptr,
+    value_scale_ptr,
+    lse_ptr,
+    slopes_ptr,
+    sinks_ptr,
+    window,
+    soft_cap,
     scale_log2,
     num_sequences,
     group,
@@ -99,48 +170,56 @@ def _prefill_kernel(
         seen_by_any = tl.where(kv_length > 0, kv_length - num_queries + last_step, 0)
         full_tiles = seen_by_all // TILE_TOKENS
         all_tiles = (seen_by_any + TILE_TOKENS - 1) // TILE_TOKENS
+        # a tile's first query sees the keys from `first_key` on, its last those from later on
+        first_key = first_key_seen(kv_length, num_queries - first_step, window)
+        first_tile = first_key // TILE_TOKENS
+        row_scale = scale_log2
+        if key_scale_ptr is not None:
+            row_scale *= tl.load(key_scale_ptr + head)
+        slopes = None
+        if slopes_ptr is not None:
+            slopes = tl.load(slopes_ptr + heads, mask=real, other=0.0) * _LOG2_E
 
         acc = tl.zeros([ROWS, HEAD_TILE], dtype=tl.float32)
         peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
         total = tl.zeros([ROWS], dtype=tl.float32)
         head_offset = head.to(tl.int64) * kv_head_stride
         table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
-        for step in tl.range(0, full_tiles, num_stages=STAGES):
-            key, value = load_kv_tile(
-                key_ptr + head_offset,
-                value_ptr + head_offset,
-                table_ptr,
-                step * TILE_TOKENS,
-                kv_length,
-                block_stride,
-                token_stride,
-                HEAD_SIZE,
-                HEAD_TILE,
-                BLOCK_SIZE,
-                TILE_TOKENS,
-            )
-            acc, peak, total = softmax_step(
-                query, key, value, None, scale_log2, acc, peak, total, False, PRECISION
-            )
+        if window is not None:
+            last_key = first_key_seen(kv_length, num_queries - last_step + 1, window)
+            inner = tl.minimum((last_key + TILE_TOKENS - 1) // TILE_TOKENS, all_tiles)
+            full_tiles = tl.maximum(full_tiles, inner)
+            for step in tl.range(first_tile, inner, num_stages=1):
+                acc, peak, total = _fold_tile(
+                    query, own, key_ptr + head_offset, value_ptr + head_offset, table_ptr, step,
+                    first_key, kv_length, block_stride, token_stride, row_scale, soft_cap, slopes,
+                    window, acc, peak, total, True, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
+                    TILE_TOKENS, PRECISION,
+                )  # fmt: skip
+            first_tile = inner
+        for step in tl.range(first_tile, full_tiles, num_stages=STAGES):
+            acc, peak, total = _fold_tile(
+                query, own, key_ptr + head_offset, value_ptr + head_offset, table_ptr, step,
+                first_key, kv_length, block_stride, token_stride, row_scale, soft_cap, slopes,
+                window, acc, peak, total, False, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
+                TILE_TOKENS, PRECISION,
+            )  # fmt: skip
         for step in tl.range(full_tiles, all_tiles, num_stages=1):
-            key, value = load_kv_tile(
-                key_ptr + head_offset,
-                value_ptr + head_offset,
-                table_ptr,
-                step * TILE_TOKENS,
-                kv_length,
-                block_stride,
-                token_stride,
-                HEAD_SIZE,
-                HEAD_TILE,
-                BLOCK_SIZE,
-                TILE_TOKENS,
-            )
-            tokens = step * TILE_TOKENS + tl.arange(0, TILE_TOKENS)
-            visible = tokens[None, :] <= own[:, None]
-            acc, peak, total = softmax_step(
-                query, key, value, visible, scale_log2, acc, peak, total, True, PRECISION
-            )
+            acc, peak, total = _fold_tile(
+                query, own, key_ptr + head_offset, value_ptr + head_offset, table_ptr, step,
+                first_key, kv_length, block_stride, token_stride, row_scale, soft_cap, slopes,
+                window, acc, peak, total, True, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
+                TILE_TOKENS, PRECISION,
+            )  # fmt: skip
+        if sinks_ptr is not None:
+            sinks = tl.load(sinks_ptr + heads, mask=real, other=0.0) * _LOG2_E
+            peak, total, decay = join_sinks(peak, total, sinks)
+            acc = acc * decay[:, None]
+        if value_scale_ptr is not None:
+            acc = acc * tl.load(value_scale_ptr + head)
+        if lse_ptr is not None:
+            lse_places = query_tokens * (tl.num_programs(0) * group) + heads
+            tl.store(lse_ptr + lse_places, natural_lse(peak, total), mask=real)
         result = acc / tl.where(total == 0, 1.0, total)[:, None]
         tl.store(
             out_ptr
@@ -206,18 +285,19 @@ def launch_prefill(call: AttentionCall, config: PrefillConfig | None = None) -> 
         batch.block_tables,
         batch.kv_lengths,
         batch.query_starts,
-        call.scale * LOG2_E,
-        batch.num_sequences,
-        group,
-        tile_queries,
-        query.stride(0),
-        query.stride(1),
-        out.stride(0),
-        out.stride(1),
-        cache.key.stride(0),
-        cache.key.stride(1),
-        cache.key.stride(2),
-        batch.block_tables.stride(0),
+        **option_arguments(call),
+        scale_log2=call.scale * LOG2_E,
+        num_sequences=batch.num_sequences,
+        group=group,
+        tile_queries=tile_queries,
+        query_token_stride=query.stride(0),
+        query_head_stride=query.stride(1),
+        out_token_stride=out.stride(0),
+        out_head_stride=out.stride(1),
+        block_stride=cache.key.stride(0),
+        kv_head_stride=cache.key.stride(1),
+        token_stride=cache.key.stride(2),
+        table_stride=batch.block_tables.stride(0),
         HEAD_SIZE=head_size,
         HEAD_TILE=head_tile,
         BLOCK_SIZE=cache.block_size,

@@ -34,7 +34,7 @@ def case(request, roofs):
 
 
 @pytest.fixture(scope="module")
-def ready(case):
+def ready(case, slowed):
     """Function of a name: check the result and make the graph; its columns are kept in `rows`."""
 
     def make(name):
@@ -44,7 +44,7 @@ def ready(case):
             launches = case.launches(name)
             peak_bytes = peak_memory(launches[0])
             error = case.error(launches[0]())
-            graph = LaunchGraph(launches)
+            graph = LaunchGraph(slowed(f"{case.shape.name}-{name}", launches))
         except torch.OutOfMemoryError:
             pytest.skip(f"{name} needs more memory than this GPU has free")
         columns = {

@@ -103,8 +103,20 @@ def test_keys_values_and_slots_that_do_not_fit_are_refused(inputs, change, sente
     torch.testing.assert_close(inputs.cache.key, before, equal_nan=True, rtol=0, atol=0)
 
 
+def test_the_log_sum_exp_comes_with_the_result_where_asked(inputs):
+    out, lse = attention(inputs.query, inputs.cache, inputs.batch, return_lse=True)
+    assert lse.dtype == torch.float32
+    assert lse.shape == (2, 4)
+    check_attention(out, inputs, lse)
+    empty = AttentionBatch.of(page_table([7, 16]), 0)
+    out, lse = attention(inputs.query[:0], inputs.cache, empty, return_lse=True)
+    assert (out.shape, lse.shape) == ((0, 4, 64), (0, 4))
+
+
 def test_an_unknown_implementation_names_the_known_ones(inputs):
-    with pytest.raises(ValueError, match="no implementation 'fast'; known are triton, torch, ref"):
+    with pytest.raises(
+        ValueError, match="no implementation 'fast'; known are cuda, triton, torch, ref"
+    ):
         attention(inputs.query, inputs.cache, inputs.batch, implementation="fast")
 
 
@@ -173,6 +185,16 @@ def test_a_batch_has_the_rows_and_slots_of_its_page_table():
 def test_more_queries_than_tokens_are_refused():
     with pytest.raises(ValueError, match="must be from 0 to each sequence's length"):
         AttentionBatch.of(page_table([7, 4]), [3, 5])
+
+
+def test_a_batch_has_room_to_grow_where_asked():
+    batch = AttentionBatch.of(page_table([7, 4]), max_kv_length=33)
+    assert batch.max_kv_length == 33
+    assert batch.block_tables.shape == (2, 9)
+    batch.update(AttentionBatch.of(page_table([33, 5])))
+    assert batch.block_tables[0].tolist() == list(range(9))
+    with pytest.raises(ValueError, match="max_kv_length is 6; the longest sequence has 7 tokens"):
+        AttentionBatch.of(page_table([7, 4]), max_kv_length=6)
 
 
 def test_a_batch_is_updated_in_place():

@@ -10,8 +10,8 @@ from pagedattn.testing import check_attention, make_inputs
 from pagedattn.workloads import AttentionShape
 
 HEADS = {"mha": (4, 4), "gqa": (8, 2), "group3": (9, 3), "mqa": (8, 1)}
-HEAD_SIZES = [64, 80, 96, 128, 256]
-BLOCK_SIZES = [1, 8, 16, 32, 64, 128, 256]
+HEAD_SIZES = [64, 80, 96, 128, 192, 256]
+BLOCK_SIZES = [1, 5, 8, 16, 24, 32, 64, 100, 128, 256]
 KINDS = ["decode", "prefill", "mixed"]
 ON = [
     pytest.param(("cpu", "float16"), id="cpu-fp16"),
@@ -37,38 +37,30 @@ def lengths(kind, block_size, device):
     return tuple(min(pair) for pair in zip(kv, queries, strict=False)), tuple(kv)
 
 
-def run(implementation, on, kind, heads, head_size, block_size, seed=0):
+def check(attend, implementation, on, kind, heads, head_size, block_size, seed=0):
     device, dtype = on
-    if implementation == "triton" and device == "cpu":
-        pytest.importorskip("triton")
-        if torch.cuda.is_available():
-            pytest.skip("beside a GPU, Triton compiles for it and does not interpret")
     shape = AttentionShape(
         "test", *lengths(kind, block_size, device), *HEADS[heads], head_size, block_size, dtype
     )
     inputs = make_inputs(shape, device=device, seed=seed)
-    out = torch.full_like(inputs.query, torch.nan)
-    attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation=implementation)
-    check_attention(out, inputs)
+    check_attention(attend(inputs, implementation), inputs)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
 @pytest.mark.parametrize("on", [ON[0], *ON[2:]])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("heads", HEADS)
 def test_heads_of_every_size_and_grouping_agree_with_float64(
-    implementation, on, kind, heads, head_size
+    attend, implementation, on, kind, heads, head_size
 ):
-    run(implementation, on, kind, heads, head_size, block_size=16, seed=head_size)
+    check(attend, implementation, on, kind, heads, head_size, block_size=16, seed=head_size)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
 @pytest.mark.parametrize("on", ON)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_blocks_of_every_size_agree_with_float64(implementation, on, kind, block_size):
-    run(implementation, on, kind, "gqa", 64, block_size, seed=block_size)
+def test_blocks_of_every_size_agree_with_float64(attend, implementation, on, kind, block_size):
+    check(attend, implementation, on, kind, "gqa", 64, block_size, seed=block_size)
 
 
 @pytest.mark.nightly
@@ -77,22 +69,10 @@ def test_blocks_of_every_size_agree_with_float64(implementation, on, kind, block
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 @pytest.mark.parametrize("heads", ["mha", "gqa", "mqa"])
-def test_every_combination_agrees_with_float64(on, kind, heads, head_size, block_size):
-    run("triton", on, kind, heads, head_size, block_size, seed=1)
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    return request.param
-
-
-@pytest.fixture(params=["torch", "triton"])
-def implementation(request, device):
-    if request.param == "triton" and device == "cpu":
-        pytest.importorskip("triton")
-        if torch.cuda.is_available():
-            pytest.skip("beside a GPU, Triton compiles for it and does not interpret")
-    return request.param
+def test_every_combination_agrees_with_float64(
+    attend, implementation, on, kind, heads, head_size, block_size
+):
+    check(attend, implementation, on, kind, heads, head_size, block_size, seed=1)
 
 
 def small(query_lengths=(1, 1, 1), kv_lengths=(7, 16, 33), **changes):
@@ -106,7 +86,7 @@ MIXED = {"query_lengths": (20, 1, 3), "kv_lengths": (20, 16, 33)}
 
 
 @pytest.mark.parametrize("lengths", [{}, MIXED], ids=["decode", "mixed"])
-def test_where_the_blocks_lie_changes_no_bit(implementation, device, lengths):
+def test_where_the_blocks_lie_changes_no_bit(attend, implementation, device, lengths):
     results = []
     for shuffled in (False, True):
         inputs = make_inputs(small(**lengths), device=device, shuffled=shuffled)
@@ -117,20 +97,18 @@ def test_where_the_blocks_lie_changes_no_bit(implementation, device, lengths):
             other.cache.key[tables],
             other.cache.value[tables],
         )
-        results.append(
-            attention(other.query, inputs.cache, inputs.batch, implementation=implementation)
-        )
+        inputs = dataclasses.replace(inputs, query=other.query)
+        results.append(attend(inputs, implementation))
     assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("lengths", [{}, MIXED], ids=["decode", "mixed"])
-def test_a_second_run_gives_the_same_bits_and_inputs_are_untouched(implementation, device, lengths):
+def test_a_second_run_gives_the_same_bits_and_inputs_are_untouched(
+    attend, implementation, device, lengths
+):
     inputs = make_inputs(small(**lengths), device=device)
     before = [tensor.clone() for tensor in (inputs.query, inputs.cache.key, inputs.cache.value)]
-    first, second = (
-        attention(inputs.query, inputs.cache, inputs.batch, implementation=implementation)
-        for _ in range(2)
-    )
+    first, second = (attend(inputs, implementation) for _ in range(2))
     assert torch.equal(first, second)
     after = (inputs.query, inputs.cache.key, inputs.cache.value)
     assert all(
@@ -140,37 +118,35 @@ def test_a_second_run_gives_the_same_bits_and_inputs_are_untouched(implementatio
 
 
 @pytest.mark.parametrize("num_tokens", [(0, 7, 33), (5, 0, 0), (0, 0, 0)])
-def test_padding_sequences_get_zeros_and_disturb_nobody(implementation, device, num_tokens):
+def test_padding_sequences_get_zeros_and_disturb_nobody(attend, implementation, device, num_tokens):
     inputs = make_inputs(small(), device=device)
     inputs.batch.kv_lengths.copy_(torch.tensor(num_tokens))
-    out = torch.full_like(inputs.query, torch.nan)
-    attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation=implementation)
+    out = attend(inputs, implementation)
     check_attention(out, inputs)
     padding = torch.tensor(num_tokens) == 0
     assert not out[padding].any()
 
 
-def test_padding_sequences_among_long_queries_get_zeros(implementation, device):
+def test_padding_sequences_among_long_queries_get_zeros(attend, implementation, device):
     inputs = make_inputs(small((40, 30, 20), (40, 30, 20)), device=device)
     inputs.batch.kv_lengths[1] = 0
-    out = torch.full_like(inputs.query, torch.nan)
-    attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation=implementation)
+    out = attend(inputs, implementation)
     check_attention(out, inputs)
     assert not out[40:70].any()
 
 
-def test_sequences_without_queries_are_passed_over(implementation, device):
+def test_sequences_without_queries_are_passed_over(attend, implementation, device):
     inputs = make_inputs(small((2, 2, 2), (7, 16, 33)), device=device)
     starts = torch.tensor([0, 3, 3, 6], dtype=torch.int32, device=device)
     batch = dataclasses.replace(inputs.batch, query_starts=starts, max_query_length=3)
     inputs = dataclasses.replace(inputs, batch=batch)
-    check_attention(
-        attention(inputs.query, inputs.cache, batch, implementation=implementation), inputs
-    )
+    check_attention(attend(inputs, implementation), inputs)
 
 
 @pytest.mark.parametrize("num_sequences", [0, 2])
-def test_a_batch_without_query_tokens_gives_an_empty_result(implementation, device, num_sequences):
+def test_a_batch_without_query_tokens_gives_an_empty_result(
+    attend, implementation, device, num_sequences
+):
     inputs = make_inputs(small(), device=device)
     empty = AttentionBatch(
         inputs.batch.block_tables[:num_sequences],
@@ -180,25 +156,24 @@ def test_a_batch_without_query_tokens_gives_an_empty_result(implementation, devi
         0,
         0,
     )
-    out = attention(inputs.query[:0], inputs.cache, empty, implementation=implementation)
+    inputs = dataclasses.replace(inputs, query=inputs.query[:0], batch=empty)
+    out = attend(inputs, implementation)
     assert out.shape == (0, 4, 64)
 
 
 @pytest.mark.parametrize("lengths", [{}, MIXED], ids=["decode", "mixed"])
-def test_queries_and_outputs_may_be_strided(implementation, device, lengths):
+def test_queries_and_outputs_may_be_strided(attend, implementation, device, lengths):
     inputs = make_inputs(small(**lengths), device=device)
     tokens = inputs.query.shape[0]
     fused = torch.full((tokens, 4 + 2 + 2, 64), torch.nan, dtype=torch.float16, device=device)
     fused[:, :4] = inputs.query
     out = torch.full((tokens, 6, 64), 7.0, dtype=torch.float16, device=device)
-    attention(
-        fused[:, :4], inputs.cache, inputs.batch, out=out[:, :4], implementation=implementation
-    )
+    attend(dataclasses.replace(inputs, query=fused[:, :4]), implementation, out=out[:, :4])
     check_attention(out[:, :4], inputs)
     assert (out[:, 4:] == 7).all()
 
 
-def test_a_cache_in_another_layout_is_read_by_its_strides(implementation, device):
+def test_a_cache_in_another_layout_is_read_by_its_strides(attend, implementation, device):
     inputs = make_inputs(small(), device=device)
     cache = dataclasses.replace(
         inputs.cache,
@@ -206,26 +181,20 @@ def test_a_cache_in_another_layout_is_read_by_its_strides(implementation, device
         value=inputs.cache.value.transpose(1, 2).contiguous().transpose(1, 2),
     )
     assert cache.key.stride() != inputs.cache.key.stride()
-    check_attention(
-        attention(inputs.query, cache, inputs.batch, implementation=implementation), inputs
-    )
+    inputs = dataclasses.replace(inputs, cache=cache)
+    check_attention(attend(inputs, implementation), inputs)
 
 
-def test_the_scale_multiplies_the_scores(implementation, device):
+def test_the_scale_multiplies_the_scores(attend, implementation, device):
     inputs = make_inputs(small(), device=device)
     halved = dataclasses.replace(inputs, query=inputs.query * 0.5)
-    same = attention(
-        inputs.query, inputs.cache, inputs.batch, scale=0.5 / 8, implementation=implementation
-    )
-    check_attention(same, halved)
+    check_attention(attend(inputs, implementation, scale=0.5 / 8), halved)
 
 
-def test_large_scores_do_not_overflow(implementation, device):
+def test_large_scores_do_not_overflow(attend, implementation, device):
     inputs = make_inputs(small(), device=device)
     large = dataclasses.replace(inputs, query=inputs.query * 1000)
-    check_attention(
-        attention(large.query, large.cache, large.batch, implementation=implementation), large
-    )
+    check_attention(attend(large, implementation), large)
 
 
 def test_the_default_implementation_is_right(device):

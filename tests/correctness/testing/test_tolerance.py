@@ -9,6 +9,8 @@ from pagedattn.testing import (
     check_attention,
     error_budget,
     error_of,
+    lse_budget,
+    lse_error,
     make_inputs,
     make_rotation,
 )
@@ -78,6 +80,62 @@ def test_one_wrong_element_is_refused():
     result[4, 0, 0] += 0.02
     with pytest.raises(AssertionError, match="above the budget"):
         check_attention(result, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 100, "soft_cap": 3.0, "alibi": True, "sinks": True}],
+    ids=["plain", "options"],
+)
+def test_a_log_sum_exp_in_float32_is_within_its_budget_and_a_wrong_one_is_not(dtype, options):
+    inputs = make_inputs(shape(dtype), **options)
+    out, lse = reference_attention(inputs.call())
+    out = out.to(inputs.query.dtype)
+    check_attention(out, inputs, lse)
+    _, exact = reference_attention(inputs.call(), torch.float64)
+    assert lse_error(lse, exact) > 0
+    assert lse_budget(inputs, exact) < 1e-3  # one key of 300 is a few thousandths
+    base_two, nan, empty = lse / 0.6931, lse.clone(), lse.clone()
+    nan[2, 1], empty[2, 1] = torch.nan, -torch.inf
+    for wrong in (base_two, lse.half().float(), nan, empty):
+        with pytest.raises(AssertionError, match="log-sum-exp is off by"):
+            check_attention(out, inputs, wrong)
+
+
+def test_minus_infinity_is_right_where_no_key_is_seen():
+    exact = torch.tensor([-torch.inf, 1.0])
+    assert lse_error(torch.tensor([-torch.inf, 1.5]), exact) == 0.5
+    assert lse_error(torch.tensor([0.0, 1.0]), exact) == torch.inf
+    assert lse_error(exact[:0], exact[:0]) == 0.0
+
+
+def test_what_has_left_the_window_is_poisoned_and_its_blocks_are_not_named():
+    inputs = make_inputs(shape(), window=20)  # the longest sees 280 to 299
+    poison = inputs.cache.num_blocks - 1
+    table = inputs.batch.block_tables[4, :19].tolist()
+    assert table[:17] == [poison] * 17
+    assert poison not in table[17:]
+    block = inputs.cache.key[table[17]]  # tokens 272 to 287
+    assert block[:, :8].isnan().all()
+    assert not block[:, 8:].isnan().any()
+
+
+def test_an_fp8_cache_holds_normal_numbers_under_scales_that_are_not_1():
+    fp8 = AttentionShape("test", (1, 1), (300, 9), 4, 2, 64, 16, "float16", "float8_e4m3")
+    inputs = make_inputs(fp8)
+    for part, scale in (
+        (inputs.cache.key, inputs.cache.key_scale),
+        (inputs.cache.value, inputs.cache.value_scale),
+    ):
+        assert part.dtype == torch.float8_e4m3fn
+        assert scale.unique().numel() == 2
+        assert (scale < 0.5).all()
+        assert part[inputs.batch.block_tables[1, 0].long(), :, 9:].isnan().all()
+        full = inputs.batch.block_tables[0, :18].long()
+        for head in range(2):
+            numbers = part[full, head].float() * scale[head]
+            assert 0.95 < numbers.std() < 1.05
 
 
 def test_a_budget_does_not_cover_nan():

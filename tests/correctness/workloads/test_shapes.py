@@ -82,6 +82,15 @@ def test_bytes_count_each_tokens_k_and_v_once_whatever_the_block(dtype, item_byt
         assert shape.kv_bytes == 11 * 2 * 8 * 128 * item_bytes
 
 
+def test_keys_and_values_may_be_fp8_beside_queries_that_are_not():
+    shape = shape_of((1, 2), (5, 6), dtype="float16", kv_dtype="float8_e4m3")
+    assert shape.cache_dtype == "float8_e4m3"
+    assert shape.kv_bytes == 11 * 2 * 8 * 128
+    assert shape_of((1,), (5,), dtype="float16").cache_dtype == "float16"
+    with pytest.raises(ConfigError, match="kv_dtype must be one of float16, float8_e4m3, not 'fl"):
+        shape_of((1,), (5,), dtype="float16", kv_dtype="float32")
+
+
 def test_counts_follow_from_the_lengths():
     shape = find_shape("mixed-2k-at-8k+63x4k")
     assert shape.num_sequences == 64
