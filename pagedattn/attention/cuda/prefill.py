@@ -15,10 +15,10 @@ the scores of one tile of keys are computed while the outputs of the tile before
 softmax of one warpgroup runs beside the products of the other. Weights pass from one product to
 the next in registers. Only tiles on the diagonal, or at a window's edge, are masked.
 
-Operations: 4 * head_size a query head and visible key; 8 * head_size exponentials' worth of time
-are hidden behind them. Limit: the matrix units, of which the softmax leaves about three quarters,
-and the board's power. Memory: K and V pass from L2 once a tile, 64 operations a byte times the
-heads of a group.
+Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
+units, of which the softmax beside them leaves about three quarters, and then the board's power.
+Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile; whole
+sections of KV heads are worked on together, so that the memory is read about once.
 
 Source: FlashAttention-3 (Shah et al. 2024) for the overlap within a warpgroup; its reading of a
 page table by threads is replaced by the accelerator's.
@@ -45,7 +45,7 @@ HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 ROWS = 128
 STAGES = 2
 THREADS = 384
-SECTION_BYTES = 16 << 20  # of K and V that programs read at the same time, well within the L2
+SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 TICKETS = 4096
 
 

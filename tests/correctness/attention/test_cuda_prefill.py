@@ -137,7 +137,7 @@ def test_a_tile_finds_its_sequence_among_any_number(num_sequences):
 
 @pytest.mark.parametrize(
     ("num_kv_heads", "head_bytes", "heads"),
-    [(8, 1 << 20, 8), (8, 4 << 20, 4), (6, 4 << 20, 3), (8, 1 << 30, 1), (7, 4 << 20, 1)],
+    [(8, 4 << 20, 8), (8, 16 << 20, 4), (6, 16 << 20, 3), (8, 1 << 30, 1), (7, 16 << 20, 1)],
 )
 def test_as_many_heads_are_worked_on_together_as_fit_and_divide(num_kv_heads, head_bytes, heads):
     assert section_heads(num_kv_heads, head_bytes) == heads
