@@ -51,6 +51,12 @@ def pytest_addoption(parser):
         help="with --benchmark-compare: compare with a run of another machine or GPU",
     )
     group.addoption(
+        "--slow-down",
+        metavar="ROW",
+        help="make one row of attention, such as decode-B64-4k-triton, take 5 %% longer and say so "
+        "in its extra_info: a comparison with another run has to find it",
+    )
+    group.addoption(
         "--impl",
         metavar="NAME[,NAME...]",
         help="run on these implementations of attention alone: the whole correctness suite of "

@@ -5,10 +5,10 @@
     python examples/llama.py "The capital of France is" "Paging is to memory what"
 
 Everything that PagedAttention is about is in `generate` and `next_tokens`: the block manager says
-where tokens go, the page table says it to the GPU, and in `Llama.forward` `write_kv` and
-`attention` do it. The rest is a plain decoder (RMSNorm, rotary embedding, grouped-query attention,
-SwiGLU) in the arithmetic of transformers' `LlamaForCausalLM`, so that its greedy answers can be
-compared token by token. `llama_folder.py` reads the model's files.
+where tokens go, the page table says it to the GPU, and in `Llama.forward` `rotary_write_kv` and
+`attention` do it. The rest is a plain decoder (RMSNorm, grouped-query attention, SwiGLU) in the
+arithmetic of transformers' `LlamaForCausalLM`, so that its greedy answers can be compared token by
+token. `llama_folder.py` reads the model's files.
 
 Prompts of different lengths are one batch without padding: their tokens lie one after the other.
 """
@@ -31,7 +31,13 @@ if importlib.util.find_spec("pagedattn") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pagedattn import BlockManager, KVCache, PageTable
-from pagedattn.attention import AttentionBatch, attention, implementation_names, write_kv
+from pagedattn.attention import (
+    AttentionBatch,
+    Rotary,
+    attention,
+    implementation_names,
+    rotary_write_kv,
+)
 from pagedattn.report.text import clean
 
 if TYPE_CHECKING:
@@ -53,7 +59,8 @@ class Llama:
         self.head = self.embeddings if config.tied else weights["lm_head.weight"]
         steps = torch.arange(0, config.head_size, 2, dtype=torch.int64).float()
         rates = 1.0 / config.rope_theta ** (steps / config.head_size)
-        self.rates = (rates / config.rope_factor).to(self.embeddings.device)
+        rates = (rates / config.rope_factor).to(self.embeddings.device)
+        self.rotary = Rotary.of(rates, config.max_model_len)
 
     @classmethod
     def load(
@@ -96,7 +103,6 @@ class Llama:
         """
         config, weights = self.config, self.weights
         hidden = embedding(tokens, self.embeddings)
-        cos, sin = self._rotations(positions)
         for index in range(config.num_layers):
             layer = f"model.layers.{index}."
             normed = self._norm(hidden, layer + "input_layernorm")
@@ -106,9 +112,13 @@ class Llama:
                 )
                 for name in "qkv"
             )
-            query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-            write_kv(key, value, cache.layer(index), batch.slots, implementation=implementation)
-            seen = attention(query, cache.layer(index), batch, implementation=implementation)
+            held = cache.layer(index)
+            rotary_write_kv(
+                *(query, key, value, held, batch.slots, positions, self.rotary),
+                out=query,
+                implementation=implementation,
+            )
+            seen = attention(query, held, batch, implementation=implementation)
             hidden = hidden + linear(seen.flatten(1), weights[layer + "self_attn.o_proj.weight"])
             normed = self._norm(hidden, layer + "post_attention_layernorm")
             gate, up = (
@@ -123,18 +133,6 @@ class Llama:
         wide = hidden.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
         return self.weights[name + ".weight"] * wide.to(hidden.dtype)
-
-    def _rotations(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each [num_query_tokens, 1, head_size], computed in float32."""
-        angles = positions.float()[:, None] * self.rates
-        angles = torch.cat([angles, angles], dim=-1)[:, None]
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [num_query_tokens, num_heads, head_size], halves paired."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 @dataclass(frozen=True)

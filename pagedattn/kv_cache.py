@@ -8,13 +8,14 @@ block moves one contiguous range a layer.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from pagedattn.block_manager import BlockCopies
@@ -202,16 +203,20 @@ class KVCache:
     def copy_blocks(self, copies: BlockCopies, source: KVCache | None = None) -> None:
         """Copy whole blocks of all layers; changes this cache.
 
-        All sources are read before a destination is written. Scales of an fp8 cache stay as they
-        are: both caches must have the same.
+        All sources are read before a destination is written. On a GPU with Triton this is one
+        launch for all layers, unless a block is both source and destination.
+        Scales of an fp8 cache stay as they are: both caches must have the same.
 
         Args:
             copies: which blocks, as copy on write or a swap asks.
             source: the cache that `copies.sources` are blocks of, for a swap: a cache of the
-                same layers and blocks on another device; by default this one.
+                same layers and blocks, perhaps on another device; by default this one.
+                `pagedattn.kv_swap` swaps faster.
 
         Raises:
-            ValueError: the caches differ in more than their number of blocks; nothing is copied.
+            ValueError: the caches differ in more than their number of blocks, a block is outside
+                its cache, or a CUDA graph is captured, which would keep the first list; nothing
+                is copied.
 
         """
         source = self if source is None else source
@@ -222,10 +227,65 @@ class KVCache:
                 f"given {tuple(theirs.shape)} of {theirs.dtype} to copy into "
                 f"{tuple(mine.shape)} of {mine.dtype}"
             )
-        if len(copies):
+        if not len(copies):
+            return
+        for what, blocks, num_blocks in (
+            ("sources", copies.sources, theirs.shape[1]),
+            ("destinations", copies.destinations, mine.shape[1]),
+        ):
+            if blocks.min() < 0 or blocks.max() >= num_blocks:
+                raise ValueError(
+                    f"{what} name blocks {blocks.min()} to {blocks.max()}; "
+                    f"their cache has the blocks 0 to {num_blocks - 1}"
+                )
+        if mine.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                "a captured copy_blocks would copy the same blocks in each replay; "
+                "copy_block_pairs reads its list when it runs"
+            )
+        overlap = source is self and np.isin(copies.sources, copies.destinations).any()
+        if _launchable(mine) and theirs.device == mine.device and not overlap:
+            from pagedattn.block_copy import launch_block_copy, pairs_on
+
+            pairs = pairs_on(mine.device, copies.sources, copies.destinations)
+            launch_block_copy(theirs, mine, pairs)
+        else:
             sources = torch.from_numpy(copies.sources).to(theirs.device, torch.int64)
             destinations = torch.from_numpy(copies.destinations).to(mine.device, torch.int64)
             mine[:, destinations] = theirs[:, sources].to(mine.device)
+
+    def copy_block_pairs(self, pairs: torch.Tensor) -> None:
+        """Copy whole blocks of all layers, named by a tensor that is read when the copy runs.
+
+        So a captured CUDA graph copies what the tensor names at each replay.
+
+        Args:
+            pairs: int32 or int64 [2, num_pairs] on this cache's device: sources, and below them
+                destinations, which are distinct and none of the sources. A pair of which one is
+                outside the cache is skipped: pad with -1.
+
+        Raises:
+            ValueError: `pairs` is not as described, as far as its shape and type tell.
+
+        """
+        if (
+            pairs.dim() != 2
+            or len(pairs) != 2
+            or pairs.dtype not in (torch.int32, torch.int64)
+            or pairs.device != self.storage.device
+        ):
+            raise ValueError(
+                f"pairs are {pairs.dtype} {tuple(pairs.shape)} on {pairs.device}; they must be "
+                f"int32 or int64 [2, num_pairs] on {self.storage.device}"
+            )
+        if _launchable(self.storage):
+            from pagedattn.block_copy import launch_block_copy
+
+            launch_block_copy(self.storage, self.storage, pairs.contiguous())
+        else:
+            inside = ((pairs >= 0) & (pairs < self.storage.shape[1])).all(0)
+            sources, destinations = pairs[:, inside].long()
+            self.storage[:, destinations] = self.storage[:, sources]
 
     def gather(
         self, layer: int, block_table: NDArray[np.int32], num_tokens: int
@@ -288,6 +348,10 @@ def quantised(
     if scale is not None:
         numbers = numbers / scale[:, None]
     return numbers.clamp(-FP8_MAX, FP8_MAX).to(dtype)
+
+
+def _launchable(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
 
 
 def write_slots(

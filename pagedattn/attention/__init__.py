@@ -12,17 +12,21 @@ from pagedattn.attention.registry import (
     implementation_names,
     register,
 )
+from pagedattn.attention.rotary import Rotary, rotary_write_kv, rotate
 
 __all__ = [
     "AttentionBatch",
     "AttentionCall",
     "Implementation",
     "Launch",
+    "Rotary",
     "UnsupportedError",
     "attention",
     "clashes",
     "get_implementation",
     "implementation_names",
     "register",
+    "rotary_write_kv",
+    "rotate",
     "write_kv",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from typing import TYPE_CHECKING, Literal, overload
@@ -35,25 +36,15 @@ def write_kv(
         value: the same shape and dtype.
         cache: one layer's views.
         slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
-        implementation: a name from `implementation_names()`; None chooses: Triton on a GPU,
-            PyTorch elsewhere.
+        implementation: a name from `implementation_names()`; None chooses: CUDA on a
+            Hopper GPU, Triton on another, PyTorch elsewhere.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
 
     """
-    expected = (slots.shape[0], cache.num_kv_heads, cache.head_size)
-    for name, tensor in (("key", key), ("value", value)):
-        _check(
-            tuple(tensor.shape) == expected,
-            f"{name} has shape {tuple(tensor.shape)}; "
-            f"[num_tokens, num_kv_heads, head_size] is {expected} here",
-        )
-        _check(tensor.stride(-1) == 1, f"{name} must be contiguous in its last dimension")
-        _check_device(name, tensor, cache)
-    _check(slots.dtype == torch.int64, f"slots are {slots.dtype}; they must be torch.int64")
-    _check_device("slots", slots, cache)
-    _choose(implementation, cache).write_kv(key, value, cache, slots)
+    check_new_tokens(key, value, cache, slots)
+    choose_implementation(implementation, cache).write_kv(key, value, cache, slots)
 
 
 @overload
@@ -124,8 +115,8 @@ def attention(
         soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; above 0.
         alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
         sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.
-        implementation: a name from `implementation_names()`; None chooses: Triton on a GPU,
-            PyTorch elsewhere.
+        implementation: a name from `implementation_names()`; None chooses: CUDA on a
+            Hopper GPU, Triton on another, PyTorch elsewhere.
 
     Returns:
         [num_query_tokens, num_query_heads, head_size]; zeros for a query that sees no key.
@@ -142,17 +133,17 @@ def attention(
     if out is None:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
     else:
-        _check(
+        check(
             out.shape == query.shape and out.dtype == query.dtype,
             f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} {tuple(query.shape)}",
         )
-        _check(out.stride(-1) == 1, "out must be contiguous in its last dimension")
-        _check_device("out", out, cache)
-    _check(
+        check(out.stride(-1) == 1, "out must be contiguous in its last dimension")
+        check_device("out", out, cache)
+    check(
         window is None or (type(window) is int and window >= 1),
         f"window is {window!r}; it must be a whole number of tokens, at least 1, or None",
     )
-    _check(
+    check(
         soft_cap is None or (math.isfinite(soft_cap) and soft_cap > 0),
         f"soft_cap is {soft_cap!r}; it must be a finite number above 0, or None",
     )
@@ -175,7 +166,7 @@ def attention(
         sinks=sinks,
     )
     if query.shape[0] > 0:
-        chosen = _choose(implementation, cache)
+        chosen = choose_implementation(implementation, cache)
         reason = chosen.unsupported(call)
         if reason is not None:
             raise UnsupportedError(
@@ -185,63 +176,89 @@ def attention(
     return out if lse is None else (out, lse)
 
 
-def _choose(name: str | None, cache: LayerCache) -> Implementation:
-    if name is None:
-        on_gpu = cache.key.is_cuda and importlib.util.find_spec("triton") is not None
-        name = "triton" if on_gpu else "torch"
-    return get_implementation(name)
+def check_new_tokens(
+    key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor
+) -> None:
+    """Raise `ValueError` unless these are as `write_kv` describes them."""
+    expected = (slots.shape[0], cache.num_kv_heads, cache.head_size)
+    for name, tensor in (("key", key), ("value", value)):
+        check(
+            tuple(tensor.shape) == expected,
+            f"{name} has shape {tuple(tensor.shape)}; "
+            f"[num_tokens, num_kv_heads, head_size] is {expected} here",
+        )
+        check(tensor.stride(-1) == 1, f"{name} must be contiguous in its last dimension")
+        check_device(name, tensor, cache)
+    check(slots.dtype == torch.int64, f"slots are {slots.dtype}; they must be torch.int64")
+    check_device("slots", slots, cache)
+
+
+def choose_implementation(name: str | None, cache: LayerCache) -> Implementation:
+    """Return the implementation of that name, or the fastest for the cache's device."""
+    return get_implementation(_fastest(cache.key.device) if name is None else name)
+
+
+@functools.cache
+def _fastest(device: torch.device) -> str:
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return "torch"
+    from pagedattn.attention.cuda import unavailable
+
+    return "triton" if unavailable(device) else "cuda"
 
 
 def _check_query(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> None:
-    _check(
+    check(
         query.dim() == 3,
         f"query has {query.dim()} dimensions; it must be "
         "[num_query_tokens, num_query_heads, head_size]",
     )
     num_tokens, num_query_heads, head_size = query.shape
-    _check(
+    check(
         num_tokens == batch.num_query_tokens,
         f"query has {num_tokens} tokens; the batch has {batch.num_query_tokens}",
     )
-    _check(
+    check(
         head_size == cache.head_size,
         f"query has head_size {head_size}; the cache has {cache.head_size}",
     )
-    _check(
+    check(
         num_query_heads % cache.num_kv_heads == 0,
         f"query has {num_query_heads} heads, which is no multiple of the cache's "
         f"{cache.num_kv_heads} KV heads",
     )
-    _check(
+    check(
         query.dtype in QUERY_DTYPES,
         f"query is {query.dtype}; it must be torch.float16, torch.bfloat16 or torch.float32",
     )
-    _check(
+    check(
         query.dtype == cache.dtype or cache.dtype == torch.float8_e4m3fn,
         f"query is {query.dtype}; the cache is {cache.dtype}",
     )
-    _check(query.stride(-1) == 1, "query must be contiguous in its last dimension")
-    _check_device("query", query, cache)
-    _check_device("batch", batch.block_tables, cache)
+    check(query.stride(-1) == 1, "query must be contiguous in its last dimension")
+    check_device("query", query, cache)
+    check_device("batch", batch.block_tables, cache)
 
 
 def _check_per_head(name: str, tensor: torch.Tensor, num_heads: int, cache: LayerCache) -> None:
-    _check(
+    check(
         tensor.dtype == torch.float32 and tuple(tensor.shape) == (num_heads,),
         f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be torch.float32 "
         f"[num_query_heads], here {(num_heads,)}",
     )
-    _check(tensor.is_contiguous(), f"{name} must be contiguous")
-    _check_device(name, tensor, cache)
+    check(tensor.is_contiguous(), f"{name} must be contiguous")
+    check_device(name, tensor, cache)
 
 
-def _check(condition: bool, sentence: str) -> None:
+def check(condition: bool, sentence: str) -> None:
+    """Raise `ValueError` with this sentence unless the condition holds."""
     if not condition:
         raise ValueError(sentence)
 
 
-def _check_device(name: str, tensor: torch.Tensor, cache: LayerCache) -> None:
-    _check(
+def check_device(name: str, tensor: torch.Tensor, cache: LayerCache) -> None:
+    """Raise `ValueError` unless the tensor is on the cache's device."""
+    check(
         tensor.device == cache.key.device,
         f"{name} is on {tensor.device}; the cache is on {cache.key.device}",
     )

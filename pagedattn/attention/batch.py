@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from pagedattn.page_table import PageTable
 
+NUM_ARRIVALS = 8192
+"""Counters of a batch: 16 a program of the decode kernel, two programs a multiprocessor."""
+
 
 @dataclass(frozen=True)
 class AttentionBatch:
@@ -35,6 +38,10 @@ class AttentionBatch:
             the cache is not written: the way to pad a batch.
         max_query_length: no sequence has more query tokens (a bound, known to the host).
         max_kv_length: no sequence has more tokens (a bound, known to the host).
+        arrivals: int32 [NUM_ARRIVALS] of zeros on a GPU, or None. A kernel that merges what
+            several programs have of a sequence counts here who has come, and leaves zeros: so
+            launches of one batch must run one after the other, as a step's layers do. Without, a
+            kernel that needs them makes them, which is one more launch.
 
     """
 
@@ -44,6 +51,7 @@ class AttentionBatch:
     slots: torch.Tensor
     max_query_length: int
     max_kv_length: int
+    arrivals: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -90,6 +98,11 @@ class AttentionBatch:
             slots=torch.from_numpy(slots).to(device),
             max_query_length=int(lengths.max(initial=0)),
             max_kv_length=max_kv_length,
+            arrivals=(
+                torch.zeros(NUM_ARRIVALS, dtype=torch.int32, device=device)
+                if torch.device(device).type == "cuda"
+                else None
+            ),
         )
 
     @property

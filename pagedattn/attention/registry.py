@@ -23,6 +23,9 @@ class Implementation(Protocol):
     These may be added:
 
     - `prepare(call) -> Launch`: see `pagedattn.attention.launch.Launch`;
+    - `rotary_write_kv(query, key, value, cache, slots, positions, rotary, out)`: does what
+      `pagedattn.attention.rotary_write_kv` says; without it Q and K are turned by PyTorch and
+      `write_kv` is called;
     - `rounds_to(call) -> torch.dtype | None`: a lower type than the query's that queries and
       softmax weights are rounded to; the error that is allowed is that of such a computation;
     - `reads_unused_slots = True`: slots behind a sequence's last token, and those of other
@@ -46,11 +49,12 @@ class Implementation(Protocol):
         """Write K and V of tokens into their slots; slots outside the cache are skipped.
 
         Into an fp8 cache go `key / cache.key_scale` and `value / cache.value_scale`, limited to
-        +-448 and rounded to nearest.
+        +-448 and rounded to nearest, ties to even.
         """
 
 
 _BUILT_IN = {
+    "cuda": "pagedattn.attention.cuda:CudaImplementation",
     "triton": "pagedattn.attention.triton:TritonImplementation",
     "torch": "pagedattn.attention.torch_impl:TorchImplementation",
     "reference": "pagedattn.attention.reference:ReferenceImplementation",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 READ_BYTES = 4 << 30
 MATRIX_SIZE = 8192
 REPLAYS = 10
+BUS_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,40 @@ def measure_roofs(device: torch.device | str = "cuda") -> Roofs:
         copy_gb_per_s=2 * read_bytes / copy * 1e-9,
         matmul_tflop_per_s=2 * MATRIX_SIZE**3 / _matmul_seconds(device) * 1e-12,
     )
+
+
+@dataclass(frozen=True)
+class Bus:
+    """Measured limits of the way between a GPU and host memory.
+
+    Attributes:
+        out_gb_per_s: one copy of 512 MiB to page-locked memory, over its time.
+        in_gb_per_s: the same from there.
+
+    """
+
+    out_gb_per_s: float
+    in_gb_per_s: float
+
+
+def measure_bus(device: torch.device | str = "cuda") -> Bus:
+    """Measure how fast a GPU and the host exchange large pieces, one way at a time."""
+    here = torch.randint(0, 256, (BUS_BYTES,), dtype=torch.uint8, device=device)
+    host = torch.empty(BUS_BYTES, dtype=torch.uint8, pin_memory=True)
+    host.random_()
+
+    def rate(target: torch.Tensor, source: torch.Tensor) -> float:
+        seconds = []
+        for _ in range(REPLAYS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            target.copy_(source, non_blocking=True)
+            end.record()
+            end.synchronize()
+            seconds.append(begin.elapsed_time(end) * 1e-3)
+        return BUS_BYTES / statistics.median(seconds) * 1e-9
+
+    return Bus(out_gb_per_s=rate(host, here), in_gb_per_s=rate(here, host))
 
 
 def _read_and_copy_seconds(num_bytes: int, device: torch.device | str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.arguments import Parser
 from pagedattn.report.concepts import CONCEPTS
-from pagedattn.report.output import FORMATS, write_file, write_into
+from pagedattn.report.output import FORMATS, require_no_source, write_file, write_into
 from pagedattn.report.results import Run, load_run, newest_file, require_one_machine
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.summary import Summary, summarise
@@ -68,8 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # the reader of our output left; nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
+    except OSError as error:
+        _leave_stdout()
+        print(f"The output cannot be written: {error.strerror or error}.", file=sys.stderr)
+        return 2
     return 0
+
+
+def _leave_stdout() -> None:
+    """Let what Python still holds for a stdout that takes nothing go nowhere when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,6 +175,7 @@ def _write_document(options: argparse.Namespace) -> None:
         raise ResultsError("--document needs the results files that it is about.")
     from pagedattn.report.document import make_document
 
+    require_no_source([options.document], options.files)
     runs = []
     for path in options.files:
         run = load_run([path])

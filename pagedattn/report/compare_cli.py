@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedattn.report.arguments import Parser
-from pagedattn.report.output import write_file
+from pagedattn.report.output import require_no_source, write_file
 from pagedattn.report.results import load_run, require_one_machine
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean, plural
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; return 0, 1 on a regression, or raise ResultsError."""
     options = _parser().parse_args(arguments)
     from pagedattn.report.compare import compare, comparison_tables, summary_sentence
+    from pagedattn.report.doubts import doubts
 
+    require_no_source((options.html, options.markdown), (options.before, options.after))
     before, after = (load_run([path]) for path in (options.before, options.after))
     if not options.allow_different_machines:
         require_one_machine(replace(before, files=before.files + after.files))
@@ -48,11 +50,13 @@ def main(arguments: Sequence[str]) -> int:
     comparison = compare(before, after, margin=margin)
     found = [] if options.limit is None else comparison.regressions(options.limit)
     tables = comparison_tables(comparison, every=options.all)
+    warnings = doubts(before, after, comparison)
     if options.html is not None:
-        write_file(options.html, _page(options, before, after, comparison, found))
+        write_file(options.html, _page(options, before, after, comparison, found, warnings))
     if options.markdown is not None:
-        write_file(options.markdown, _markdown(options, comparison, found))
-    _say(summary_sentence(comparison))
+        write_file(options.markdown, _markdown(options, comparison, found, warnings))
+    for sentence in (summary_sentence(comparison), *warnings):
+        _say(sentence)
     for table in tables:
         _say(f"\n{table.as_text()}")
     for path in (options.html, options.markdown):
@@ -69,6 +73,7 @@ def _page(
     after: Run,
     comparison: Comparison,
     found: list[Change],
+    warnings: list[str],
 ) -> str:
     try:
         from pagedattn.report.html.page import make_comparison_page
@@ -84,7 +89,8 @@ def _page(
     if options.allow_different_machines:
         words.append("--allow-different-machines")
     words += ["--html", clean(options.html.name)]
-    verdict = "" if options.limit is None else _verdict_on(found, options.limit, comparison)
+    says = [] if options.limit is None else [_verdict_on(found, options.limit, comparison)]
+    verdict = " ".join([*says, *warnings])
     return make_comparison_page(before, after, comparison, verdict, shlex.join(words))
 
 
@@ -97,11 +103,14 @@ def _verdict_on(found: list[Change], limit: float, comparison: Comparison) -> st
     return f"Slower by more than {100 * limit:g} %: {names}."
 
 
-def _markdown(options: argparse.Namespace, comparison: Comparison, found: list[Change]) -> str:
+def _markdown(
+    options: argparse.Namespace, comparison: Comparison, found: list[Change], warnings: list[str]
+) -> str:
     from pagedattn.report.compare import comparison_tables, summary_sentence
     from pagedattn.report.text import escape
 
     parts = ["# Comparison", f"{escape(summary_sentence(comparison))}."]
+    parts += map(escape, warnings)
     if options.limit is not None:
         parts.append(escape(_verdict_on(found, options.limit, comparison)))
     parts.append(

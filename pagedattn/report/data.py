@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pagedattn.report.columns import DEFINITIONS, SAMPLES_COLUMN, TEXT
@@ -27,11 +28,10 @@ def to_frame(rows: tuple[Row, ...]) -> pd.DataFrame:
     """Return the table that `load` documents, of these rows in their order."""
     import pandas as pd
 
+    values = zip(*map(attrgetter(*DEFINITIONS), rows), strict=True)
+    columns = zip(DEFINITIONS.items(), values, strict=True)
     return pd.DataFrame(
-        {
-            name: pd.Series([getattr(row, name) for row in rows], dtype=column.dtype)
-            for name, column in DEFINITIONS.items()
-        }
+        {name: pd.Series(each, dtype=column.dtype) for (name, column), each in columns}
     )
 
 

@@ -56,6 +56,21 @@ def write_into(
     return written, removed
 
 
+def require_no_source(targets: Iterable[Path | None], sources: Iterable[Path]) -> None:
+    """Raise ResultsError if a file to be written is one that is read, or two are the same."""
+    read = {Path(os.path.realpath(path)) for path in sources}
+    written: set[Path] = set()
+    for path in targets:
+        if path is None:
+            continue
+        real = Path(os.path.realpath(path))
+        if real in read:
+            raise ResultsError(f"{path} is read: what is written needs another name.")
+        if real in written and not (real.exists() and not real.is_file()):
+            raise ResultsError(f"{path} cannot be two files that are written.")
+        written.add(real)
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a text file whole, through links, or leave what was there.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pagedattn.report.style import INK, ROOF, Look, Page, label, log_ticks
@@ -83,28 +84,30 @@ class Panel:
 
     def draw_bars(self, looks: dict[str, Look], start: float) -> None:
         """Draw a bar from `start` to each line's value, and whiskers at the quartiles."""
-        for line in self.lines:
-            look = looks[line.row.implementation]
-            self.axes.barh(
-                line.y,
-                line.value - start,
-                left=start,
-                height=_BAR * 0.94,
-                color=look.colour,
-                hatch=look.hatch,
-                linewidth=0,
-                zorder=2,
+        half = _BAR * 0.47
+        for name, lines in self._by_implementation():
+            look = looks[name]
+            corners = [
+                [
+                    *((start, line.y - half), (line.value, line.y - half)),
+                    *((line.value, line.y + half), (start, line.y + half)),
+                ]
+                for line in lines
+            ]
+            bars = PolyCollection(
+                corners, facecolor=look.colour, hatch=look.hatch, linewidth=0, zorder=2
             )
-            self._draw_whisker(line)
+            self.axes.add_collection(bars, autolim=False)
+        self._draw_whiskers()
 
     def draw_markers(self, looks: dict[str, Look]) -> None:
         """Draw a marker at each line's value, and whiskers that are wider than it."""
-        for line in self.lines:
-            look = looks[line.row.implementation]
-            self._draw_whisker(line)
+        self._draw_whiskers()
+        for name, lines in self._by_implementation():
+            look = looks[name]
             self.axes.plot(
-                [line.value],
-                [line.y],
+                [line.value for line in lines],
+                [line.y for line in lines],
                 look.marker,
                 color=look.colour,
                 markersize=8,
@@ -113,10 +116,19 @@ class Panel:
                 zorder=3.5,
             )
 
-    def _draw_whisker(self, line: Line) -> None:
-        ends, height = [line.low, line.high], [line.y, line.y]
-        self.axes.plot(ends, height, color=INK, linewidth=1.3, zorder=3)
-        self.axes.plot(ends, height, "|", color=INK, markersize=5, zorder=3)
+    def _by_implementation(self) -> list[tuple[str, list[Line]]]:
+        """Lines of each implementation: one artist for all takes a fraction of the time."""
+        found: dict[str, list[Line]] = {}
+        for line in self.lines:
+            found.setdefault(line.row.implementation, []).append(line)
+        return list(found.items())
+
+    def _draw_whiskers(self) -> None:
+        ends = [((line.low, line.y), (line.high, line.y)) for line in self.lines]
+        whiskers = LineCollection(ends, colors=INK, linewidths=1.3, zorder=3)
+        self.axes.add_collection(whiskers, autolim=False)
+        xs, ys = zip(*(end for both in ends for end in both), strict=True)
+        self.axes.plot(xs, ys, "|", color=INK, markersize=5, zorder=3)
 
     def draw_roofs(self, roofs: list[float | None]) -> None:
         """Draw a dashed line down the panel, at each case's own roof."""

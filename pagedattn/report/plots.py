@@ -36,8 +36,11 @@ _DRAW_SERVING: dict[str, Callable[[Summary, dict[str, Look]], Figure | str]] = {
 }
 
 
-MOST_CASES = 60
-"""More in a group would make a picture that nobody can read; the tables have all."""
+MOST_CASES = 40
+"""Cases of a group that are all drawn: nobody could read a picture of more; the tables have all."""
+
+FIRST_CASES = 16
+"""Cases that are drawn of a group of more, from its first on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class Plot:
 def write_plots(summary: Summary, folder: Path, formats: tuple[str, ...]) -> list[Plot]:
     """Write ``NAME.FORMAT`` into `folder` for each plot that the run has data for.
 
-    Of a group with more than `MOST_CASES` the first so many are drawn, and its title says so. The
-    same summary gives the same bytes.
+    Of a group with more than `MOST_CASES` the first `FIRST_CASES` are drawn, and its title says so.
+    The same summary gives the same bytes.
     """
     plots = []
     summary = replace(
@@ -76,12 +79,18 @@ def write_plots(summary: Summary, folder: Path, formats: tuple[str, ...]) -> lis
     return plots
 
 
+def num_drawn(group: Group) -> int:
+    """Return how many of a group's cases are drawn, from its first on."""
+    return len(group.cases) if len(group.cases) <= MOST_CASES else FIRST_CASES
+
+
 def limited(group: Group) -> Group:
-    """Return the group with its first `MOST_CASES` cases, and a title that says so."""
-    if len(group.cases) <= MOST_CASES:
+    """Return the group with the cases that are drawn, and where those are not all a title so."""
+    count = num_drawn(group)
+    if count == len(group.cases):
         return group
-    title = f"{group.title}, the first {MOST_CASES} of {len(group.cases):,}"
-    return replace(group, title=title, cases=group.cases[:MOST_CASES])
+    title = f"{group.title}, the first {count} of {len(group.cases):,}"
+    return replace(group, title=title, cases=group.cases[:count])
 
 
 def _kinds(summary: Summary) -> dict[str, Callable[[Summary, dict[str, Look]], Figure | str]]:

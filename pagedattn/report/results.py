@@ -31,8 +31,9 @@ LARGEST_FILE = 256 << 20
 class ResultsFile:
     """One results file: its rows, the names of those not ours, and what it says of the machine.
 
-    `machine` is what tells machines apart; `about` is (label, text) pairs for a reader. `support`
-    is what implementations were found to support.
+    `machine` is what tells machines apart; `about` is (label, text) pairs for a reader. `load` is
+    how many processes wanted to run when it ended and `num_cores` on how many cores, or None.
+    `support` is what implementations were found to support.
     """
 
     path: Path
@@ -40,6 +41,8 @@ class ResultsFile:
     skipped: tuple[str, ...]
     machine: tuple[tuple[str, str], ...]
     about: tuple[tuple[str, str], ...]
+    load: float | None = None
+    num_cores: int | None = None
     support: tuple[Support, ...] = ()
 
     @property
@@ -202,8 +205,13 @@ def _parse(path: Path, content: Any) -> ResultsFile:
     )
     machine = _machine(info, own)
     about = tuple(_about(content, info, own, gpu, measured))
-    support = parse_support(content.get("support") or [], "cuda" if gpu else "cpu")
-    return ResultsFile(path, kept, skipped, machine, about, support)
+    cores, load = own.get("num_cpus"), expect_object(own.get("cpu") or {}, "cpu").get("load_1min")
+    return ResultsFile(
+        *(path, kept, skipped, machine, about),
+        load=float(load) if isinstance(load, int | float) else None,
+        num_cores=cores if isinstance(cores, int) else None,
+        support=parse_support(content.get("support") or [], "cuda" if gpu else "cpu"),
+    )
 
 
 def _machine(info: dict[str, Any], own: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -271,6 +279,9 @@ def _gib(value: Any, unit: int = 1 << 30) -> float | None:
 def _named(file: ResultsFile) -> str:
     known = dict(file.machine)
     gpu = known.get("gpu", "None")
+    mark = known.get("gpu_uuid_sha256", "None")
+    if "None" not in (gpu, mark):  # two GPUs of one kind have one name
+        gpu = f"{gpu} {mark[:8]}"
     names = [known.get("cpu", "an unnamed CPU"), "no GPU" if gpu == "None" else gpu]
     return " with ".join(names)
 

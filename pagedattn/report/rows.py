@@ -250,10 +250,14 @@ def expect_object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-def expect_number(value: Any, what: str) -> float:
-    """Return `value` as a float if it is a number from 0 to 1e18, else raise ResultsError."""
+def expect_number(value: Any, *what: str) -> float:
+    """Return `value` as a float if it is a number from 0 to 1e18, else raise ResultsError.
+
+    `what` are the words that the error names it by: they are joined only then, as most are right.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
-        raise ResultsError(f"{what} must be a number from 0 to {_LARGEST:g}, not {_shown(value)}.")
+        name = " ".join(what)
+        raise ResultsError(f"{name} must be a number from 0 to {_LARGEST:g}, not {_shown(value)}.")
     return float(value)
 
 
@@ -265,20 +269,20 @@ def _shown(value: Any) -> str:
     return cut(json.dumps(value), 60)
 
 
-def _text(value: Any, what: str) -> str | None:
+def _text(value: Any, *what: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ResultsError(f"{what} must be a string, not {_shown(value)}.")
+        raise ResultsError(f"{' '.join(what)} must be a string, not {_shown(value)}.")
     return clean(value) or None
 
 
-def _count(value: Any, what: str) -> int | None:
+def _count(value: Any, *what: str) -> int | None:
     if value is None:
         return None
-    number = expect_number(value, what)
+    number = expect_number(value, *what)
     if not number.is_integer():
-        raise ResultsError(f"{what} must be a whole number, not {_shown(value)}.")
+        raise ResultsError(f"{' '.join(what)} must be a whole number, not {_shown(value)}.")
     return int(value)
 
 
@@ -319,10 +323,10 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     fullname = _text(benchmark.get("fullname"), "each fullname") or ""
     what = f"benchmark {clean(fullname)[:120]!r}:"
     stats = expect_object(benchmark.get("stats"), f"{what} stats")
-    texts = {key: _text(extra.get(key), f"{what} {key}") for key in _TEXTS}
-    counts = {key: _count(extra.get(key), f"{what} {key}") for key in _COUNTS}
+    texts = {key: _text(extra.get(key), what, key) for key in _TEXTS}
+    counts = {key: _count(extra.get(key), what, key) for key in _COUNTS}
     numbers = {
-        key: None if extra.get(key) is None else expect_number(extra[key], f"{what} {key}")
+        key: None if extra.get(key) is None else expect_number(extra[key], what, key)
         for key in _NUMBERS
     }
     rounds = _count(stats.get("rounds"), f"{what} stats.rounds")
@@ -344,7 +348,10 @@ def _samples_us(data: Any, median_us: float, what: str) -> tuple[float, ...]:
         return ()
     if not isinstance(data, list):
         raise ResultsError(f"{what} stats.data must be a list, not {_shown(data)}.")
-    samples = tuple(1e6 * expect_number(seconds, f"{what} stats.data") for seconds in data)
+    if not _are_all_numbers(data):
+        for seconds in data:
+            expect_number(seconds, f"{what} stats.data")
+    samples = tuple(1e6 * seconds for seconds in data)
     median = statistics.median(samples)
     if not math.isclose(median, median_us, rel_tol=0.01):
         raise ResultsError(
@@ -352,6 +359,11 @@ def _samples_us(data: Any, median_us: float, what: str) -> tuple[float, ...]:
             f"not {median / 1e6:g}."
         )
     return samples
+
+
+def _are_all_numbers(data: list[Any]) -> bool:
+    """Whether `expect_number` would take each, found in one look at all."""
+    return {*map(type, data)} <= {int, float} and min(data) >= 0 and max(data) <= _LARGEST
 
 
 def _pool_samples(entries: Any, what: str) -> tuple[PoolSample, ...]:

@@ -7,11 +7,14 @@ import math
 import re
 
 MISSING = "-"
+_HARMLESS = re.compile(r"[A-Za-z0-9 .,:%+/-]*")
 
 
 def clean(text: str) -> str:
     """Return `text` on one line and without characters that cannot be printed."""
     spaced = " ".join(text.split())
+    if spaced.isprintable():
+        return spaced
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in spaced
     )
@@ -29,7 +32,10 @@ def escape(text: str) -> str:
     >>> escape("a|b <script> *x* sdpa_contiguous _y_")
     'a\\|b &lt;script&gt; \\*x\\* sdpa_contiguous \\_y\\_'
     """
-    text = html.escape(clean(text), quote=False)
+    text = clean(text)
+    if _HARMLESS.fullmatch(text):
+        return text
+    text = html.escape(text, quote=False)
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 

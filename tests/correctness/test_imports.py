@@ -15,9 +15,9 @@ ROOT = Path(pagedattn.__file__).parent
 LAYERS = [
     {"config", "sequence"},
     {"memory", "block_manager", "workloads", "hardware"},
-    {"page_table", "reservation"},
+    {"page_table", "reservation", "block_copy"},
     {"kv_cache"},
-    {"attention"},
+    {"attention", "kv_swap"},
     {"testing", "peers", "report"},
     {"benchmarking", "calculator", "models"},
     {"serving"},

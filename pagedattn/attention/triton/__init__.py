@@ -1,4 +1,4 @@
-"""Triton kernels: KV write, decode with split KV, prefill and mixed batches."""
+"""Triton kernels: KV write, alone or with rotary embedding; decode; prefill and mixed batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from pagedattn.attention.triton.decode import launch_decode, rows_of_one_tile
 from pagedattn.attention.triton.kv_write import launch_kv_write
 from pagedattn.attention.triton.prefill import launch_prefill
-from pagedattn.kv_cache import FP8, write_slots
+from pagedattn.attention.triton.rotary_write import launch_rotary_write
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.rotary import Rotary
     from pagedattn.kv_cache import LayerCache
 
 MAX_HEAD_SIZE = 256
@@ -52,7 +53,18 @@ class TritonImplementation:
         self, key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor
     ) -> None:
         """Write K and V of tokens into their slots; slots outside the cache are skipped."""
-        if cache.dtype == FP8:
-            write_slots(cache, key, value, slots)
-        else:
-            launch_kv_write(key, value, cache, slots)
+        launch_kv_write(key, value, cache, slots)
+
+    def rotary_write_kv(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: LayerCache,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        rotary: Rotary,
+        out: torch.Tensor,
+    ) -> None:
+        """Turn Q and K by their positions, and write K and V, in one launch."""
+        launch_rotary_write(query, key, value, cache, slots, positions, rotary, out)

@@ -132,5 +132,8 @@ def _ticks(reach: float) -> list[float]:
     for step in (0.01, 0.02, 0.05, 0.1, 0.2):
         count = int((reach - 1) / step + 1e-9)
         if count <= 2:
-            return [round(1 + step * place, 4) for place in range(-count, count + 1)]
-    return [tick for tick in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if 1 / reach <= tick <= reach]
+            near = [round(1 + step * place, 4) for place in range(-count, count + 1)]
+            return [tick for tick in near if 1 / reach <= tick]
+    wide = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+    narrow = (0.5, 0.7, 1.0, 1.5, 2.0)
+    return [tick for tick in (wide if reach > 2.5 else narrow) if 1 / reach <= tick <= reach]

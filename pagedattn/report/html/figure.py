@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pagedattn.report.html.svg import key
+from pagedattn.report.plots import num_drawn
 from pagedattn.report.text import MISSING, clean, cut
 
 if TYPE_CHECKING:
@@ -127,10 +128,13 @@ def legend_of(looks: dict[str, Look], names: Iterable[str]) -> list[Entry]:
     return [Entry(key(looks[name]), cut(name, 48)) for name in names]
 
 
-def left_out(groups: Iterable[Group], most: int) -> str:
+def left_out(groups: Iterable[Group]) -> str:
     """Say of which groups only the first cases are drawn, or nothing."""
-    long = [group for group in groups if len(group.cases) > most]
-    named = ", ".join(f"{group.title}: the first {most} of {len(group.cases):,}" for group in long)
+    named = ", ".join(
+        f"{group.title}: the first {num_drawn(group)} of {len(group.cases):,}"
+        for group in groups
+        if num_drawn(group) < len(group.cases)
+    )
     return f" Drawn of {named}." if named else ""
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.html.figure import DataTable, Figure, Panel, left_out
 from pagedattn.report.html.svg import LETTER, Chart
-from pagedattn.report.plots import MOST_CASES
+from pagedattn.report.plots import num_drawn
 from pagedattn.report.summary import implementations_of
 from pagedattn.report.text import cut, duration, plural, times
 
@@ -32,7 +32,7 @@ def draw_heatmap(summary: Summary) -> Figure:
         if baseline is None:
             continue
         cases = [case for case in group.cases if baseline in case.rows and len(case.rows) > 1]
-        cases = cases[:MOST_CASES]
+        cases = cases[: num_drawn(group)]
         if not cases:
             continue
         says = _says(cases, baseline)
@@ -44,7 +44,7 @@ def draw_heatmap(summary: Summary) -> Figure:
     if not panels:
         reason = "no workload was measured with a baseline and another implementation"
         return Figure("heatmap", "Speed-up", reason=reason)
-    about = _ABOUT + left_out((*summary.data, *summary.bookkeeping), MOST_CASES)
+    about = _ABOUT + left_out((*summary.data, *summary.bookkeeping))
     return Figure("heatmap", "Speed-up", about, " ".join(sentences), panels, data=data)
 
 

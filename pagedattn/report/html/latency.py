@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pagedattn.report.html.figure import DataTable, Figure, Panel, left_out, legend_of
 from pagedattn.report.html.svg import Chart, colour_of
 from pagedattn.report.latency import latency_sections
-from pagedattn.report.plots import MOST_CASES, limited
+from pagedattn.report.plots import limited
 from pagedattn.report.style import log_ticks, power_ticks
 from pagedattn.report.summary import implementations_of, shared
 from pagedattn.report.text import MISSING, duration, number, plural, tokens
@@ -46,7 +46,7 @@ def draw_latency(summary: Summary, looks: dict[str, Look]) -> Figure:
             panels += [_panel(section, block, value, (low, high), looks) for value in block.values]
     cases = [point.case for section in sections for point in section.points]
     says = " ".join(_says(section) for section in sections)
-    about = _ABOUT + left_out(summary.data, MOST_CASES)
+    about = _ABOUT + left_out(summary.data)
     legend = legend_of(looks, implementations_of(cases))
     data = [_table(place, section) for place, section in enumerate(sections, 1)]
     return Figure("latency", "Latency", about, says, panels, legend, data, wide=False)

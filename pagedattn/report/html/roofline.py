@@ -17,7 +17,7 @@ from pagedattn.report.html.figure import (
     share_text,
 )
 from pagedattn.report.html.svg import Chart
-from pagedattn.report.plots import MOST_CASES, limited
+from pagedattn.report.plots import limited
 from pagedattn.report.style import log_ticks
 from pagedattn.report.text import MISSING, flops_rate, number, plural
 
@@ -95,7 +95,7 @@ def draw_roofline(summary: Summary, looks: dict[str, Look]) -> Figure:
     return Figure(
         "roofline",
         "Roofline",
-        _ABOUT + left_out(summary.data, MOST_CASES),
+        _ABOUT + left_out(summary.data),
         " ".join(sentences),
         panels,
         [*legend_of(looks, names), *_roof_entries()],

@@ -21,7 +21,7 @@ def case_of():
 
 
 @pytest.fixture(scope="module")
-def ready(case_of):
+def ready(case_of, slowed):
     """Function of a row's key: check the result; its error is kept in `errors`."""
 
     def make(key):
@@ -31,7 +31,8 @@ def ready(case_of):
             pytest.skip(f"{implementation}: {reason}")
         (launch,) = case.launches(implementation)
         make.errors[key] = case.error(implementation, launch())
-        return HostWork(launch.run)
+        (timed,) = slowed(f"{name}-{implementation}", [launch.run])
+        return HostWork(timed)
 
     make.errors = {}
     return make

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.usefixtures("flashinfer_modules"),  # compilers would disturb what is timed
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.implementations("triton", "torch", *PEERS),
+    pytest.mark.implementations("cuda", "triton", "torch", *PEERS),
 ]
 
 RULE = StopRule(least=10, most=40, seconds=0.1)
@@ -34,7 +34,7 @@ def case(request, roofs):
 
 
 @pytest.fixture(scope="module")
-def ready(case):
+def ready(case, slowed):
     """Function of a name: check the result and make the graph; its columns are kept in `rows`."""
 
     def make(name):
@@ -44,7 +44,8 @@ def ready(case):
             launches = case.launches(name)
             peak_bytes = peak_memory(launches[0])
             error = case.error(name, launches[0]())
-            graph = LaunchGraph([launch.run for launch in launches])
+            runs = slowed(f"{case.shape.name}-{name}", [launch.run for launch in launches])
+            graph = LaunchGraph(runs)
         except torch.OutOfMemoryError:
             pytest.skip(f"{name} needs more memory than this GPU has free")
         except UnsupportedError as refusal:

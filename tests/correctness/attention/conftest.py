@@ -15,7 +15,8 @@ from pagedattn.attention import UnsupportedError, attention, get_implementation,
 from pagedattn.peers import FLASHINFER_KERNELS, PEERS
 from pagedattn.testing import finite
 
-OWN = ("reference", "torch", "triton")
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+OWN = ("reference", "torch", "triton", *(["cuda"] if HOPPER else []))
 """The project's own implementations, which have to support every feature."""
 
 FP8_CAPABILITY = (8, 9)
@@ -58,6 +59,8 @@ def device(request):
 
 def require(implementation, device):
     """Skip where an implementation cannot run at all."""
+    if implementation == "cuda" and device == "cpu":
+        pytest.skip("its kernels need a GPU")
     if implementation == "triton":
         pytest.importorskip("triton")
         if device == "cpu" and torch.cuda.is_available():

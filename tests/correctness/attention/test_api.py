@@ -114,7 +114,9 @@ def test_the_log_sum_exp_comes_with_the_result_where_asked(inputs):
 
 
 def test_an_unknown_implementation_names_the_known_ones(inputs):
-    with pytest.raises(ValueError, match="no implementation 'fast'; known are triton, torch, ref"):
+    with pytest.raises(
+        ValueError, match="no implementation 'fast'; known are cuda, triton, torch, ref"
+    ):
         attention(inputs.query, inputs.cache, inputs.batch, implementation="fast")
 
 

@@ -1,6 +1,7 @@
 """Two runs: what changed is found, and nothing else is."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,8 @@ def test_two_gpus_are_compared_only_when_asked(tmp_path, capsys, other):
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "--allow-different-machines" in captured.err
+    named = captured.err.partition("machines (")[2].partition("): give")[0].split("; ")
+    assert named[0] != named[1]
     assert not target.exists()
     assert cli.main(["compare", *paths, "--allow-different-machines"]) == 0
     assert cli.main(["compare", paths[0], paths[0]]) == 0
@@ -413,3 +416,45 @@ def test_five_percent_in_any_row_of_a_real_run_are_found_and_nothing_else(tmp_pa
         found = compare(load_run([REPEATED / "first.json"]), load_run([path]))
         changed = [c.name for c in found.changes if c.verdict in ("slower", "faster")]
         assert changed == [row["name"]]
+
+
+def test_a_busy_machine_is_told_and_so_are_rows_that_all_moved_alike(tmp_path, capsys):
+    slow = measured(1, factors={f"row{i}": 1.3 for i in range(40)})
+    paths = [
+        run_file(tmp_path / "before.json", measured(0)),
+        run_file(tmp_path / "after.json", slow),
+    ]
+    content = json.loads(paths[1].read_text())
+    page, text = tmp_path / "c.html", tmp_path / "c.md"
+    words = ["compare", *map(str, paths), "--html", str(page), "--markdown", str(text)]
+    for load, is_busy in ((2.0, False), (5.7, True)):
+        content["machine_info"]["pagedattn"] |= {"num_cpus": 2, "cpu": {"load_1min": load}}
+        paths[1].write_text(json.dumps(content))
+        assert cli.main(words) == 0
+        for said in (capsys.readouterr().out, page.read_text(), text.read_text()):
+            assert ("after.json ended with 5.7 processes at a time on 2 cores" in said) is is_busy
+            assert re.search(r"Half of the rows changed by \+(29|30)\.\d % or more", said)
+    assert cli.main(["compare", str(paths[0]), str(paths[0])]) == 0
+    assert "Half of the rows" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["compare", "a.json", "b.json", "--html", "a.json"], "a.json is read"),
+        (["compare", "a.json", "b.json", "--markdown", "link.json"], "link.json is read"),
+        (["compare", "a.json", "b.json", "--markdown", "x", "--html", "./x"], "x cannot be two"),
+        (["a.json", "--document", "a.json"], "a.json is read"),
+    ],
+)
+def test_no_file_that_is_read_is_written_over(tmp_path, capsys, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        run_file(Path(f"{name}.json"), measured(0))
+    Path("link.json").symlink_to("b.json")
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    assert cli.main(words) == 2
+    shown = capsys.readouterr()
+    assert sentence in shown.err
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == before

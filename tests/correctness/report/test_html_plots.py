@@ -9,7 +9,7 @@ import pytest
 
 from pagedattn.report import cli, compare_cli
 from pagedattn.report.compare import MARGIN, compare
-from pagedattn.report.html.changes import draw_changes
+from pagedattn.report.html.changes import _ticks, draw_changes
 from pagedattn.report.html.ecdf import MOST_ROWS, draw_ecdf, rows_with_samples, ticks_between
 from pagedattn.report.html.headline import doubts, headline, headline_sentence, is_own
 from pagedattn.report.html.heatmap import draw_heatmap, shade
@@ -18,6 +18,7 @@ from pagedattn.report.html.roofline import Roof, draw_roofline, roof_of
 from pagedattn.report.html.svg import Chart, px
 from pagedattn.report.html.trend import draw_trend, files_in_time
 from pagedattn.report.html.waste import bars_of, draw_waste, known_shapes
+from pagedattn.report.plots import FIRST_CASES
 from pagedattn.report.results import load_run
 from pagedattn.report.style import looks_of
 from pagedattn.report.summary import summarise
@@ -297,6 +298,14 @@ def test_a_change_is_drawn_with_its_interval(made, tmp_path):
     assert 'class="point verdict-slower"' in str(figure.panels[0].picture)
 
 
+@pytest.mark.parametrize("reach", [1.06, 1.1, 1.3, 1.51, 1.8, 2.1, 2.6, 5.0, 20.0])
+def test_an_axis_of_ratios_has_a_number_on_both_sides_of_one(reach):
+    ticks = _ticks(reach)
+    assert 1 / reach <= ticks[0] < 1 < ticks[-1] <= reach
+    assert 1.0 in ticks
+    assert len(ticks) <= 8
+
+
 def test_ten_thousand_rows_make_a_page_below_five_megabytes(made, tmp_path):
     benchmarks = made.h100()["benchmarks"]
     content = made.file([])
@@ -311,7 +320,7 @@ def test_ten_thousand_rows_make_a_page_below_five_megabytes(made, tmp_path):
     page = parse_page(text)
     assert len(table_lines(page, "rows-table")) == 10_000
     assert len(page.all("tr")) < 3_000
-    assert "the first 60 of" in page.one(id="latency-figure").text
+    assert f"the first {FIRST_CASES} of" in page.one(id="latency-figure").text
 
 
 def test_marks_and_axes_are_where_their_values_are():

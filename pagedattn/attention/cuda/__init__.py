@@ -1,0 +1,56 @@
+"""CUDA C++ kernels for Hopper, compiled at first use, with Triton's for what they cannot take."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedattn.attention.cuda import decode, prefill
+from pagedattn.attention.triton import TritonImplementation
+
+if TYPE_CHECKING:
+    from pagedattn.attention.call import AttentionCall
+
+HOPPER = 9
+
+
+@functools.cache
+def unavailable(device: torch.device) -> str | None:
+    """Say in a phrase why the kernels cannot run on a device, or None if they can."""
+    if device.type != "cuda":
+        return f"its kernels need a GPU, not {device}"
+    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return "its kernels need a GPU of the Hopper generation"
+    if (
+        importlib.util.find_spec("cuda") is None
+        or importlib.util.find_spec("cuda.bindings") is None
+    ):
+        return "its kernels need the package cuda-bindings"
+    return None
+
+
+class CudaImplementation(TritonImplementation):
+    """The project's kernels for Hopper. Safe in a CUDA graph: the host reads no tensor.
+
+    Short queries (decode, verification) go to the kernel that splits the KV over the whole GPU,
+    long ones to the one that walks query tiles. What neither can take, float32 and odd block sizes
+    among it, and writes of K and V are Triton's.
+    """
+
+    name = "cuda"
+
+    def unsupported(self, call: AttentionCall) -> str | None:
+        """Say in a phrase why this call cannot be taken, or None if it can."""
+        return unavailable(call.query.device) or super().unsupported(call)
+
+    def attention(self, call: AttentionCall) -> None:
+        """Write causal attention into the call's `out`, and `lse` if given."""
+        if decode.not_taken(call) is None:
+            decode.launch_decode(call)
+        elif prefill.not_taken(call) is None:
+            prefill.launch_prefill(call)
+        else:
+            super().attention(call)

@@ -1,0 +1,105 @@
+// Decode and short queries: the KV of all sequences divided evenly over the whole GPU.
+// What it does and why is told in decode.py; here is how.
+//
+// Macros: HEAD_SIZE; GROUP of query heads a KV head; KV_BYTES an element of K and V (2, or 1 for e4m3); BF16 of query and output
+// (else float16); COLUMNS of the score tile (queries times heads of a group, padded to 8, 16 or
+// 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS, STAGES a multiple of WARPS;
+// SHARED_BYTES of a
+// program; PROGRAMS on a multiprocessor; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE.
+
+#include "decode_finish.cuh"
+
+DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Segment segment,
+                    int range_end, int program, int warp, int lane) {
+    int round = 0, parity = 0;
+    Row row;
+    while (true) {
+        row.start(p, segment, lane);
+        int tiles = segment.end - segment.begin;
+        int tile = segment.tiles.first + segment.begin - segment.row_begin;
+        // the first of the segment's rounds that is this warp's
+        for (int i = (warp - round % WARPS + WARPS) % WARPS; i < tiles; i += WARPS) {
+            int stage = (round + i) % STAGES;
+            barrier_wait(shared_address(&shared.full[stage]), (round + i) / STAGES & 1);
+            u32 key = shared_address(shared.tiles[stage][0]), value = shared_address(shared.tiles[stage][1]);
+            int token = (tile + i) * TILE;
+            bool masked = token + TILE > row.least_end;
+#if WINDOW
+            masked = masked || token < row.kv_length - p.window;
+#endif
+            if (masked)
+                row.fold<true>(p, key, value, token, lane);
+            else
+                row.fold<false>(p, key, value, token, lane);
+            __syncwarp();
+            if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+        }
+        round += tiles;
+        Finish{p, shared, batch, program, warp * 32 + lane}.run(row, segment, parity);
+        parity ^= 1;
+        if (segment.end >= range_end) return;
+        segment.next(p, range_end);
+    }
+}
+
+// Zeros for the queries of sequences without tokens.
+DEVICE void write_nothing(const Parameters &p, int program, int thread, int threads) {
+    for (int sequence = program; sequence < p.num_sequences; sequence += p.num_programs) {
+        if (p.kv_lengths[sequence] > 0) continue;
+        for (int token = p.query_starts[sequence]; token < p.query_starts[sequence + 1]; ++token)
+            for (int item = thread; item < p.num_query_heads * (HEAD_SIZE / 4); item += threads) {
+                int head = item / (HEAD_SIZE / 4), at = item % (HEAD_SIZE / 4) * 4;
+                float zeros[4] = {};
+                store_out(p, token, head, at, zeros);
+#if LSE
+                if (at == 0) {
+                    float peak = MINUS_INFINITY, total = 0;
+                    add_sink(p, head, peak, total);
+                    p.lse[(i64)token * p.num_query_heads + head] = lse_of(peak, total);
+                }
+#endif
+            }
+    }
+}
+
+// Have what is small on its way from memory before it is known who needs what of it.
+DEVICE void prefetch(const Parameters &p, int program) {
+    int tables = p.num_sequences * p.table_lines, starts = (p.num_sequences + 32) / 32;
+    int line = program * blockDim.x + threadIdx.x;
+    if (line < tables)
+        prefetch_l2(p.tables + line / p.table_lines * p.table_stride + line % p.table_lines * 32);
+    else if (line - tables < starts)
+        prefetch_l2(p.query_starts + (line - tables) * 32);
+    else if (line - tables - starts < p.query_lines)
+        prefetch_l2(p.query + (i64)(line - tables - starts) * 64);
+}
+
+// Grid: [num_programs]; WARPS + PRODUCERS warps.
+extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
+    decode_kernel(const __grid_constant__ Parameters p) {
+    extern __shared__ unsigned char raw[];
+    Shared &shared = *(Shared *)(raw + (1024 - shared_address(raw) % 1024) % 1024);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, program = blockIdx.x;
+    prefetch(p, program);
+    Batch batch(p, lane);
+    if (threadIdx.x == 0) {
+        prefetch_tensor_map(&p.key);
+        prefetch_tensor_map(&p.value);
+        for (int stage = 0; stage < STAGES; ++stage) {
+            barrier_init(shared_address(&shared.full[stage]), GATHER ? PRODUCERS * 32 : 1);
+            barrier_init(shared_address(&shared.empty[stage]), 1);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    int range = batch.range_of_program(program);
+    int begin = batch.begin(range), end = batch.begin(range + 1);
+    if (begin < end) {
+        Segment segment(p, batch, program, begin, end);
+        if (warp >= WARPS)
+            Producer{p, shared, warp - WARPS, lane, evict_first()}.run(segment, end);
+        else
+            consume(p, shared, batch, segment, end, program, warp, lane);
+    }
+    write_nothing(p, program, threadIdx.x, blockDim.x);
+}

@@ -1,0 +1,325 @@
+"""Decode and short queries on Hopper: the KV of all sequences divided evenly over the GPU.
+
+Schedule. A *row* is one sequence and one KV head; its work is the sequence's tiles of KV. All
+rows' tiles, laid end to end, are cut into equal ranges, one a program and one program a
+multiprocessor (Stream-K, Osama et al. 2023, applied to attention), so a ragged batch takes as long
+as an even one of as many tokens. A program finds its range from the lengths by itself: nothing is
+planned on the host, and a captured graph follows new lengths.
+
+In a program one warp does nothing but have the tensor memory accelerator bring blocks through the
+page table into shared memory, 150 to 200 KiB ahead and on into the next rows; a block's K of one
+head is one instruction and one contiguous piece of memory. Four warps take the tiles by turns.
+Scores are K times Q transposed, tokens by queries, since a product's first factor has 16 rows and
+its second 8 columns: a group of 4 heads fills half of the columns, where it would fill a quarter
+of the rows. The softmax weights become the second product's factor by transposing 8 x 8 matrices
+in registers. Each warp keeps a softmax of its own until the row's end; there the four are added up
+in shared memory.
+
+A row that lies within one program is written to the output at once. One that is cut leaves parts
+in a workspace; the merge kernel, which is launched early and waits on the device, combines them in
+the order of the programs, so that results do not change from run to run.
+
+Over e4m3, K and V become float16 in registers, which holds them exactly, and bfloat16 queries are
+divided by a power of two each, so that float16 holds them.
+
+Bytes: K and V once (2 * kv_length * head_size * itemsize a row), plus at most two parts a program,
+written and read (8 * columns * head_size bytes each). Limit: the read bandwidth.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedattn.attention.cuda.module import TensorMap, load_kernel, tensor_map
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pagedattn.attention.call import AttentionCall
+
+LOG2_E = 1.4426950408889634
+HEAD_SIZES = (64, 80, 96, 128, 192, 256)
+WARPS = 4
+SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
+IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
+MAX_TILE = 64
+MAX_STAGES = 16
+MANY_ROWS = 256
+SMALL_BLOCKS = 4  # up to here the kernel copies by threads, with more warps
+SHARED_BYTES = 232_448  # of a multiprocessor, for one program
+MAX_COLUMNS = 32
+MAX_ACCUMULATORS = 4096  # of a row: columns times head size
+
+
+class _Parameters(ctypes.Structure):
+    """`Parameters` of decode.cu; its size is a multiple of the tensor maps' alignment."""
+
+    _fields_ = (
+        ("key", TensorMap),
+        ("value", TensorMap),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("query", "out", "lse", "part", "part_weight", "arrived"),
+                *("tables", "kv_lengths", "query_starts", "key_memory", "value_memory"),
+                *("key_scale", "value_scale", "alibi_slopes", "sinks"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("query_token_stride", "query_head_stride"),
+                *("out_token_stride", "out_head_stride", "table_stride"),
+                *("block_stride", "kv_head_stride", "token_stride"),
+            )
+        ),
+        ("scale_log2", ctypes.c_float),
+        ("cap_log2", ctypes.c_float),
+        *(
+            (name, ctypes.c_int)
+            for name in (
+                *("num_sequences", "num_query_heads", "num_kv_heads"),
+                *("window", "num_programs", "parallel_heads", "table_lines", "query_lines"),
+            )
+        ),
+        ("_padding", ctypes.c_char * 32),
+    )
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How the kernel is cut and compiled.
+
+    Attributes:
+        columns: queries times heads of a group, padded to 8, 16 or 32.
+        tile: KV tokens that a warp takes at once.
+        stages: tiles in shared memory; a multiple of `WARPS`.
+        programs: on a multiprocessor, 1 or 2.
+
+    """
+
+    columns: int
+    tile: int
+    stages: int
+    programs: int = 1
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a program: as much as there is for it."""
+        return SHARED_BYTES // self.programs - (self.programs - 1) * 1024
+
+
+def choose_config(
+    head_size: int,
+    kv_bytes: int,
+    columns: int,
+    *,
+    block_size: int = 16,
+    num_rows: int = 1,
+    tokens_a_program: int = 1 << 30,
+) -> DecodeConfig:
+    """Pick how to cut, from bounds that the host knows; measured on an H100.
+
+    Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few:
+    one, as each row is then cut between fewer. 128 KiB in flight keep the memory busy, and more
+    does not help. Where a program has little, tiles are small enough for each warp to have one.
+
+    Args:
+        head_size: elements of a head.
+        kv_bytes: bytes of an element of the cache.
+        columns: queries times heads of a group; at most `MAX_COLUMNS`.
+        block_size: tokens a block.
+        num_rows: sequences times KV heads.
+        tokens_a_program: KV tokens of one head that a program has at most.
+
+    """
+    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
+    many = num_rows >= MANY_ROWS and padded * head_size <= MAX_ACCUMULATORS // 2
+    programs = 2 if many and block_size > SMALL_BLOCKS else 1
+    most = IN_FLIGHT // programs // WARPS
+    tile = 16
+    while (
+        4 * tile * head_size * kv_bytes <= most
+        and tile < MAX_TILE
+        and tile * padded < 1024
+        and tile * WARPS < tokens_a_program
+    ):
+        tile *= 2
+    stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
+    return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
+
+
+def not_taken(call: AttentionCall) -> str | None:
+    """Say in a phrase why the kernel cannot take a call, or None if it can."""
+    cache, query = call.cache, call.query
+    head_size, block_size = cache.head_size, cache.block_size
+    kv_bytes = cache.key.element_size()
+    columns = query.shape[1] // cache.num_kv_heads * max(1, call.batch.max_query_length)
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"queries of {query.dtype}"
+    if cache.key.dtype not in (query.dtype, torch.float8_e4m3fn):
+        return f"a cache of {cache.key.dtype}"
+    if head_size not in HEAD_SIZES or (kv_bytes == 1 and head_size % 32):
+        return f"head_size {head_size} over {cache.key.dtype}"
+    if block_size & (block_size - 1):
+        return f"block_size {block_size}, which is no power of two"
+    if min(block_size, 16) * head_size * kv_bytes % 128:
+        return f"block_size {block_size} with rows of {head_size * kv_bytes} bytes"
+    if columns > MAX_COLUMNS or columns * head_size > MAX_ACCUMULATORS:
+        return f"{columns} queries and heads of a group together"
+    strides = (*cache.key.stride()[:3], cache.value.data_ptr(), cache.key.data_ptr())
+    if any(stride * kv_bytes % 16 for stride in strides[:3]) or any(at % 16 for at in strides[3:]):
+        return "a cache that does not lie at multiples of 16 bytes"
+    tensors = (query, call.out)
+    if any(t.data_ptr() % 8 or t.stride(0) % 4 or t.stride(1) % 4 for t in tensors):
+        return "queries or outputs that do not lie at multiples of 8 bytes"
+    return None
+
+
+def macros_of(
+    config: DecodeConfig,
+    *,
+    head_size: int,
+    kv_bytes: int,
+    group: int,
+    bf16: bool,
+    block_size: int,
+    features: Collection[str] = (),
+) -> tuple[tuple[str, int], ...]:
+    """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
+    return (
+        ("HEAD_SIZE", head_size),
+        ("GROUP", group),
+        ("KV_BYTES", kv_bytes),
+        ("BF16", int(bf16)),
+        ("COLUMNS", config.columns),
+        ("BLOCK_SIZE", block_size),
+        ("TILE", config.tile),
+        ("STAGES", config.stages),
+        ("WARPS", WARPS),
+        ("PROGRAMS", config.programs),
+        ("SHARED_BYTES", config.shared_bytes),
+        *((name.upper(), int(name in features)) for name in SWITCHES),
+    )
+
+
+def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> None:
+    """Launch decode and merge; `not_taken` must be None. Allocates the workspace.
+
+    Args:
+        call: what to attend to; `out`, and `lse` if given, are written.
+        config: how to cut and compile; None chooses.
+
+    """
+    query, cache, batch = call.query, call.cache, call.batch
+    head_size, kv_bytes = cache.head_size, cache.key.element_size()
+    group = query.shape[1] // cache.num_kv_heads
+    device = query.device
+    num_programs = torch.cuda.get_device_properties(device).multi_processor_count
+    if config is None:
+        tokens = batch.num_sequences * batch.max_kv_length * cache.num_kv_heads // num_programs
+        columns = group * max(1, batch.max_query_length)
+        config = choose_config(
+            head_size,
+            kv_bytes,
+            columns,
+            block_size=cache.block_size,
+            num_rows=batch.num_sequences * cache.num_kv_heads,
+            tokens_a_program=tokens,
+        )
+    macros = macros_of(
+        config,
+        head_size=head_size,
+        kv_bytes=kv_bytes,
+        group=group,
+        bf16=query.dtype == torch.bfloat16,
+        block_size=cache.block_size,
+        features=call.features,
+    )
+    decode = load_kernel("decode.cu", "decode_kernel", macros, device.index)
+    num_programs = num_programs * config.programs
+    parallel_heads = heads_in_parallel(cache.num_kv_heads, num_programs)
+    threads = 32 * (WARPS + (4 if cache.block_size <= SMALL_BLOCKS else 1))
+    places = 4 * num_programs * config.columns
+    part = torch.empty(places * (head_size + 2 * WARPS), dtype=torch.float32, device=device)
+
+    parameters = _Parameters()
+    parameters.key = _map_of(cache.key, config.tile)
+    parameters.value = _map_of(cache.value, config.tile)
+    parameters.query = query.data_ptr()
+    parameters.out = call.out.data_ptr()
+    parameters.part = part.data_ptr()
+    parameters.part_weight = part.data_ptr() + 4 * places * head_size
+    parameters.tables = batch.block_tables.data_ptr()
+    parameters.kv_lengths = batch.kv_lengths.data_ptr()
+    parameters.query_starts = batch.query_starts.data_ptr()
+    for name, tensor in (
+        ("lse", call.lse),
+        ("key_scale", cache.key_scale),
+        ("value_scale", cache.value_scale),
+        ("alibi_slopes", call.alibi_slopes),
+        ("sinks", call.sinks),
+    ):
+        setattr(parameters, name, None if tensor is None else tensor.data_ptr())
+    parameters.query_token_stride, parameters.query_head_stride = query.stride()[:2]
+    parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
+    parameters.table_stride = batch.block_tables.stride(0)
+    parameters.scale_log2 = call.scale * LOG2_E
+    if call.soft_cap is not None:
+        # the kernel takes tanh by an exponential of twice its argument
+        parameters.scale_log2 *= 2 / call.soft_cap
+        parameters.cap_log2 = call.soft_cap * LOG2_E
+    parameters.num_sequences = batch.num_sequences
+    parameters.num_query_heads = query.shape[1]
+    parameters.num_kv_heads = cache.num_kv_heads
+    parameters.window = call.window or 0
+    parameters.num_programs = num_programs
+
+    arrivals = batch.arrivals
+    if arrivals is None or arrivals.numel() < 4 * num_programs * WARPS:
+        arrivals = torch.zeros(4 * num_programs * WARPS, dtype=torch.int32, device=device)
+    parameters.arrived = arrivals.data_ptr()
+    parameters.key_memory, parameters.value_memory = cache.key.data_ptr(), cache.value.data_ptr()
+    (
+        parameters.block_stride,
+        parameters.kv_head_stride,
+        parameters.token_stride,
+    ) = (stride * kv_bytes for stride in cache.key.stride()[:3])
+    parameters.parallel_heads = parallel_heads
+    blocks = -(-batch.max_kv_length // cache.block_size)
+    parameters.table_lines = min(-(-blocks // 32), max(1, batch.block_tables.shape[1] // 32))
+    parameters.query_lines = query.shape[0] * query.stride(0) // 64 if query.is_contiguous() else 0
+    decode.launch(num_programs, threads, config.shared_bytes, parameters)
+
+
+def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
+    """Return how many programs read the same blocks: one a KV head, or 1.
+
+    All heads, where no more than one program in twenty is left without work by it.
+    """
+    used = num_programs // num_kv_heads * num_kv_heads
+    return num_kv_heads if 20 * (num_programs - used) <= num_programs else 1
+
+
+def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
+    """Describe K or V so that one instruction moves one head's tokens of a block.
+
+    Dimensions: a span of a row, tokens of a block, spans of a row, heads, blocks.
+    """
+    num_blocks, num_kv_heads, block_size, head_size = part.shape
+    size = part.element_size()
+    row_bytes = head_size * size
+    span = next(span for span in (128, 64, 32, 16) if row_bytes % span == 0)
+    block_stride, head_stride, token_stride = (stride * size for stride in part.stride()[:3])
+    return tensor_map(
+        part.data_ptr(),
+        size,
+        (span // size, block_size, row_bytes // span, num_kv_heads, num_blocks),
+        (token_stride, span, head_stride, block_stride),
+        (span // size, min(block_size, tile), row_bytes // span, 1, 1),
+        span,
+    )

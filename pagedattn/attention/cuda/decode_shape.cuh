@@ -1,0 +1,59 @@
+// Sizes, parameters and shared memory of the decode kernel.
+#pragma once
+#include "hopper.cuh"
+
+constexpr int CHUNKS_OF_16 = HEAD_SIZE / 16;
+constexpr int ROW_BYTES = HEAD_SIZE * KV_BYTES;
+// bytes of a row that lie together in shared memory: what the TMA's swizzle spans
+constexpr int SPAN = ROW_BYTES % 128 == 0 ? 128 : ROW_BYTES % 64 == 0 ? 64 : ROW_BYTES % 32 == 0 ? 32 : 16;
+// where blocks are too small for the TMA, which takes some 60 cycles an instruction, the producer's
+// lanes copy 16 bytes each
+constexpr bool GATHER = BLOCK_SIZE <= 4;
+constexpr int PRODUCERS = GATHER ? 4 : 1;  // warps
+constexpr int BOX_TOKENS = BLOCK_SIZE < TILE && !GATHER ? BLOCK_SIZE : TILE;
+constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;
+constexpr int BLOCKS = BLOCK_SIZE < TILE ? TILE / BLOCK_SIZE : 1;  // of a tile
+constexpr int TILE_BYTES = TILE * ROW_BYTES;
+constexpr int TILE_ROWS = TILE / 16;
+constexpr int COLUMN_TILES = COLUMNS / 8;
+constexpr int ENTRIES = BLOCKS * 16 < 32 ? 32 : BLOCKS * 16;  // of the block table, read at once
+constexpr int SUM_PITCH = HEAD_SIZE + 4;                    // floats; keeps banks apart
+constexpr bool FP8 = KV_BYTES == 1;
+constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
+
+constexpr int FAN_IN = 18;  // parts that are merged at once
+
+static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
+static_assert(STAGES % WARPS == 0, "a warp has its own stages");
+static_assert(!FP8 || HEAD_SIZE % 32 == 0, "e4m3 rows are taken 32 at a time");
+
+struct Parameters {
+    TensorMap key, value;
+    const u16 *query;
+    u16 *out;
+    float *lse;
+    float *part;          // [4 * num_programs, COLUMNS, HEAD_SIZE]
+    float2 *part_weight;  // [4 * num_programs, COLUMNS, WARPS], peak and total
+    int *arrived;         // [4 * num_programs, WARPS], zeros before and after
+    const int *tables, *kv_lengths, *query_starts;
+    const unsigned char *key_memory, *value_memory;
+    const float *key_scale, *value_scale, *alibi_slopes, *sinks;
+    i64 query_token_stride, query_head_stride, out_token_stride, out_head_stride, table_stride;
+    i64 block_stride, kv_head_stride, token_stride;  // bytes
+    float scale_log2;  // of the scores; with a soft cap, of its argument
+    float cap_log2;
+    int num_sequences, num_query_heads, num_kv_heads, window, num_programs;
+    int parallel_heads;  // 1, or num_kv_heads: then neighbouring programs have the heads of a sequence
+    int table_lines;     // of 128 bytes, that a row of the block tables has at most
+    int query_lines;     // of the queries
+};
+
+struct Shared {
+    alignas(1024) unsigned char tiles[STAGES][2][TILE_BYTES];
+    float sums[WARPS][8][SUM_PITCH];
+    float peaks[2][WARPS][COLUMNS], totals[2][WARPS][COLUMNS];
+    int table[PRODUCERS][ENTRIES];
+    alignas(8) u64 full[STAGES], empty[STAGES];
+};
+
+static_assert(sizeof(Shared) + 1024 <= SHARED_BYTES, "shared memory, and room to align it");

@@ -1,0 +1,173 @@
+"""Compiled kernels on a device: loading, launching, and descriptions of tensors for the TMA."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pagedattn.attention.cuda.compiler import compile_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TENSOR_MAP_BYTES = 128
+
+
+class CudaError(RuntimeError):
+    """The CUDA driver refused a call; the message names the error."""
+
+
+class TensorMap(ctypes.Structure):
+    """A tensor's description for the tensor memory accelerator, as a field of a parameter struct.
+
+    Source: CUDA driver API, `cuTensorMapEncodeTiled`.
+    """
+
+    _fields_ = (("words", ctypes.c_uint64 * (TENSOR_MAP_BYTES // 8)),)
+
+
+class Kernel:
+    """One compiled kernel on one device.
+
+    A kernel takes one parameter: a struct by value. `launch` copies it, so that it may change at
+    once after the call; a CUDA graph keeps the copy.
+
+    Args:
+        source: file beside this module.
+        name: of the kernel in it, `extern "C"`.
+        macros: what it is specialised for; sorted pairs.
+        device: index of the GPU.
+
+    """
+
+    def __init__(
+        self, source: str, name: str, macros: Sequence[tuple[str, int | str]], device: int
+    ) -> None:
+        from cuda.bindings import driver
+
+        self._driver = driver
+        cubin = compile_kernel(source, dict(macros))
+        with torch.cuda.device(device):
+            self._module = _checked(driver.cuModuleLoadData(cubin))
+            self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+        self._configs: dict[tuple[int, ...], Any] = {}
+
+    def launch(
+        self,
+        programs: int,
+        threads: int,
+        shared_bytes: int,
+        parameters: ctypes.Structure,
+    ) -> None:
+        """Launch on the device's current stream.
+
+        Args:
+            programs: thread blocks.
+            threads: of a program.
+            shared_bytes: dynamic shared memory of a program.
+            parameters: the kernel's struct.
+
+        Raises:
+            CudaError: the driver refuses.
+
+        """
+        config = self._config(programs, threads, shared_bytes)
+        config.hStream = torch.cuda.current_stream().cuda_stream
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
+        _checked(
+            self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0)
+        )
+
+    def _config(self, programs: int, threads: int, shared_bytes: int) -> Any:
+        key = (programs, threads, shared_bytes)
+        if key in self._configs:
+            return self._configs[key]
+        driver = self._driver
+        attributes = driver.CUfunction_attribute
+        large = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver.cuFuncSetAttribute(self._function, large, shared_bytes))
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = programs, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = shared_bytes
+        config.numAttrs = 0
+        self._configs[key] = config
+        return config
+
+
+@functools.cache
+def load_kernel(
+    source: str, name: str, macros: tuple[tuple[str, int | str], ...], device: int
+) -> Kernel:
+    """Compile and load a kernel at the first call with these arguments, see :class:`Kernel`."""
+    return Kernel(source, name, macros, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def tensor_map(
+    address: int,
+    itemsize: int,
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    box: tuple[int, ...],
+    swizzle: int,
+) -> TensorMap:
+    """Describe a tensor and the box of it that one TMA instruction moves.
+
+    Args:
+        address: of the first element; a multiple of 16.
+        itemsize: bytes an element, 1 or 2.
+        sizes: elements in each dimension, the contiguous one first.
+        strides: bytes from one element to the next in the dimensions after the first; multiples
+            of 16.
+        box: elements in each dimension that are moved at once.
+        swizzle: bytes of the swizzled row (128, 64 or 32), or 16 for none; `box[0] * itemsize`
+            must not be above it.
+
+    Raises:
+        CudaError: the driver refuses.
+
+    """
+    from cuda.bindings import driver
+
+    kinds = driver.CUtensorMapDataType
+    kind = {
+        1: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        2: kinds.CU_TENSOR_MAP_DATA_TYPE_UINT16,
+    }[itemsize]
+    swizzles = driver.CUtensorMapSwizzle
+    pattern = {
+        16: swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
+        32: swizzles.CU_TENSOR_MAP_SWIZZLE_32B,
+        64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+        128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+    }[swizzle]
+    encoded = _checked(
+        driver.cuTensorMapEncodeTiled(
+            kind,
+            len(sizes),
+            address,
+            [driver.cuuint64_t(size) for size in sizes],
+            [driver.cuuint64_t(stride) for stride in strides],
+            [driver.cuuint32_t(size) for size in box],
+            [driver.cuuint32_t(1)] * len(sizes),
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            pattern,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    )
+    found = TensorMap()
+    ctypes.memmove(ctypes.addressof(found), encoded.getPtr(), TENSOR_MAP_BYTES)
+    return found
+
+
+def _checked(answer: tuple[Any, ...]) -> Any:
+    from cuda.bindings import driver
+
+    if answer[0] != driver.CUresult.CUDA_SUCCESS:
+        raise CudaError(f"the CUDA driver answers {answer[0].name}")
+    return answer[1] if len(answer) == 2 else answer[1:]

@@ -1,0 +1,246 @@
+"""Prefill, chunks and mixed batches on Hopper: warp-specialised, K and V through the page table.
+
+Schedule. A *work item* is a tile of 128 rows of one KV head: consecutive query tokens times the
+query heads that share the head. Tiles are numbered so that sequence s begins at tile
+`query_starts[s] // tokens_a_tile + s`; a program, one a multiprocessor, draws its next item from a
+counter in memory, the items that see the most keys first, and finds its sequence by a search of
+`query_starts`. Where long and short queries are mixed, items are drawn from both ends of the batch
+by turns, so that some multiprocessors wait for memory while others multiply. Nothing is planned on
+the host, and a captured graph follows new lengths.
+
+In a program one warp draws items and loads queries, one loads K and one V: the tensor memory
+accelerator brings the tokens of a block with one instruction, already laid out for the matrix
+units, so a small block costs an instruction and no more. Two warpgroups of 64 rows each multiply:
+the scores of one tile of keys are computed while the outputs of the tile before are, and the
+softmax of one warpgroup runs beside the products of the other. Weights pass from one product to
+the next in registers. Only tiles on the diagonal, or at a window's edge, are masked.
+
+Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
+units, of which the softmax beside them leaves about three quarters, and then the board's power.
+Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile; whole
+sections of KV heads are worked on together, so that the memory is read about once.
+
+Source: FlashAttention-3 (Shah et al. 2024) for the overlap within a warpgroup; its reading of a
+page table by threads is replaced by the accelerator's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedattn.attention.cuda.module import TensorMap, load_kernel, tensor_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pagedattn.attention.call import AttentionCall
+
+LOG2_E = 1.4426950408889634
+HEAD_SIZES = (64, 80, 96, 128, 192, 256)
+ROWS = 128
+STAGES = 2
+THREADS = 384
+SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
+TICKETS = 4096
+
+
+class _Parameters(ctypes.Structure):
+    """`Parameters` of prefill.cu; its size is a multiple of the tensor maps' alignment."""
+
+    _fields_ = (
+        ("query", TensorMap),
+        ("key", TensorMap),
+        ("value", TensorMap),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "out", "lse", "tables", "kv_lengths", "query_starts", "alibi_slopes", "sinks",
+                "tickets",
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("out_token_stride", "out_head_stride", "table_stride")
+        ),
+        *((name, ctypes.c_float) for name in ("scale_log2", "cap_log2")),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "window", "num_sequences", "num_kv_heads", "num_tiles", "section_heads",
+                "octets_of_a_block", "from_both_ends",
+            )
+        ),
+        ("padding", ctypes.c_int32),
+    )  # fmt: skip
+
+
+def not_taken(call: AttentionCall) -> str | None:
+    """Say in a phrase why the kernel cannot take a call, or None if it can."""
+    cache, query = call.cache, call.query
+    group = query.shape[1] // cache.num_kv_heads
+    block_size, tile = cache.block_size, _kv_tile(cache.head_size)
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"queries of {query.dtype}"
+    if cache.key.dtype != query.dtype:
+        return f"a cache of {cache.key.dtype}"
+    if cache.head_size not in HEAD_SIZES:
+        return f"head_size {cache.head_size}"
+    if block_size % 8 or (tile % block_size and block_size % tile):
+        return f"block_size {block_size}"
+    if group > ROWS:
+        return f"{group} query heads a KV head"
+    if not call.scale > 0:
+        return f"scale {call.scale}"
+    block_stride, head_stride, token_stride, _ = cache.key.stride()
+    if block_stride % (8 * token_stride):
+        return "a cache whose blocks are no multiple of 8 tokens apart"
+    places = (cache.key.data_ptr(), cache.value.data_ptr(), query.data_ptr(), call.out.data_ptr())
+    strides = (head_stride, token_stride, *query.stride()[:2], *call.out.stride()[:2])
+    if any(place % 16 for place in places) or any(stride % 8 for stride in strides):
+        return "queries, outputs or a cache that do not lie at multiples of 16 bytes"
+    return None
+
+
+def launch_prefill(call: AttentionCall) -> None:
+    """Launch the kernel; `not_taken` must be None.
+
+    Of 4096 launches on a device one after the other, no two may share the counters that items are
+    drawn from while both run.
+
+    Args:
+        call: what to attend to; `out`, and `lse` if given, are written.
+
+    """
+    query, cache, batch = call.query, call.cache, call.batch
+    num_tokens, num_query_heads, head_size = query.shape
+    group = num_query_heads // cache.num_kv_heads
+    tile, query_stages = _kv_tile(head_size), 1 if head_size > 192 else 2
+    macros = (
+        ("HEAD_SIZE", head_size),
+        ("BLOCK_SIZE", cache.block_size),
+        ("GROUP", group),
+        ("KV_TILE", tile),
+        ("QUERY_STAGES", query_stages),
+        ("BF16", int(query.dtype == torch.bfloat16)),
+        ("WINDOW", int(call.window is not None)),
+        ("SOFT_CAP", int(call.soft_cap is not None)),
+        ("ALIBI", int(call.alibi_slopes is not None)),
+        ("SINKS", int(call.sinks is not None)),
+        ("LSE", int(call.lse is not None)),
+    )
+    kernel = load_kernel("prefill.cu", "prefill_kernel", macros, query.device.index)
+
+    parameters = _Parameters()
+    parameters.query = _map_of_queries(query, group)
+    parameters.key, parameters.value = _map_of(cache.key, tile), _map_of(cache.value, tile)
+    for name, tensor in (
+        ("out", call.out),
+        ("lse", call.lse),
+        ("tables", batch.block_tables),
+        ("kv_lengths", batch.kv_lengths),
+        ("query_starts", batch.query_starts),
+        ("alibi_slopes", call.alibi_slopes),
+        ("sinks", call.sinks),
+    ):
+        setattr(parameters, name, None if tensor is None else tensor.data_ptr())
+    parameters.tickets = next(_tickets(query.device))
+    parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
+    parameters.table_stride = batch.block_tables.stride(0)
+    parameters.scale_log2 = call.scale * LOG2_E
+    if call.soft_cap is not None:
+        # the kernel takes tanh by an exponential of twice its argument
+        parameters.scale_log2 *= 2 / call.soft_cap
+        parameters.cap_log2 = call.soft_cap * LOG2_E
+    parameters.window = call.window or 0
+    parameters.num_sequences = batch.num_sequences
+    parameters.num_kv_heads = cache.num_kv_heads
+    parameters.num_tiles = num_tokens // (ROWS // group) + batch.num_sequences
+    head_bytes = 4 * head_size * max(1, batch.max_kv_length)
+    parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
+    # few of the longest query: chunks, which the matrix units limit, among decodes, which the
+    # memory does
+    parameters.from_both_ends = 2 * num_tokens < batch.num_sequences * batch.max_query_length
+    parameters.octets_of_a_block = cache.key.stride(0) // (8 * cache.key.stride(2))
+
+    padded = -(-head_size // 64) * 128
+    tiles_bytes = (query_stages * ROWS + 2 * STAGES * tile) * padded
+    num_programs = min(
+        torch.cuda.get_device_properties(query.device).multi_processor_count,
+        parameters.num_tiles * cache.num_kv_heads,
+    )
+    # 1024: the tiles begin at a multiple of it; 256: items and barriers
+    kernel.launch(num_programs, THREADS, 1024 + tiles_bytes + 256, parameters)
+
+
+def section_heads(num_kv_heads: int, head_bytes: int) -> int:
+    """Return how many KV heads to work on together, so that their K and V stay in the L2.
+
+    Args:
+        num_kv_heads: KV heads; the answer divides it.
+        head_bytes: bytes of one head's K and V of the longest sequence.
+
+    """
+    fitting = max(1, SECTION_BYTES // head_bytes)
+    return max(n for n in range(1, min(fitting, num_kv_heads) + 1) if num_kv_heads % n == 0)
+
+
+def _kv_tile(head_size: int) -> int:
+    return 128 if head_size <= 128 else 64
+
+
+@functools.cache
+def _tickets(device: torch.device) -> Iterator[int]:
+    """Addresses of pairs of zeros, by turns; the iterator keeps the memory."""
+    pairs = torch.zeros((TICKETS, 2), dtype=torch.int32, device=device)
+    first = pairs.data_ptr()
+    return (first + index % TICKETS * pairs.stride(0) * 4 for index in itertools.count())
+
+
+def _map_of_queries(query: torch.Tensor, group: int) -> TensorMap:
+    """Describe the queries: columns, heads of a group, tokens, groups; a box is 64 columns."""
+    num_tokens, num_heads, head_size = query.shape
+    token_stride, head_stride = (2 * stride for stride in query.stride()[:2])
+    return tensor_map(
+        query.data_ptr(),
+        2,
+        (head_size, group, num_tokens, num_heads // group),
+        (head_stride, token_stride, group * head_stride),
+        (64, group, ROWS // group, 1),
+        128,
+    )
+
+
+def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
+    """Describe K or V in octets, 8 tokens of one head.
+
+    Octets of all blocks are numbered through: octet o of block b is number
+    `b * octets_of_a_block + o`, where `octets_of_a_block` is the block stride in octets. Block 3's
+    tokens 8 to 15 of a layer's view of a cache with 8 heads of block size 16, K and V together,
+    are in octet 3 * (2 * 8 * 16 / 8) + 1 = 97.
+    """
+    num_blocks, num_kv_heads, block_size, head_size = part.shape
+    block_stride, head_stride, token_stride = (2 * stride for stride in part.stride()[:3])
+    octets = (num_blocks - 1) * (block_stride // (8 * token_stride)) + block_size // 8
+    moved = min(block_size, tile) // 8
+    if head_size % 64:
+        return tensor_map(
+            part.data_ptr(),
+            2,
+            (head_size, 8, octets, num_kv_heads),
+            (token_stride, 8 * token_stride, head_stride),
+            (64, 8, moved, 1),
+            128,
+        )
+    return tensor_map(
+        part.data_ptr(),
+        2,
+        (64, 8, head_size // 64, octets, num_kv_heads),
+        (token_stride, 128, 8 * token_stride, head_stride),
+        (64, 8, head_size // 64, moved, 1),
+        128,
+    )

@@ -1,0 +1,158 @@
+"""The CUDA decode kernel: what can be checked without a GPU, and how it is cut on one."""
+
+import ctypes
+import dataclasses
+
+import pytest
+import torch
+
+from pagedattn.testing import check_attention, make_inputs
+from pagedattn.workloads import AttentionShape
+
+pytest.importorskip("cuda.bindings.nvrtc")
+pytest.importorskip("triton")
+
+from pagedattn.attention.cuda import compiler, decode
+
+
+@pytest.fixture
+def cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
+@pytest.fixture(scope="session")
+def nvrtc():
+    """Skip where the compiler's library is missing."""
+    try:
+        compiler.compiler_version()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+
+
+def shape(**changes):
+    values = {"num_query_heads": 8, "num_kv_heads": 2, "head_size": 128, "block_size": 16}
+    return AttentionShape("test", (1, 1), (7, 40), **(values | {"dtype": "float16"} | changes))
+
+
+@pytest.mark.usefixtures("cache_folder", "nvrtc")
+@pytest.mark.parametrize(
+    ("head_size", "kv_bytes", "columns", "many"),
+    [
+        *((head_size, 2, 4, True) for head_size in decode.HEAD_SIZES),
+        *((64, 1, 4, False), (96, 1, 4, False), (256, 1, 16, False)),
+        *((128, 2, 16, True), (128, 2, 32, False), (128, 1, 32, False)),
+    ],
+)
+def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns, many):
+    config = decode.choose_config(head_size, kv_bytes, columns, num_rows=512 if many else 1)
+    macros = decode.macros_of(
+        config, head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=True, block_size=16
+    )
+    # shared memory that is too small is a failed assertion of the source
+    assert compiler.compile_kernel("decode.cu", dict(macros)).startswith(b"\x7fELF")
+
+
+@pytest.mark.usefixtures("nvrtc")
+@pytest.mark.parametrize(
+    ("block_size", "features"),
+    [(1, ()), (4, decode.SWITCHES), (256, ()), *((8, (name,)) for name in decode.SWITCHES)],
+    ids=str,
+)
+def test_features_and_block_sizes_compile(cache_folder, block_size, features):
+    macros = decode.macros_of(
+        decode.choose_config(128, 2, 4, block_size=block_size),
+        head_size=128, kv_bytes=2, group=4, bf16=False, block_size=block_size, features=features,
+    )  # fmt: skip
+    cubin = compiler.compile_kernel("decode.cu", dict(macros))
+    (path,) = cache_folder.iterdir()
+    assert path.read_bytes() == cubin
+
+
+@pytest.mark.usefixtures("nvrtc")
+def test_a_compiled_kernel_is_read_from_the_cache(cache_folder):
+    macros = decode.macros_of(
+        decode.choose_config(64, 2, 4),
+        head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
+    )  # fmt: skip
+    compiler.compile_kernel("decode.cu", dict(macros))
+    (path,) = cache_folder.iterdir()
+    path.write_bytes(b"what was compiled before")
+    assert compiler.compile_kernel("decode.cu", dict(macros)) == b"what was compiled before"
+    other = {**dict(macros), "BF16": 0}
+    assert compiler.compile_kernel("decode.cu", other) != b"what was compiled before"
+
+
+@pytest.mark.usefixtures("nvrtc")
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path / "file" / "kernels"))
+    macros = decode.macros_of(
+        decode.choose_config(64, 2, 4),
+        head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
+    )  # fmt: skip
+    assert compiler.compile_kernel("decode.cu", dict(macros)).startswith(b"\x7fELF")
+
+
+@pytest.mark.usefixtures("cache_folder", "nvrtc")
+def test_what_the_compiler_says_is_told():
+    with pytest.raises(compiler.CompileError, match=r"decode\.cu does not compile"):
+        compiler.compile_kernel("decode.cu", {"HEAD_SIZE": 128})
+
+
+def test_the_parameters_are_as_large_as_the_kernel_takes_them():
+    assert ctypes.sizeof(decode._Parameters) % 64 == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"dtype": "float32"}, "queries of torch.float32"),
+        ({"head_size": 72}, "head_size 72"),
+        ({"block_size": 24}, "block_size 24, which is no power of two"),
+        ({"head_size": 80, "block_size": 1}, "block_size 1 with rows of 160 bytes"),
+        ({"num_query_heads": 80}, "40 queries and heads of a group together"),
+        ({"num_query_heads": 64, "head_size": 256}, "32 queries and heads of a group together"),
+    ],
+    ids=str,
+)
+def test_what_the_kernel_cannot_take_is_told(changes, phrase):
+    assert phrase in decode.not_taken(make_inputs(shape(**changes)).call())
+
+
+def test_what_the_kernel_can_take_is_taken():
+    assert decode.not_taken(make_inputs(shape()).call()) is None
+    strided = make_inputs(shape())
+    query = torch.zeros(2, 9, 130, dtype=torch.float16)[:, 1:, 1:129]
+    call = dataclasses.replace(strided.call(), query=query)
+    assert "multiples of 8 bytes" in decode.not_taken(call)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 5, 8, 12, 40])
+@pytest.mark.parametrize("num_programs", [114, 132, 264])
+def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
+    num_kv_heads, num_programs
+):
+    parallel = decode.heads_in_parallel(num_kv_heads, num_programs)
+    assert num_kv_heads % parallel == 0
+    assert num_programs % parallel <= num_programs / 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("programs", [1, 2])
+@pytest.mark.parametrize("heads", [(8, 1), (8, 2), (6, 3), (16, 16)], ids=str)
+@pytest.mark.parametrize(
+    "kv_lengths", [(60_000,), (1,) * 300, (40_000, *range(1, 60)), (513,) * 64], ids=len
+)
+def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, heads, programs):
+    inputs = make_inputs(
+        AttentionShape("test", (1,) * len(kv_lengths), kv_lengths, *heads, 64), device="cuda"
+    )
+    call = inputs.call()
+    config = decode.choose_config(64, 2, heads[0] // heads[1], num_rows=300 if programs == 2 else 1)
+    assert config.programs == programs
+    for _ in range(2):  # the counters are left as they were found
+        call.out.fill_(torch.nan)
+        decode.launch_decode(call, config)
+        check_attention(call.out, inputs)
+    assert not inputs.batch.arrivals.any()

@@ -1,0 +1,143 @@
+"""The Hopper prefill kernel gives what attention in float64 gives, on every shape it claims."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pagedattn.attention.cuda.prefill import launch_prefill, not_taken, section_heads
+from pagedattn.attention.reference import reference_attention
+from pagedattn.testing import check_attention, make_inputs
+from pagedattn.workloads import AttentionShape
+
+HEADS = {"mha": (4, 4), "gqa": (8, 2), "group3": (9, 3), "mqa": (71, 1)}
+RAGGED = ((1, 5, 1, 40, 3, 100), (1, 15, 16, 47, 37, 333))
+LONG = ((700, 1, 1, 64, 130), (700, 1500, 33, 64, 999))
+FEATURES = {
+    "plain": {},
+    "window": {"window": 150},
+    "short-window": {"window": 3},
+    "cap": {"soft_cap": 2.0},
+    "alibi": {"alibi_slopes": True},
+    "sinks": {"sinks": True},
+    "all": {"window": 200, "soft_cap": 3.0, "alibi_slopes": True, "sinks": True},
+}
+
+on_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs a Hopper GPU",
+)
+
+
+def inputs_of(lengths, heads="gqa", head_size=128, block_size=16, dtype="bfloat16", **features):
+    shape = AttentionShape("test", *lengths, *HEADS[heads], head_size, block_size, dtype)
+    inputs = make_inputs(shape, device="cuda", seed=head_size + block_size)
+    made = {
+        name: torch.rand(HEADS[heads][0], device="cuda") if value is True else value
+        for name, value in features.items()
+    }
+    return dataclasses.replace(inputs, **made)
+
+
+def run(inputs):
+    out = torch.full_like(inputs.query, torch.nan)
+    lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
+    for asked in (lse, None):
+        out.fill_(torch.nan)
+        call = inputs.call(out, asked)
+        assert not_taken(call) is None
+        launch_prefill(call)
+        check_attention(out, inputs)
+    _, exact = reference_attention(inputs.call(), torch.float64)
+    torch.testing.assert_close(lse.double(), exact, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("lengths", [RAGGED, LONG], ids=["ragged", "long"])
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize("heads", HEADS)
+def test_heads_of_every_size_and_grouping_agree_with_float64(heads, head_size, lengths):
+    run(inputs_of(lengths, heads, head_size, dtype="float16"))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("head_size", [96, 128, 256])
+@pytest.mark.parametrize("block_size", [8, 16, 32, 64, 128, 256])
+def test_blocks_of_every_size_agree_with_float64(block_size, head_size):
+    run(inputs_of(LONG, block_size=block_size, head_size=head_size))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("features", FEATURES)
+def test_features_agree_with_float64(features, dtype):
+    run(inputs_of(LONG, dtype=dtype, **FEATURES[features]))
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_entries_of_blocks_that_nobody_sees_are_not_followed():
+    inputs = inputs_of(LONG, window=40)
+    tables, lengths = inputs.batch.block_tables, inputs.batch.kv_lengths
+    starts = inputs.batch.query_starts
+    queries = starts[1:] - starts[:-1]
+    first_seen = (lengths - queries + 1 - 40).clamp(min=0) // 16
+    columns = torch.arange(tables.shape[1], device="cuda")
+    unseen = (columns < first_seen[:, None]) | (columns >= (lengths[:, None] + 15) // 16)
+    inputs.batch.block_tables.copy_(torch.where(unseen, 2**30, tables))
+    out = torch.full_like(inputs.query, torch.nan)
+    launch_prefill(inputs.call(out))
+    again = torch.where(unseen, 0, tables)
+    inputs.batch.block_tables.copy_(again)
+    check_attention(out, inputs)
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_padding_and_idle_sequences_disturb_nobody_and_a_second_run_gives_the_same_bits():
+    inputs = inputs_of(LONG)
+    inputs.batch.kv_lengths[3] = 0
+    inputs.batch.query_starts[2] = 700  # the second sequence has no query, the third two
+    first, second = torch.full((2, *inputs.query.shape), torch.nan, device="cuda").to(
+        inputs.query.dtype
+    )
+    launch_prefill(inputs.call(first))
+    launch_prefill(inputs.call(second))
+    assert torch.equal(first, second)
+    check_attention(first, inputs)
+    assert not first[702:766].any()
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_a_strided_query_and_output_are_taken_and_nothing_else_is_written():
+    inputs = inputs_of(LONG)
+    fused = torch.full((inputs.query.shape[0], 12, 128), torch.nan, device="cuda").bfloat16()
+    fused[:, :8] = inputs.query
+    out = torch.full_like(fused, 7.0)
+    call = dataclasses.replace(inputs.call(out[:, :8]), query=fused[:, :8])
+    launch_prefill(call)
+    check_attention(out[:, :8].contiguous(), inputs)
+    assert (out[:, 8:] == 7).all()
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("num_sequences", [1, 31, 32, 33, 300])
+def test_a_tile_finds_its_sequence_among_any_number(num_sequences):
+    rng = np.random.default_rng(num_sequences)
+    kv_lengths = rng.integers(1, 200, num_sequences)
+    queries = np.minimum(rng.integers(1, 50, num_sequences), kv_lengths)
+    run(inputs_of((tuple(queries.tolist()), tuple(kv_lengths.tolist()))))
+
+
+@pytest.mark.parametrize(
+    ("num_kv_heads", "head_bytes", "heads"),
+    [(8, 4 << 20, 8), (8, 16 << 20, 4), (6, 16 << 20, 3), (8, 1 << 30, 1), (7, 16 << 20, 1)],
+)
+def test_as_many_heads_are_worked_on_together_as_fit_and_divide(num_kv_heads, head_bytes, heads):
+    assert section_heads(num_kv_heads, head_bytes) == heads
