@@ -43,7 +43,7 @@ def _is_usual(item):
     name = params.get("implementation")
     if name not in PEERS:
         return True
-    if "on" not in params and params.get("device") == "cpu":
+    if item.get_closest_marker("nightly") or params.get("device") == "cpu":
         return False
     if "feature" in params:
         return True

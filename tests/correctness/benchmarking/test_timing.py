@@ -50,9 +50,9 @@ def test_a_case_runs_and_checks_each_implementation(name):
     assert case.unsupported(name) is None
     (launch,) = case.launches(name)
     result = launch()
-    assert case.budget.covers(case.error(result))
+    assert case.budget(name).covers(case.error(name, result))
     with pytest.raises(AssertionError, match="above the budget"):
-        case.error(result + 0.01)
+        case.error(name, result + 0.01)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_contiguous_control_is_causal_as_the_paged_ones(query_lengths, kv_le
     shape = AttentionShape("dense", query_lengths, kv_lengths, 4, 2, 64, 16, "float32")
     case = AttentionCase.of(shape, "cpu")
     (launch,) = case.launches("sdpa_contiguous")
-    case.error(launch())
+    case.error("sdpa_contiguous", launch())
 
 
 def test_a_dense_control_refuses_ragged_lengths():
