@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import shlex
 import sys
@@ -56,10 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["compare"]:
             from pagedattn.report import compare_cli
 
-            code = compare_cli.main(words[1:])
+            with _without_collections():
+                code = compare_cli.main(words[1:])
             sys.stdout.flush()
             return code
-        _draw(_parser().parse_args(words))
+        options = _parser().parse_args(words)
+        with _without_collections():
+            _draw(options)
         sys.stdout.flush()
     except ResultsError as error:
         print(clean(str(error)), file=sys.stderr)
@@ -74,6 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"The output cannot be written: {error.strerror or error}.", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Look for no cycles: the rows live until the end, and to look through them takes a while."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _leave_stdout() -> None:
