@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 SHELLS = ("sh", "console")
-LANGUAGES = ("python", "text", "json", *SHELLS)
+LANGUAGES = ("python", "text", "json", "toml", *SHELLS)
 
 _DIRECTIVE = re.compile(r"<!-- (run|needs: ([a-z]+)) -->")
 
