@@ -38,10 +38,10 @@ class AttentionBatch:
             the cache is not written: the way to pad a batch.
         max_query_length: no sequence has more query tokens (a bound, known to the host).
         max_kv_length: no sequence has more tokens (a bound, known to the host).
-        arrivals: int32 [NUM_ARRIVALS] of zeros on a GPU, or None. A kernel that merges what
-            several programs have of a sequence counts here who has come, and leaves zeros: so
-            launches of one batch must run one after the other, as a step's layers do. Without, a
-            kernel that needs them makes them, which is one more launch.
+        arrivals: int32 [NUM_ARRIVALS] of zeros on a GPU, or None. Kernels count here who has come
+            to merge a sequence, or which piece of work is next, and leave zeros: so launches of
+            one batch must run one after the other, as a step's layers do. Without, a kernel that
+            needs counters makes them, which is one more launch.
 
     """
 
@@ -119,6 +119,17 @@ class AttentionBatch:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.block_tables.device
+
+    def counters(self, count: int) -> torch.Tensor:
+        """Return int32 zeros for a kernel that leaves zeros: `arrivals`, or new ones.
+
+        Args:
+            count: how many, at least.
+
+        """
+        if self.arrivals is not None and self.arrivals.numel() >= count:
+            return self.arrivals
+        return torch.zeros(count, dtype=torch.int32, device=self.device)
 
     def update(self, other: AttentionBatch) -> None:
         """Copy another batch into this one's tensors in place, for the next graph replay.

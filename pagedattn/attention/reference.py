@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pagedattn.attention.registry import UnsupportedError
 from pagedattn.kv_cache import dequantised, write_slots
 
 if TYPE_CHECKING:
@@ -125,7 +126,14 @@ class ReferenceImplementation:
         return None
 
     def attention(self, call: AttentionCall) -> None:
-        """Write the result and the log-sum-exp, computed in float32."""
+        """Write the result and the log-sum-exp, computed in float32.
+
+        Raises:
+            UnsupportedError: a CUDA graph is being captured.
+
+        """
+        if call.query.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise UnsupportedError("it reads lengths on the host, which a graph cannot follow")
         out, lse = reference_attention(call)
         call.out.copy_(out)
         if call.lse is not None:

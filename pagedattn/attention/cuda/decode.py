@@ -279,10 +279,8 @@ def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> No
     parameters.window = call.window or 0
     parameters.num_programs = num_programs
 
-    arrivals = batch.arrivals
-    if arrivals is None or arrivals.numel() < 4 * num_programs * WARPS:
-        arrivals = torch.zeros(4 * num_programs * WARPS, dtype=torch.int32, device=device)
-    parameters.arrived = arrivals.data_ptr()
+    counters = batch.counters(4 * num_programs * WARPS)
+    parameters.arrived = counters.data_ptr()
     parameters.key_memory, parameters.value_memory = cache.key.data_ptr(), cache.value.data_ptr()
     (
         parameters.block_stride,

@@ -27,8 +27,6 @@ page table by threads is replaced by the accelerator's.
 from __future__ import annotations
 
 import ctypes
-import functools
-import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,8 +34,6 @@ import torch
 from pagedattn.attention.cuda.module import TensorMap, load_kernel, tensor_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pagedattn.attention.call import AttentionCall
 
 LOG2_E = 1.4426950408889634
@@ -46,7 +42,6 @@ ROWS = 128
 STAGES = 2
 THREADS = 384
 SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
-TICKETS = 4096
 
 
 class _Parameters(ctypes.Structure):
@@ -109,9 +104,6 @@ def not_taken(call: AttentionCall) -> str | None:
 def launch_prefill(call: AttentionCall) -> None:
     """Launch the kernel; `not_taken` must be None.
 
-    Of 4096 launches on a device one after the other, no two may share the counters that items are
-    drawn from while both run.
-
     Args:
         call: what to attend to; `out`, and `lse` if given, are written.
 
@@ -148,7 +140,8 @@ def launch_prefill(call: AttentionCall) -> None:
         ("sinks", call.sinks),
     ):
         setattr(parameters, name, None if tensor is None else tensor.data_ptr())
-    parameters.tickets = next(_tickets(query.device))
+    tickets = batch.counters(2)
+    parameters.tickets = tickets.data_ptr()
     parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
     parameters.table_stride = batch.block_tables.stride(0)
     parameters.scale_log2 = call.scale * LOG2_E
@@ -191,14 +184,6 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
 
 def _kv_tile(head_size: int) -> int:
     return 128 if head_size <= 128 else 64
-
-
-@functools.cache
-def _tickets(device: torch.device) -> Iterator[int]:
-    """Addresses of pairs of zeros, by turns; the iterator keeps the memory."""
-    pairs = torch.zeros((TICKETS, 2), dtype=torch.int32, device=device)
-    first = pairs.data_ptr()
-    return (first + index % TICKETS * pairs.stride(0) * 4 for index in itertools.count())
 
 
 def _map_of_queries(query: torch.Tensor, group: int) -> TensorMap:

@@ -1,0 +1,302 @@
+// A consumer: a warpgroup of 64 rows, which multiplies and keeps the softmax.
+#pragma once
+#include "prefill_products.cuh"
+#include "prefill_work.cuh"
+
+DEVICE u32 pack(float low, float high) {
+    return BF16 ? pack_bf16(low, high) : pack_f16(low, high);
+}
+
+// Bytes of a swizzled row's 16-byte chunk, in a tile whose pieces of 64 columns lie apart.
+DEVICE u32 chunk_of_row(int row, int chunk) {
+    return chunk / 8 * (ROWS * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+}
+
+struct Consumer {
+    const Parameters &p;
+    const Shared &shared;
+    int lane;
+    int warp_row;  // first of the warp's 16 rows of the tile
+    Place key, value;
+    float scores[SCORES];
+    float outputs[OUTPUTS];
+    u32 weights[SCORES / 2];
+    float peak[2];   // of each row: the largest score, before or after scaling as `scale` says
+    float total[2];  // this thread's part of the sum of weights
+    float slope[2];  // ALiBi, in units of log2
+
+    // Under these, scores are brought to units of log2 before the softmax.
+    static constexpr bool SCALED_EARLY = SOFT_CAP || ALIBI;
+
+    DEVICE float scale() const { return SCALED_EARLY ? 1.0f : p.scale_log2; }
+
+    DEVICE void start_item(const Item &item) {
+#pragma unroll
+        for (int i = 0; i < OUTPUTS; ++i) outputs[i] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            peak[i] = MINUS_INFINITY;
+            total[i] = 0.0f;
+            int row = warp_row + lane / 4 + 8 * i;
+            if (ALIBI && row < TILE_TOKENS * GROUP)
+                slope[i] = p.alibi_slopes[item.head * GROUP + row % GROUP] * LOG2_E;
+        }
+    }
+
+    // Let a stage be filled anew: this warp has read it.
+    DEVICE void release(u32 empty) {
+        if (lane == 0) barrier_arrive(empty);
+    }
+
+    DEVICE void issue_scores(u64 query) {
+        u64 keys = descriptor(shared.key(key.stage), 16, OCTET_STRIDE);
+        products_begin();
+#pragma unroll
+        for (int step = 0; step < HEAD_SIZE / 16; ++step) {
+            int half = step / 4, inside = step % 4 * 32;
+            multiply_scores(scores, query + (half * ROWS * 128 + inside) / 16,
+                            keys + (half * HALF_STRIDE + inside) / 16, step > 0);
+        }
+        products_end();
+    }
+
+    DEVICE void issue_outputs() {
+        u64 values = descriptor(shared.value(value.stage), HALF_STRIDE, OCTET_STRIDE);
+        products_begin();
+#pragma unroll
+        for (int step = 0; step < KV_TILE / 16; ++step) {
+            u64 rows = values + step * 2 * OCTET_STRIDE / 16;
+#pragma unroll
+            for (int half = 0; half < HALVES;) {
+                if (HALVES % 2 == 0) {
+                    multiply_values_128(outputs + half * 32, weights + 4 * step,
+                                        rows + half * HALF_STRIDE / 16);
+                    half += 2;
+                } else {
+                    multiply_values_64(outputs + half * 32, weights + 4 * step,
+                                       rows + half * HALF_STRIDE / 16);
+                    half += 1;
+                }
+            }
+        }
+        products_end();
+    }
+
+    // Scores to weights; earlier sums must be multiplied by `decay`. `own` is each row's own key,
+    // counted from this thread's first column.
+    template <bool MASKED>
+    DEVICE void softmax(const int (&own)[2], float (&decay)[2]) {
+        if (SCALED_EARLY) {
+#pragma unroll
+            for (int i = 0; i < SCORES; ++i) {
+                float score = scores[i] * p.scale_log2;
+                if (SOFT_CAP) {  // cap tanh(x) = cap - 2 cap / (exp(2 x) + 1)
+                    score = exp2_of(score) + 1.0f;
+                    score = p.cap_log2 - __fdividef(2.0f * p.cap_log2, score);
+                }
+                int column = i / 4 * 8 + i % 2, row = i % 4 / 2;
+                if (ALIBI) score += slope[row] * (column - own[row]);
+                scores[i] = score;
+            }
+        }
+        if (MASKED) {
+#pragma unroll
+            for (int i = 0; i < SCORES; ++i) {
+                int column = i / 4 * 8 + i % 2, row = i % 4 / 2;
+                bool hidden = column > own[row] || (WINDOW && column <= own[row] - p.window);
+                if (hidden) scores[i] = MINUS_INFINITY;
+            }
+        }
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            float even = scores[2 * row], odd = scores[2 * row + 1];
+#pragma unroll
+            for (int i = 4; i < SCORES; i += 4) {
+                even = fmaxf(even, scores[i + 2 * row]);
+                odd = fmaxf(odd, scores[i + 2 * row + 1]);
+            }
+            float highest = fmaxf(even, odd);
+            highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
+            highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
+            highest = fmaxf(highest, peak[row]);
+            // -inf - -inf is NaN: a row without keys so far is shifted by 0 instead
+            float shift = MASKED && highest == MINUS_INFINITY ? 0.0f : highest * scale();
+            decay[row] = exp2_of(peak[row] * scale() - shift);
+            peak[row] = highest;
+            even = odd = 0.0f;
+#pragma unroll
+            for (int i = 2 * row; i < SCORES; i += 4) {
+                scores[i] = exp2_of(scores[i] * scale() - shift);
+                scores[i + 1] = exp2_of(scores[i + 1] * scale() - shift);
+                even += scores[i];
+                odd += scores[i + 1];
+            }
+            total[row] = total[row] * decay[row] + (even + odd);
+        }
+    }
+
+    DEVICE void pack_weights() {
+#pragma unroll
+        for (int i = 0; i < SCORES / 2; ++i)
+            weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
+    }
+
+    // The item's first scores and weights.
+    DEVICE void first(u64 query, const int (&own)[2]) {
+        float decay[2];
+        barrier_wait(shared.key_full(key.stage), key.parity);
+        pin(scores);
+        issue_scores(query);
+        wait_for_products<0>();
+        pin(scores);
+        release(shared.key_empty(key.stage));
+        key.next<STAGES>();
+        softmax<true>(own, decay);
+        pack_weights();
+    }
+
+    // The next tile's scores beside the last tile's outputs, then the next tile's weights.
+    template <bool MASKED>
+    DEVICE void next(u64 query, const int (&own)[2]) {
+        float decay[2];
+        barrier_wait(shared.key_full(key.stage), key.parity);
+        pin(scores);
+        pin(outputs);
+        issue_scores(query);
+        barrier_wait(shared.value_full(value.stage), value.parity);
+        issue_outputs();
+        wait_for_products<1>();
+        pin(scores);
+        release(shared.key_empty(key.stage));
+        key.next<STAGES>();
+        softmax<MASKED>(own, decay);
+        wait_for_products<0>();
+        pin(outputs);
+        release(shared.value_empty(value.stage));
+        value.next<STAGES>();
+        pack_weights();
+#pragma unroll
+        for (int i = 0; i < OUTPUTS; ++i) outputs[i] *= decay[i % 4 / 2];
+    }
+
+    // The last tile's outputs.
+    DEVICE void last() {
+        barrier_wait(shared.value_full(value.stage), value.parity);
+        pin(outputs);
+        issue_outputs();
+        wait_for_products<0>();
+        pin(outputs);
+        release(shared.value_empty(value.stage));
+        value.next<STAGES>();
+    }
+
+    // Read nothing of an item whose rows are all the other warpgroup's.
+    DEVICE void pass(const Item &item) {
+        for (int tile = item.tile_begin; tile < item.tile_end; ++tile) {
+            barrier_wait(shared.key_full(key.stage), key.parity);
+            release(shared.key_empty(key.stage));
+            key.next<STAGES>();
+            barrier_wait(shared.value_full(value.stage), value.parity);
+            release(shared.value_empty(value.stage));
+            value.next<STAGES>();
+        }
+    }
+
+    DEVICE void attend(const Item &item, u64 query) {
+        int row = warp_row + lane / 4;
+        // each row's own key, counted from this thread's first column of tile 0
+        int position[2] = {item.first_position + row / GROUP - lane % 4 * 2,
+                           item.first_position + (row + 8) / GROUP - lane % 4 * 2};
+        int own[2];
+        auto go_to = [&](int tile) {
+            own[0] = position[0] - tile * KV_TILE;
+            own[1] = position[1] - tile * KV_TILE;
+        };
+        int tile = item.tile_end - 1;
+        go_to(tile);
+        first(query, own);
+        int whole = max(item.first_position + 1, 0) / KV_TILE;  // tiles before it need no mask
+        for (--tile; tile >= max(whole, item.tile_begin); --tile) {
+            go_to(tile);
+            next<true>(query, own);
+        }
+        int stop = item.tile_begin;
+        if (WINDOW)  // the last row's window begins in the tile before `stop`
+            stop = max(max(item.first_position + TILE_TOKENS - p.window + KV_TILE - 1, 0) / KV_TILE,
+                       stop);
+        for (; tile >= stop; --tile) {
+            if (ALIBI) go_to(tile);
+            next<false>(query, own);
+        }
+        if (WINDOW) {
+            for (; tile >= item.tile_begin; --tile) {
+                go_to(tile);
+                next<true>(query, own);
+            }
+        }
+        last();
+    }
+
+    // Divide by the sums of weights; write the log-sum-exp.
+    DEVICE void finish(const Item &item) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float sum = total[i];
+            sum += __shfl_xor_sync(0xffffffff, sum, 1);
+            sum += __shfl_xor_sync(0xffffffff, sum, 2);
+            int row = warp_row + lane / 4 + 8 * i;
+            int token = row / GROUP, head = item.head * GROUP + row % GROUP;
+            float highest = peak[i] * scale(), factor = 1.0f;
+            if (SINKS && token < item.num_tokens) {
+                float sink = p.sinks[head] * LOG2_E;
+                float top = fmaxf(highest, sink);
+                factor = exp2_of(highest - top);
+                sum = sum * factor + exp2_of(sink - top);
+                highest = top;
+            }
+            float inverse = sum > 0.0f ? factor / sum : 0.0f;
+#pragma unroll
+            for (int j = 2 * i; j < OUTPUTS; j += 4) {
+                outputs[j] *= inverse;
+                outputs[j + 1] *= inverse;
+            }
+            if (LSE && lane % 4 == 0 && token < item.num_tokens)
+                p.lse[(i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] =
+                    sum > 0.0f ? (highest + log2_of(sum)) * LN_2 : MINUS_INFINITY;
+        }
+    }
+
+    // Write the warp's rows by way of its part of the query tile, 16 bytes a lane.
+    DEVICE void store(const Item &item, u32 tile) {
+        int row = warp_row + lane % 16;
+#pragma unroll
+        for (int i = 0; i < HEAD_SIZE / 16; ++i) {
+            const float *o = outputs + 8 * i;
+            asm volatile(
+                "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                    tile + chunk_of_row(row, 2 * i + lane / 16)),
+                "r"(pack(o[0], o[1])), "r"(pack(o[2], o[3])), "r"(pack(o[4], o[5])),
+                "r"(pack(o[6], o[7]))
+                : "memory");
+        }
+        __syncwarp();
+        constexpr int CHUNKS = HEAD_SIZE / 8;
+#pragma unroll
+        for (int i = lane; i < 16 * CHUNKS; i += 32) {
+            int from_row = warp_row + i / CHUNKS, chunk = i % CHUNKS;
+            u32 x, y, z, w;
+            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(x), "=r"(y), "=r"(z), "=r"(w)
+                         : "r"(tile + chunk_of_row(from_row, chunk))
+                         : "memory");
+            int token = from_row / GROUP, head = item.head * GROUP + from_row % GROUP;
+            if (token < item.num_tokens) {
+                u16 *to = (u16 *)p.out + (item.first_token + token) * p.out_token_stride +
+                          head * p.out_head_stride + chunk * 8;
+                asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x), "r"(y),
+                             "r"(z), "r"(w)
+                             : "memory");
+            }
+        }
+    }
+};

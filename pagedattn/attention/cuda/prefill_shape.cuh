@@ -1,0 +1,98 @@
+// Sizes, parameters and shared memory of the prefill kernel.
+#pragma once
+#include "hopper.cuh"
+
+struct Parameters {
+    TensorMap query;  // columns, heads of a group, tokens, groups
+    TensorMap key;    // see `load_block`
+    TensorMap value;
+    void *out;
+    float *lse;
+    const int *tables;
+    const int *kv_lengths;
+    const int *query_starts;
+    const float *alibi_slopes;
+    const float *sinks;
+    u32 *tickets;  // [2], zeros before and after: work items drawn, programs that are done
+    i64 out_token_stride;
+    i64 out_head_stride;
+    i64 table_stride;
+    float scale_log2;  // to scores in units of log2; under a soft cap, to twice tanh's argument
+    float cap_log2;
+    int window;
+    int num_sequences;
+    int num_kv_heads;
+    int num_tiles;          // upper bound of the query tiles
+    int section_heads;      // KV heads that are worked on together
+    int octets_of_a_block;  // block stride in units of 8 tokens
+    int from_both_ends;     // draw tiles from both ends of the batch by turns
+};
+
+constexpr int ROWS = 128;  // of a query tile: tokens times heads of a group
+constexpr int TILE_TOKENS = ROWS / GROUP;
+constexpr int HALVES = (HEAD_SIZE + 63) / 64;  // pieces of 64 columns; zeros fill the last
+constexpr int STAGES = 2;
+constexpr int SCORES = KV_TILE / 2;   // a thread's
+constexpr int OUTPUTS = HALVES * 32;  // a thread's
+constexpr int PIECE = 1024;           // bytes of 8 rows by 64 columns
+constexpr int QUERY_BYTES = ROWS * HALVES * 128;
+constexpr int TILE_BYTES = KV_TILE * HALVES * 128;
+constexpr int LOAD_TOKENS = BLOCK_SIZE < KV_TILE ? BLOCK_SIZE : KV_TILE;  // of one TMA instruction
+constexpr int LOADS = KV_TILE / LOAD_TOKENS;
+constexpr int LOAD_BYTES = LOAD_TOKENS * HALVES * 128;
+
+// Where the pieces of a K or V tile lie. One instruction brings all columns of some tokens; where
+// the last columns are missing in memory, it brings 64, and the columns lie apart.
+constexpr bool WHOLE_ROWS = HEAD_SIZE % 64 == 0;
+constexpr int OCTET_STRIDE = WHOLE_ROWS ? HALVES * PIECE : PIECE;       // to the next 8 tokens
+constexpr int HALF_STRIDE = WHOLE_ROWS ? PIECE : KV_TILE / 8 * PIECE;  // to the next 64 columns
+
+constexpr int CONSUMER_WARPS = 8;
+constexpr int LOADER_WARPS = 2;
+
+// ---- shared memory
+
+struct Shared {
+    u32 base;
+
+    DEVICE u32 query(int stage) const { return base + stage * QUERY_BYTES; }
+    DEVICE u32 key(int stage) const {
+        return base + QUERY_STAGES * QUERY_BYTES + stage * TILE_BYTES;
+    }
+    DEVICE u32 value(int stage) const { return key(STAGES + stage); }
+    DEVICE u32 item(int stage) const { return key(2 * STAGES) + stage * 32; }
+
+    DEVICE u32 barrier(int index) const { return item(QUERY_STAGES) + index * 8; }
+    DEVICE u32 key_full(int stage) const { return barrier(stage); }
+    DEVICE u32 key_empty(int stage) const { return barrier(STAGES + stage); }
+    DEVICE u32 value_full(int stage) const { return barrier(2 * STAGES + stage); }
+    DEVICE u32 value_empty(int stage) const { return barrier(3 * STAGES + stage); }
+    DEVICE u32 value_arrived() const { return barrier(4 * STAGES); }
+    DEVICE u32 item_full(int stage) const { return barrier(4 * STAGES + 1 + stage); }
+    DEVICE u32 query_full(int stage) const { return item_full(QUERY_STAGES + stage); }
+    DEVICE u32 query_empty(int stage) const { return item_full(2 * QUERY_STAGES + stage); }
+};
+
+// A place in a ring of stages, and the parity of its barriers there.
+struct Place {
+    int stage;
+    u32 parity;
+
+    template <int COUNT>
+    DEVICE void next() {
+        if (++stage == COUNT) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+DEVICE void fence_for_tma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// True in one lane, in a way that lets the compiler see that one lane runs what depends on it.
+DEVICE bool elected() {
+    u32 chosen;
+    asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(chosen));
+    return chosen != 0;
+}

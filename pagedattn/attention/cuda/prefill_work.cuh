@@ -1,0 +1,85 @@
+// Work items: a query tile of one KV head, and how a program finds the next.
+#pragma once
+#include "prefill_shape.cuh"
+
+struct Item {
+    int first_token;     // the tile's first query token
+    int num_tokens;      // its query tokens
+    int head;            // KV head; negative after the last item
+    int first_position;  // place of the first query token in its sequence
+    int tile_begin;      // KV tiles from here
+    int tile_end;        // to here are seen by some row
+    int sequence;
+    int kv_length;
+
+    // The first key that a row sees.
+    DEVICE int first_key(const Parameters &p) const {
+        return WINDOW ? max(first_position + 1 - p.window, 0) : 0;
+    }
+
+    DEVICE void write(u32 to) const {
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(first_token),
+                     "r"(num_tokens), "r"(head), "r"(first_position)
+                     : "memory");
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 16), "r"(tile_begin),
+                     "r"(tile_end), "r"(sequence), "r"(kv_length)
+                     : "memory");
+    }
+
+    DEVICE void read(u32 from) {
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(first_token), "=r"(num_tokens), "=r"(head), "=r"(first_position)
+                     : "r"(from)
+                     : "memory");
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(tile_begin), "=r"(tile_end), "=r"(sequence), "=r"(kv_length)
+                     : "r"(from + 16)
+                     : "memory");
+    }
+};
+
+DEVICE Item wait_for_item(const Shared &shared, const Place &place) {
+    barrier_wait(shared.item_full(place.stage), place.parity);
+    Item item;
+    item.read(shared.item(place.stage));
+    return item;
+}
+
+// Largest s with `query_starts[s] / TILE_TOKENS + s <= tile`, by the whole warp.
+DEVICE int sequence_of_tile(const Parameters &p, int tile, int lane) {
+    int low = 0, high = p.num_sequences;
+    while (high - low > 1) {
+        int step = (high - low + 31) / 32;
+        int probe = low + lane * step;
+        bool begun = probe < high && p.query_starts[probe] / TILE_TOKENS + probe <= tile;
+        low += (__popc(__ballot_sync(0xffffffff, begun)) - 1) * step;  // lane 0's has begun
+        high = min(high, low + step);
+    }
+    return low;
+}
+
+// Find the item that is drawn as number `index`; false if it has no queries.
+DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
+    int section_items = p.section_heads * p.num_tiles;
+    int section = index / section_items;
+    int rest = index - section * section_items;
+    int tile = rest / p.section_heads;
+    item.head = section * p.section_heads + rest - tile * p.section_heads;
+    // a sequence's last tiles see the most keys: they go first
+    int back = p.from_both_ends ? tile / 2 : tile;
+    tile = p.from_both_ends && tile % 2 ? tile / 2 : p.num_tiles - 1 - back;
+    int sequence = sequence_of_tile(p, tile, lane);
+    int start = p.query_starts[sequence];
+    int num_queries = p.query_starts[sequence + 1] - start;
+    int first_step = (tile - (start / TILE_TOKENS + sequence)) * TILE_TOKENS;
+    if (first_step >= num_queries) return false;
+    item.sequence = sequence;
+    item.kv_length = p.kv_lengths[sequence];
+    item.first_token = start + first_step;
+    item.num_tokens = min(TILE_TOKENS, num_queries - first_step);
+    item.first_position = item.kv_length - num_queries + first_step;
+    int seen = item.kv_length > 0 ? max(item.first_position + item.num_tokens, 0) : 0;
+    item.tile_end = (seen + KV_TILE - 1) / KV_TILE;
+    item.tile_begin = min(item.first_key(p) / KV_TILE, item.tile_end);
+    return true;
+}
