@@ -197,7 +197,8 @@ def flashinfer_modules(request):
     """Wait until all that the session needs of FlashInfer is compiled."""
     build = request.config.stash.get(BUILD, None)
     if build is not None:
-        build.wait()
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        build.wait(None if reporter is None else reporter.write_line)
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
+TELL_EVERY = 15.0  # seconds
+_STATUS = re.compile(r"\[(\d+)/(\d+)\]")  # ninja's, before each step
 _failures: dict[Spec, str] = {}
 _LEFT_OUT = re.compile(r"_ragged_|_mask_[23]\.cu$")  # masks 2 and 3 are a custom and a scoring one
 
@@ -60,6 +62,7 @@ class Build:
         self._jobs = jobs or os.cpu_count() or 1
         self._error: Exception | None = None
         self._seconds = 0.0
+        self._progress = "nothing is compiled yet"
         self._thread = threading.Thread(target=self._run, name="flashinfer-build", daemon=True)
 
     def start(self) -> Build:
@@ -67,24 +70,35 @@ class Build:
         self._thread.start()
         return self
 
-    def wait(self) -> None:
+    def wait(self, tell: Callable[[str], object] | None = None) -> None:
         """Return when all are compiled or have failed.
+
+        Args:
+            tell: called with a sentence about how far it is, every quarter of a minute.
 
         Raises:
             Exception: what kept the compiler from running at all.
 
         """
-        self._thread.join()
+        self._thread.join(0 if tell is None else TELL_EVERY)
+        while self._thread.is_alive():
+            if tell is not None:
+                tell(f"waiting for FlashInfer to be compiled: {self._progress}")
+            self._thread.join(TELL_EVERY)
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
         begin = time.perf_counter()
         try:
-            compile_all(self._specs, self._jobs)
+            compile_all(self._specs, self._jobs, self._note)
         except Exception as error:  # noqa: BLE001 - told to whoever waits
             self._error = error
         self._seconds = time.perf_counter() - begin
+
+    def _note(self, line: str) -> None:
+        if found := _STATUS.match(line):
+            self._progress = "{} of {} steps are done".format(*found.groups())
 
     @property
     def report(self) -> str:
@@ -94,8 +108,12 @@ class Build:
         return "; ".join([f"{done} modules in {self._seconds:.0f} s", *failures])
 
 
-def compile_all(specs: Iterable[Spec], jobs: int) -> None:
+def compile_all(
+    specs: Iterable[Spec], jobs: int, note: Callable[[str], object] = lambda _: None
+) -> None:
     """Compile modules side by side; those that fail are told by `failed` from then on.
+
+    `note` gets each line that ninja prints, as it prints it.
 
     From then on FlashInfer loads what is compiled without looking at the sources again: it would
     compile the kernels that were left out. That holds for this process.
@@ -121,14 +139,22 @@ def compile_all(specs: Iterable[Spec], jobs: int) -> None:
     lines = [f"subninja {made.ninja_path}" for made in wanted.values()]
     core.write_if_different(top, "\n".join(["ninja_required_version = 1.3", *lines, ""]))
     # -k 0: one that does not compile stops no other
-    done = subprocess.run(
-        [_ninja(), "-k", "0", "-j", str(jobs), "-C", str(folder), "-f", str(top)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+    words = [_ninja(), "-k", "0", "-j", str(jobs), "-C", str(folder), "-f", str(top)]
+    printed = []
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as compiling:
+        assert compiling.stdout is not None
+        for line in compiling.stdout:
+            printed.append(line)
+            note(line)
     top.unlink()
+    output = "".join(printed)
     for spec, made in wanted.items():
         if not made.is_compiled:
-            _failures[spec] = f"FlashInfer does not compile it: {_reason(done.stdout, made.name)}"
+            _failures[spec] = (
+                f"FlashInfer does not compile it: {_reason(''.join(printed), made.name)}"
+            )
 
 
 def _without_the_unused(made: Any) -> Any:
