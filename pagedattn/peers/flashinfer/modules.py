@@ -152,9 +152,7 @@ def compile_all(
     output = "".join(printed)
     for spec, made in wanted.items():
         if not made.is_compiled:
-            _failures[spec] = (
-                f"FlashInfer does not compile it: {_reason(''.join(printed), made.name)}"
-            )
+            _failures[spec] = f"FlashInfer does not compile it: {_reason(output, made.name)}"
 
 
 def _without_the_unused(made: Any) -> Any:
