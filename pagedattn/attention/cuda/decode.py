@@ -1,23 +1,26 @@
 """Decode and short queries on Hopper: the KV of all sequences divided evenly over the GPU.
 
-Schedule. A *row* is one sequence and one KV head; its work is the sequence's tiles of KV. All
-rows' tiles, laid end to end, are cut into equal ranges, one a program and one program a
-multiprocessor (Stream-K, Osama et al. 2023, applied to attention), so a ragged batch takes as long
-as an even one of as many tokens. A program finds its range from the lengths by itself: nothing is
-planned on the host, and a captured graph follows new lengths.
+Schedule. A *row* is one sequence and one KV head; its work is the sequence's tiles of KV that some
+query sees. All sequences' tiles, laid end to end, are cut into equal ranges (Stream-K, Osama et al.
+2023, applied to attention), so a ragged batch takes as long as an even one of as many tokens. Each
+range goes to as many neighbouring programs as there are KV heads, which read the same blocks at the
+same time; where that would leave many programs without work, heads are laid end to end too. Ranges
+end where rows do if all sequences are as long and few programs then have less to do. A program
+finds its range from the lengths by itself: nothing is planned on the host, and a captured graph
+follows new lengths.
 
 In a program one warp does nothing but have the tensor memory accelerator bring blocks through the
-page table into shared memory, 150 to 200 KiB ahead and on into the next rows; a block's K of one
-head is one instruction and one contiguous piece of memory. Four warps take the tiles by turns.
-Scores are K times Q transposed, tokens by queries, since a product's first factor has 16 rows and
-its second 8 columns: a group of 4 heads fills half of the columns, where it would fill a quarter
-of the rows. The softmax weights become the second product's factor by transposing 8 x 8 matrices
-in registers. Each warp keeps a softmax of its own until the row's end; there the four are added up
-in shared memory.
+page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows; a
+block's K of one head is one instruction and one contiguous piece of memory. Four warps take the
+tiles by turns. Scores are K times Q transposed, tokens by queries, since a product's first factor
+has 16 rows and its second 8 columns: a group of 4 heads fills half of the columns, where it would
+fill a quarter of the rows. The softmax weights become the second product's factor by transposing
+8 x 8 matrices in registers. Each warp keeps a softmax of its own until the row's end; there the
+four are added up in shared memory.
 
-A row that lies within one program is written to the output at once. One that is cut leaves parts
-in a workspace; the merge kernel, which is launched early and waits on the device, combines them in
-the order of the programs, so that results do not change from run to run.
+A row that lies within one range is written to the output at once. Of one that is cut, each program
+leaves a part in a workspace, and the last program to come adds them up, each of its warps for its
+own elements, in the order of the ranges, so that results do not change from run to run.
 
 Over e4m3, K and V become float16 in registers, which holds them exactly, and bfloat16 queries are
 divided by a power of two each, so that float16 holds them.
