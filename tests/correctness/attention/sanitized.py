@@ -1,0 +1,33 @@
+"""Small cases of the CUDA kernels, to be run under compute-sanitizer: see test_sanitizer.py."""
+
+import torch
+
+from pagedattn.attention import attention, write_kv
+from pagedattn.testing import check_attention, make_inputs
+from pagedattn.workloads import AttentionShape
+
+CASES = {
+    "decode": ((1,) * 5, (1, 15, 16, 333, 3000), {}),
+    "gather": ((1,) * 3, (7, 33, 500), {"block_size": 1}),
+    "many": ((1,) * 200, (100,) * 200, {}),
+    "verify": ((4,) * 3, (4, 40, 700), {}),
+    "fp8": ((1,) * 3, (7, 33, 500), {"kv_dtype": "float8_e4m3"}),
+    "prefill": ((1, 70, 300), (1, 70, 300), {}),
+    "chunk": ((40, 1, 130), (333, 64, 500), {}),
+}
+
+
+def main():
+    for name, (query_lengths, kv_lengths, changes) in CASES.items():
+        shape = AttentionShape(name, query_lengths, kv_lengths, 8, 2, 128, **changes)
+        inputs = make_inputs(shape, device="cuda")
+        out = torch.full_like(inputs.query, torch.nan)
+        attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation="cuda")
+        check_attention(out, inputs)
+        write_kv(inputs.key, inputs.value, inputs.cache, inputs.batch.slots, implementation="cuda")
+    torch.cuda.synchronize()
+    print(f"{len(CASES)} cases are right")
+
+
+if __name__ == "__main__":
+    main()

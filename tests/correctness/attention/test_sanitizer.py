@@ -1,0 +1,42 @@
+"""The CUDA kernels read and write what they may, in order: compute-sanitizer watches them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.nightly,
+    pytest.mark.skipif(not HOPPER, reason="the kernels are for Hopper GPUs"),
+    pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer"),
+]
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
+def test_small_cases_are_clean(tool):
+    words = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    # PyTorch's own kernels are not looked at
+    words += ["--kernel-name-exclude", "kernel_substring=at::"]
+    # each tensor an allocation of its own, past whose end is nothing
+    own = {"PYTHONPATH": str(HERE.parents[2]), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        [*words, sys.executable, str(HERE / "sanitized.py")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(HERE.parents[2]),
+            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert "7 cases are right" in done.stdout
