@@ -29,11 +29,7 @@ def test_small_cases_are_clean(tool):
     own = {"PYTHONPATH": str(HERE.parents[2]), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
         [*words, sys.executable, str(HERE / "sanitized.py")],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(HERE.parents[2]),
-            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-        },
+        env={**os.environ, **own},
         capture_output=True,
         text=True,
         check=False,
