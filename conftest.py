@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import os
 import shutil
+import signal
+import threading
 
 import hypothesis
 import pytest
@@ -71,6 +73,9 @@ def pytest_configure(config):
     """Find what --impl names; refuse to save benchmarks that pytest-xdist will switch off."""
     config.option.impl = _named(config.option.impl)
     config.stash[FINDINGS] = []
+    if threading.current_thread() is threading.main_thread():
+        # who is told to end saves what was timed, as after Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not getattr(config.option, "numprocesses", None):
         return
     asked = [f"--benchmark-{word}" for word in ("autosave", "save", "only", "json", "compare")]
