@@ -1,6 +1,7 @@
 """A run that is ended early saves the rows that it has timed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def test_rows_before_the_end_are_saved(tmp_path, name):
     command += ["-c", str(ROOT / "pytest.ini"), "--rootdir", str(ROOT), "-p", "conftest"]
     ran = subprocess.run(
         [*command, f"--benchmark-json={results}"],
+        env={name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert ran.returncode == 2, ran.stdout + ran.stderr
