@@ -65,7 +65,7 @@ def test_a_name_selects_the_suite_on_it_alone_and_the_rows_beside_the_usual_ones
 def test_what_is_wrong_with_a_name_is_one_sentence(site):
     done = pytest_with(site, "--impl", "block_by_blok", "tests")
     assert done.returncode == 4
-    assert "no implementation 'block_by_blok'; known are triton, torch" in done.stderr
+    assert "no implementation 'block_by_blok'; known are cuda, triton, torch" in done.stderr
     assert "block_by_block" in done.stderr
     assert "Traceback" not in done.stderr
 
