@@ -23,6 +23,7 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"--slow-down {asked} is no row of attention, as {rows[0]} is")
 
 
+@pytest.hookimpl(trylast=True)  # the case comes first in a row's name
 def pytest_generate_tests(metafunc):
     marker = metafunc.definition.get_closest_marker("implementations")
     if "implementation" in metafunc.fixturenames and marker is not None:
