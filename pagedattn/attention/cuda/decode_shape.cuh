@@ -6,7 +6,7 @@ constexpr int CHUNKS_OF_16 = HEAD_SIZE / 16;
 constexpr int ROW_BYTES = HEAD_SIZE * KV_BYTES;
 // bytes of a row that lie together in shared memory: what the TMA's swizzle spans
 constexpr int SPAN = ROW_BYTES % 128 == 0 ? 128 : ROW_BYTES % 64 == 0 ? 64 : ROW_BYTES % 32 == 0 ? 32 : 16;
-// where blocks are too small for the TMA, which takes some 60 cycles an instruction, the producer's
+// where blocks are so small that the TMA would need an instruction for a few rows, the producer's
 // lanes copy 16 bytes each
 constexpr bool GATHER = BLOCK_SIZE <= 4;
 constexpr int PRODUCERS = GATHER ? 4 : 1;  // warps

@@ -16,7 +16,7 @@ softmax of one warpgroup runs beside the products of the other. Weights pass fro
 the next in registers. Only tiles on the diagonal, or at a window's edge, are masked.
 
 Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
-units, of which the softmax beside them leaves about three quarters, and then the board's power.
+units, beside which the softmax takes its time, and then the board's power.
 Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile; whole
 sections of KV heads are worked on together, so that the memory is read about once.
 
