@@ -80,8 +80,6 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     extern __shared__ unsigned char raw[];
     Shared &shared = *(Shared *)(raw + (1024 - shared_address(raw) % 1024) % 1024);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, program = blockIdx.x;
-    prefetch(p, program);
-    Batch batch(p, lane);
     if (threadIdx.x == 0) {
         prefetch_tensor_map(&p.key);
         prefetch_tensor_map(&p.value);
@@ -91,6 +89,10 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
         }
         barrier_init_fence();
     }
+    wait_for_the_launch_before();
+    allow_the_next_launch();
+    prefetch(p, program);
+    Batch batch(p, lane);
     __syncthreads();
     int range = batch.range_of_program(program);
     int begin = batch.begin(range), end = batch.begin(range + 1);

@@ -5,9 +5,10 @@ query sees. All sequences' tiles, laid end to end, are cut into equal ranges (St
 2023, applied to attention), so a ragged batch takes as long as an even one of as many tokens. Each
 range goes to as many neighbouring programs as there are KV heads, which read the same blocks at the
 same time; where that would leave many programs without work, heads are laid end to end too. Ranges
-end where rows do if all sequences are as long and few programs then have less to do. A program
-finds its range from the lengths by itself: nothing is planned on the host, and a captured graph
-follows new lengths.
+end where rows do if all sequences are as long and few programs then have less to do, or the batch
+is so small that merging parts would take longer than the programs without work could save. A
+program finds its range from the lengths by itself: nothing is planned on the host, and a captured
+graph follows new lengths.
 
 In a program one warp does nothing but have the tensor memory accelerator bring blocks through the
 page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows; a

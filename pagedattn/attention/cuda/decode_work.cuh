@@ -51,13 +51,16 @@ struct Batch {
         ranges = max(1, min(p.num_programs / parallel_heads, total));
         each = (u32)total / (u32)ranges;
         extra = total - each * ranges;
-        // sequences of one length: whole rows, if that leaves few ranges with less
+        // sequences of one length: whole rows, if that leaves few ranges with less, or little that
+        // those without work could have read: less than merging takes
         int row = tiles_of(p, 0).count, rows = p.num_sequences * heads;
         bool even = true;
         for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
             even = even && tiles_of(p, sequence).count == row;
-        int rows_each = (u32)(rows + ranges - 1) / (u32)ranges;
-        if (__all_sync(~0u, even) && 16 * (rows_each * ranges - rows) <= rows) {
+        int rows_each = (u32)(rows + ranges - 1) / (u32)ranges, missing = rows_each * ranges - rows;
+        bool few = 16 * missing <= rows;
+        bool little = missing <= rows && (i64)missing * row * parallel_heads <= MERGE_BYTES / (2 * TILE_BYTES);
+        if (__all_sync(~0u, even) && (few || little)) {
             each = rows_each * row;
             extra = 0;
         }

@@ -19,6 +19,14 @@ constexpr float LN_2 = 0.6931471805599453f;
 
 DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
+// ---- launches that begin while the one before ends (programmatic dependent launch)
+
+// Until the launches before are over and what they wrote is seen; nothing of memory is touched before.
+DEVICE void wait_for_the_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Let the next launch's programs come as this one's go; they wait as above.
+DEVICE void allow_the_next_launch() { asm volatile("griddepcontrol.launch_dependents;"); }
+
 // ---- barriers in shared memory
 
 DEVICE void barrier_init(u32 barrier, u32 arrivals) {

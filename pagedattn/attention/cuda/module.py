@@ -64,6 +64,10 @@ class Kernel:
     ) -> None:
         """Launch on the device's current stream.
 
+        The launch may begin while the one before on the stream ends, so a kernel has to wait for it
+        by `griddepcontrol.wait` before it touches memory (CUDA C++ Programming Guide,
+        "Programmatic Dependent Launch and Synchronization").
+
         Args:
             programs: thread blocks.
             threads: of a program.
@@ -93,9 +97,19 @@ class Kernel:
         config.gridDimX, config.gridDimY, config.gridDimZ = programs, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = shared_bytes
-        config.numAttrs = 0
+        config.attrs = [_may_begin_early(driver)]
+        config.numAttrs = 1
         self._configs[key] = config
         return config
+
+
+def _may_begin_early(driver: Any) -> Any:
+    """Make the launch attribute that lets a kernel's programs come while the launch before ends."""
+    attribute = driver.CUlaunchAttribute()
+    kinds = driver.CUlaunchAttributeID
+    attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
 
 
 @functools.cache

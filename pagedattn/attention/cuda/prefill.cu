@@ -58,6 +58,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         }
         barrier_init_fence();
     }
+    wait_for_the_launch_before();
+    allow_the_next_launch();
     __syncthreads();
     // the same in all lanes, as the compiler sees from the shuffle
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
