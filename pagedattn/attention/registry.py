@@ -28,6 +28,8 @@ class Implementation(Protocol):
       `write_kv` is called;
     - `rounds_to(call) -> torch.dtype | None`: a lower type than the query's that queries and
       softmax weights are rounded to; the error that is allowed is that of such a computation;
+    - `lse_error(call) -> float`: absolute error that its log-sum-exp may have on top of that of a
+      computation in float32, where its way of computing it is known to be coarser;
     - `reads_unused_slots = True`: slots behind a sequence's last token, and those of other
       sequences, are multiplied by 0. Tests then fill them with zeros and not with NaN, of which
       0 times is NaN;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ HALVES = (torch.float16, torch.bfloat16)
 FP8 = torch.float8_e4m3fn
 _REFUSALS = (AssertionError, NotImplementedError, RuntimeError, ValueError)
 _LONGEST = 160  # letters of a peer's own words
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
 
 
 class Adapter:
@@ -139,6 +141,8 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 
 
 def _in_short(error: Exception) -> str:
+    """Its kind and its most telling line, with files' names but not where they lie."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    line = _FOLDERS.sub("", line)
     return f"{type(error).__name__}: {line}"[:_LONGEST].rstrip(": ")

@@ -148,9 +148,11 @@ def _checked(
     if not budget.covers(error):
         return "wrong", f"an error of {error.relative:.2g}, where {budget.relative:.2g} may be"
     if call.lse is not None:
-        off, allowed = lse_error(call.lse, exact_lse), lse_budget(inputs, exact_lse)
+        off, allowed = lse_error(call.lse, exact_lse), lse_budget(inputs, exact_lse, made.name)
         if off > allowed:
             return "wrong", f"a log-sum-exp off by {off:.2g}, where {allowed:.2g} may be"
+        if hasattr(made, "lse_error") and (coarser := made.lse_error(call)):
+            notes.append(f"off by up to {coarser:.1g}")
     if feature == DETERMINISM:
         first = call.out.clone()
         with finite(inputs.cache):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WORKSPACE_BYTES = 512 << 20
 LN_2 = math.log(2.0)
+TANH_ERROR = 2.0**-11
+"""Of `tanh.approx.f32`, relative (PTX ISA)."""
 
 
 def imported(module: str = "flashinfer") -> ModuleType:
@@ -85,6 +87,7 @@ class FlashInferKernel(Adapter):
         needs_shared_prefix: whether the sequences must share blocks.
         block_sizes: tokens a block, or None for any.
         head_sizes: the same for heads.
+        sums_rounded_weights: whether the softmax's sum is of weights in 16 bits, on matrix units.
 
     """
 
@@ -92,7 +95,19 @@ class FlashInferKernel(Adapter):
     needs_shared_prefix = False
     block_sizes: tuple[int, ...] | None = None
     head_sizes: tuple[int, ...] | None = None
+    sums_rounded_weights = False
     reads_unused_slots = True
+
+    def lse_error(self, call: AttentionCall) -> float:
+        """Error of the log-sum-exp on top of float32's: of its soft cap, and of rounded weights.
+
+        Each weight is off by half of its type's spacing at most, relatively, and so is their sum,
+        which is as much, absolutely, in its logarithm.
+        """
+        error = (call.soft_cap or 0.0) * TANH_ERROR
+        if self.sums_rounded_weights:
+            error += torch.finfo(call.query.dtype).eps / 2
+        return error
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name the modules that FlashInfer compiles for such calls."""

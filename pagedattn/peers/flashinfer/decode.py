@@ -81,6 +81,7 @@ class FlashInferDecodeTensorCores(FlashInferDecode):
     """The same wrapper on tensor cores: its prefill kernel, without a mask."""
 
     name = "flashinfer_decode_tensor_cores"
+    sums_rounded_weights = True
     tensor_cores = True
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:

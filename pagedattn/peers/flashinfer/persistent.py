@@ -26,6 +26,7 @@ class FlashInferPersistent(FlashInferKernel):
     """`BatchAttention`: persistent thread blocks over a list of work made on the host."""
 
     name = "flashinfer_persistent"
+    sums_rounded_weights = True
     features = frozenset({"fp8", "soft_cap", "lse"})
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:

@@ -81,6 +81,7 @@ class FlashInferFa2(FlashInferKernel):
     """`BatchPrefillWithPagedKVCacheWrapper` with the FA2 back end."""
 
     name = "flashinfer_fa2"
+    sums_rounded_weights = True
     features = frozenset({"fp8", "window", "soft_cap", "alibi", "sinks", "lse"})
     backend = "fa2"
 
@@ -159,6 +160,7 @@ class FlashInferFa3(FlashInferFa2):
     """
 
     name = "flashinfer_fa3"
+    sums_rounded_weights = False
     features = frozenset({"fp8", "window", "soft_cap", "sinks", "lse"})
     backend = "fa3"
     head_sizes = (64, 128, 256)

@@ -65,6 +65,7 @@ def test_a_kernel_that_takes_no_strides_gets_copies_and_its_result_goes_back():
     [
         (RuntimeError("a plan\nerror: no kernel for 80\nmore"), "RuntimeError: error: no kernel"),
         (AssertionError(), "it raised AssertionError"),
+        (ValueError("/opt/site/a-b/prefill.cuh(551): no 1/2"), r": prefill.cuh\(551\): no 1/2"),
     ],
 )
 def test_what_a_peer_raises_is_a_phrase(error, phrase):

@@ -103,6 +103,17 @@ def test_a_log_sum_exp_in_float32_is_within_its_budget_and_a_wrong_one_is_not(dt
             check_attention(out, inputs, wrong)
 
 
+def test_a_log_sum_exp_that_is_known_to_be_coarser_may_be_off_by_that_much_more():
+    inputs = make_inputs(shape("float16"), soft_cap=3.0)
+    out, lse = reference_attention(inputs.call())
+    out = out.half()
+    more = 3.0 * 2.0**-11 + 2.0**-11  # tanh.approx, and weights in float16
+    check_attention(out, inputs, lse + 0.9 * more, "flashinfer_fa2")
+    for off, name in ((1.1 * more, "flashinfer_fa2"), (0.9 * more, "torch"), (0.9 * more, None)):
+        with pytest.raises(AssertionError, match="log-sum-exp is off by"):
+            check_attention(out, inputs, lse + off, name)
+
+
 def test_minus_infinity_is_right_where_no_key_is_seen():
     exact = torch.tensor([-torch.inf, 1.0])
     assert lse_error(torch.tensor([-torch.inf, 1.5]), exact) == 0.5
