@@ -139,6 +139,22 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=_turn)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """After a failure that the GPU does not recover from, end the session with a sentence."""
+    report = yield
+    if GPU and call.excinfo is not None and call.excinfo.errisinstance(RuntimeError):
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            item.session.shouldfail = (
+                f"the GPU takes no more work from this process since {item.nodeid}, or what was "
+                f"launched shortly before: {reason}; what was timed before is saved"
+            )
+    return report
+
+
 def _implementation(item):
     return getattr(getattr(item, "callspec", None), "params", {}).get("implementation")
 

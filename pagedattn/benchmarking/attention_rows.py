@@ -51,7 +51,10 @@ class AttentionCase:
     @classmethod
     def of(cls, shape: AttentionShape, device: str, roofs: Roofs | None = None) -> AttentionCase:
         """Make the inputs of a workload."""
-        count = rotation_size(shape.kv_bytes) if device == "cuda" else 1
+        count = 1
+        if device == "cuda":
+            least = 0.0 if roofs is None else roofs.limit_seconds(shape.kv_bytes, shape.flops)
+            count = rotation_size(shape.kv_bytes, least_seconds=least)
         return cls(shape, make_rotation(shape, count, device=device), roofs)
 
     @cached_property

@@ -21,6 +21,7 @@ MOST_USUAL_COVER = 16 * COVER_CYCLES
 MAX_COVERS = 8
 PLACES = 16
 PLACES_BYTES = 2 << 30
+LONG_SECONDS = 1e-4
 
 
 class DeviceClock:
@@ -46,15 +47,25 @@ class DeviceClock:
 DEVICE_CLOCK = DeviceClock()
 
 
-def rotation_size(bytes_each: int, device: torch.device | str = "cuda") -> int:
+def rotation_size(
+    bytes_each: int, device: torch.device | str = "cuda", *, least_seconds: float = 0.0
+) -> int:
     """How many inputs of `bytes_each` bytes to launch in turn.
 
     Together they are larger than twice the L2. Where in memory an input lies is another matter in
     each process, and changes the time of a small launch by some percent, so there are 16 of them
     even where fewer would be cold, as long as they take 2 GiB at most.
+
+    Args:
+        bytes_each: read or written by a launch.
+        device: whose L2.
+        least_seconds: that a launch takes; one of 0.1 ms and more does not depend on the places.
+
     """
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     cold = 2 * l2_bytes // max(1, bytes_each) + 1
+    if least_seconds >= LONG_SECONDS:
+        return cold
     return max(cold, min(PLACES, PLACES_BYTES // max(1, bytes_each)))
 
 

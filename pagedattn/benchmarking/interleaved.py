@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TURN = 2  # rounds of one before the next has its turn
 WARMUP = 3
 THROTTLED_BELOW = 0.75  # of the case's usual clock
+PATIENCE = 5
+PAUSE = 0.02  # seconds; what draws too much power is throttled for some tens of milliseconds
 
 
 class Timed(Protocol):
@@ -92,12 +94,21 @@ class _Contender:
     seconds: list[float] = field(default_factory=list)
     clocks: list[float] = field(default_factory=list)
     counts: bool = False
+    patience: int = 0
+    usual: float = 0.0
 
     def prepare(self) -> None:
-        if self.probe is not None:
+        """Take the clock; while it is throttled, pause some times."""
+        if self.probe is None:
+            return
+        clock = self.probe()
+        for _ in range(self.patience):
+            if clock >= THROTTLED_BELOW * self.usual:
+                break
+            time.sleep(PAUSE)
             clock = self.probe()
-            if self.counts:
-                self.clocks.append(clock)
+        if self.counts:
+            self.clocks.append(clock)
 
     def run(self) -> None:
         self.own.advance(self.work.replay())
@@ -122,6 +133,7 @@ def time_interleaved(
     *,
     turn: int = TURN,
     settle: int = 0,
+    patience: int = PATIENCE,
 ) -> dict[str, Rounds]:
     """Time works by turns until the median of each is known well enough.
 
@@ -132,6 +144,8 @@ def time_interleaved(
         probe: asked for the processor's clock in Hz before each round; None where it is not known.
         turn: rounds of one that count before the next has its turn.
         settle: rounds before them that do not, for works that find caches full of others' data.
+        patience: pauses of 20 ms before a round while the clock is throttled; a round that begins
+            below 75 % of the usual clock nevertheless does not count.
 
     Returns:
         The rounds of each work that count, by name.
@@ -145,7 +159,7 @@ def time_interleaved(
     if contenders:
         time_by_turns(contenders, 0, turn=1, warmup=WARMUP, clock=clock)
     for contender in contenders.values():
-        contender.counts = True
+        contender.counts, contender.patience = True, patience
     order = list(contenders)
     found: dict[str, Rounds] = {}
     while contenders:
@@ -161,6 +175,8 @@ def time_interleaved(
             del contenders[name].clocks[-turn - settle : -turn]
         clocks = [clock for contender in contenders.values() for clock in contender.clocks]
         usual = statistics.median(clocks) if clocks else None
+        for contender in contenders.values():
+            contender.usual = usual or 0.0
         found = {name: contender.rounds(usual) for name, contender in contenders.items()}
         for name, rounds in found.items():
             if rounds.discarded > rule.most / 2:

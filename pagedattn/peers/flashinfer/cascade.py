@@ -61,7 +61,7 @@ class FlashInferCascade(FlashInferKernel):
             [torch.tensor([cache.block_size], dtype=torch.int32), table.last],
         )
         wrapper = imported().MultiLevelCascadeAttentionWrapper(
-            2, workspace(call.query.device), "HND"
+            2, workspace(call.query.device, self.name), "HND"
         )
         kept: list[object] = []  # what a captured launch reads lives as long as the launch
         results: list[torch.Tensor] = []

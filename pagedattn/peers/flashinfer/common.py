@@ -33,8 +33,9 @@ def imported(module: str = "flashinfer") -> ModuleType:
 
 
 @cache
-def workspace(device: torch.device) -> torch.Tensor:
-    """Memory for partial results, zeroed, the same for all wrappers: they run one by one."""
+def workspace(device: torch.device, name: str) -> torch.Tensor:
+    """Memory for partial results, zeroed, one for each back end: its launches run one by one."""
+    del name
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
 

@@ -45,7 +45,7 @@ class FlashInferDecode(FlashInferKernel):
         """Make the plan; `plan` makes it anew, in place."""
         cache, table = call.cache, Csr.of(call)
         wrapper = imported().BatchDecodeWithPagedKVCacheWrapper(
-            workspace(call.query.device), "HND", use_tensor_cores=self.tensor_cores
+            workspace(call.query.device, self.name), "HND", use_tensor_cores=self.tensor_cores
         )
         kept: list[object] = []  # what a captured launch reads lives as long as the launch
 

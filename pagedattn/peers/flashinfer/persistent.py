@@ -41,7 +41,7 @@ class FlashInferPersistent(FlashInferKernel):
         """Make the plan; `plan` makes it anew, in place."""
         cache, table, query = call.cache, Csr.of(call), call.query
         wrapper = imported().BatchAttention("HND", str(query.device))
-        wrapper.float_workspace_buffer = workspace(query.device)
+        wrapper.float_workspace_buffer = workspace(query.device, self.name)
         lse = call.lse
         if lse is None:  # it always writes one
             lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)

@@ -106,7 +106,7 @@ class FlashInferFa2(FlashInferKernel):
             extra = {"jit_args": arguments, "jit_kwargs": options}
             tail = (call.sinks, call.scale)
         wrapper = imported().BatchPrefillWithPagedKVCacheWrapper(
-            workspace(call.query.device), "HND", backend=self.backend, **extra
+            workspace(call.query.device, self.name), "HND", backend=self.backend, **extra
         )
         query, more, prepare_query = self._inputs(call)
         kept: list[object] = []  # what a captured launch reads lives as long as the launch

@@ -75,7 +75,8 @@ def test_rounds_below_three_quarters_of_the_usual_clock_are_left_out_and_counted
         def replay(self):
             return 2e9 / times[-1]
 
-    rounds = time_interleaved({"it": Work()}, StopRule(least=20, most=20), probe)["it"]
+    rule = StopRule(least=20, most=20)
+    rounds = time_interleaved({"it": Work()}, rule, probe, patience=0)["it"]
     if share < 0.75:
         assert rounds.discarded == 2
         assert set(rounds.seconds) == {1.0}
@@ -93,8 +94,26 @@ def test_a_work_that_only_runs_while_the_clock_is_low_ends_with_a_sentence():
     works = {name: Scripted(name, [1.0]) for name in "ABC"}
     with pytest.raises(ThrottledError, match=r"22 of 22 rounds of B ran below 75% of the usual"):
         time_interleaved(
-            works, StopRule(least=400, most=40), lambda: 1e9 if next(turns) == "B" else 2e9
+            works,
+            StopRule(least=400, most=40),
+            lambda: 1e9 if next(turns) == "B" else 2e9,
+            patience=0,
         )
+
+
+@pytest.mark.parametrize("needed", [3, 8])
+def test_a_throttled_clock_is_given_time_to_recover(needed, monkeypatch):
+    pauses, asked = [], itertools.count()
+    monkeypatch.setattr("pagedattn.benchmarking.interleaved.time.sleep", pauses.append)
+
+    def probe():
+        """2 GHz, but low from the 15th round on until it has been paused for long enough."""
+        return 1e9 if next(asked) >= 17 and len(pauses) < needed else 2e9
+
+    rule = StopRule(least=20, most=20)
+    rounds = time_interleaved({"it": Scripted("it", [1.0])}, rule, probe, turn=1)["it"]
+    assert len(pauses) == needed
+    assert rounds.discarded == (needed - 1) // 5  # it pauses five times before a round, then runs
 
 
 def test_one_that_fails_leaves_the_others_their_rounds():

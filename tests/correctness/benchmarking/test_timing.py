@@ -89,6 +89,13 @@ def test_a_rotation_is_larger_than_twice_the_l2():
 
 
 @pytest.mark.gpu
+def test_a_long_launch_is_rotated_only_to_be_cold():
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    assert rotation_size(l2_bytes, least_seconds=9e-5) == 16
+    assert rotation_size(l2_bytes, least_seconds=1e-4) == 3
+
+
+@pytest.mark.gpu
 def test_a_graph_keeps_the_memory_that_it_writes():
     def make():
         out = torch.zeros(1 << 20, device="cuda")
