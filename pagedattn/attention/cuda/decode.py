@@ -310,12 +310,13 @@ def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
 def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
     """Describe K or V so that one instruction moves one head's tokens of a block.
 
-    Dimensions: a span of a row, tokens of a block, spans of a row, heads, blocks.
+    Dimensions: a span of a row, tokens of a block, spans of a row, heads, blocks. A span is what
+    the swizzle covers, or a whole row without one; see decode_shape.cuh.
     """
     num_blocks, num_kv_heads, block_size, head_size = part.shape
     size = part.element_size()
     row_bytes = head_size * size
-    span = next(span for span in (128, 64, 32, 16) if row_bytes % span == 0)
+    span = next(span for span in (128, 64, row_bytes) if row_bytes % span == 0)
     block_stride, head_stride, token_stride = (stride * size for stride in part.stride()[:3])
     return tensor_map(
         part.data_ptr(),
@@ -323,5 +324,5 @@ def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
         (span // size, block_size, row_bytes // span, num_kv_heads, num_blocks),
         (token_stride, span, head_stride, block_stride),
         (span // size, min(block_size, tile), row_bytes // span, 1, 1),
-        span,
+        span if span % 64 == 0 else 16,
     )

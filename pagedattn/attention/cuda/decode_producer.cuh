@@ -6,7 +6,7 @@
 DEVICE u32 place_in_tile(u32 tile, int token, int byte) {
     u32 place = tile + token / BOX_TOKENS * BOX_BYTES + byte / SPAN * (BOX_TOKENS * SPAN) +
                 token % BOX_TOKENS * SPAN + byte % SPAN;
-    return place ^ (place >> 7 & (SPAN / 16 - 1)) << 4;
+    return place ^ (place >> 7 & (SWIZZLE / 16 - 1)) << 4;
 }
 
 struct Producer {

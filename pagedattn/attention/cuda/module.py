@@ -138,8 +138,8 @@ def tensor_map(
         strides: bytes from one element to the next in the dimensions after the first; multiples
             of 16.
         box: elements in each dimension that are moved at once.
-        swizzle: bytes of the swizzled row (128, 64 or 32), or 16 for none; `box[0] * itemsize`
-            must not be above it.
+        swizzle: bytes of the swizzled row (128, 64 or 32), above which `box[0] * itemsize` must
+            not be, or 16 for none.
 
     Raises:
         CudaError: the driver refuses.
