@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention import Launch
-from pagedattn.peers.flashinfer.common import Csr, FlashInferKernel, imported, workspace
+from pagedattn.peers.flashinfer.common import Csr, FlashInferKernel, imported, kept_with, workspace
 from pagedattn.peers.flashinfer.modules import Spec
 from pagedattn.peers.flashinfer.prefill import prefill_spec
 
@@ -63,7 +63,7 @@ class FlashInferCascade(FlashInferKernel):
         wrapper = imported().MultiLevelCascadeAttentionWrapper(
             2, workspace(call.query.device, self.name), "HND"
         )
-        kept: list[object] = []  # what a captured launch reads lives as long as the launch
+        kept = kept_with(wrapper)
         results: list[torch.Tensor] = []
 
         def plan() -> None:

@@ -39,6 +39,17 @@ def workspace(device: torch.device, name: str) -> torch.Tensor:
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
 
+def kept_with(wrapper: object) -> list[object]:
+    """Return a list that lives as long as a wrapper of FlashInfer's.
+
+    Planning anew puts other tensors into the wrapper, and a captured launch goes on to read those
+    of the plan that it was captured with.
+    """
+    kept: list[object] = []
+    vars(wrapper)["kept_for_graphs"] = kept
+    return kept
+
+
 @dataclass(frozen=True)
 class Traits:
     """What FlashInfer compiles a module for.

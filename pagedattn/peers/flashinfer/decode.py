@@ -12,6 +12,7 @@ from pagedattn.peers.flashinfer.common import (
     Csr,
     FlashInferKernel,
     imported,
+    kept_with,
     plain_options,
     scales,
     workspace,
@@ -47,7 +48,7 @@ class FlashInferDecode(FlashInferKernel):
         wrapper = imported().BatchDecodeWithPagedKVCacheWrapper(
             workspace(call.query.device, self.name), "HND", use_tensor_cores=self.tensor_cores
         )
-        kept: list[object] = []  # what a captured launch reads lives as long as the launch
+        kept = kept_with(wrapper)
 
         def plan() -> None:
             kept.append(dict(vars(wrapper)))

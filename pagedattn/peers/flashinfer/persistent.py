@@ -12,6 +12,7 @@ from pagedattn.peers.flashinfer.common import (
     Csr,
     FlashInferKernel,
     imported,
+    kept_with,
     scales,
     workspace,
 )
@@ -45,7 +46,7 @@ class FlashInferPersistent(FlashInferKernel):
         lse = call.lse
         if lse is None:  # it always writes one
             lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-        kept: list[object] = []  # what a captured launch reads lives as long as the launch
+        kept = kept_with(wrapper)
 
         def plan() -> None:
             kept.append(dict(vars(wrapper)))

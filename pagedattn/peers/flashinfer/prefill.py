@@ -15,6 +15,7 @@ from pagedattn.peers.flashinfer.common import (
     FlashInferKernel,
     Traits,
     imported,
+    kept_with,
     plain_options,
     scales,
     workspace,
@@ -109,7 +110,7 @@ class FlashInferFa2(FlashInferKernel):
             workspace(call.query.device, self.name), "HND", backend=self.backend, **extra
         )
         query, more, prepare_query = self._inputs(call)
-        kept: list[object] = []  # what a captured launch reads lives as long as the launch
+        kept = kept_with(wrapper)
 
         def plan() -> None:
             kept.append(dict(vars(wrapper)))

@@ -1,7 +1,9 @@
 """What the peers' adapters hand over, with the peers themselves replaced by PyTorch."""
 
 import dataclasses
+import gc
 import sys
+import weakref
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from pagedattn.peers.adapter import Adapter
 from pagedattn.peers.flashinfer import FlashInferCascade, FlashInferFa2, FlashInferPersistent
 from pagedattn.peers.flashinfer import common as flashinfer_common
 from pagedattn.peers.flashinfer.cascade import shared_blocks
-from pagedattn.peers.flashinfer.common import Csr
+from pagedattn.peers.flashinfer.common import Csr, kept_with
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.workloads import AttentionShape
 
@@ -76,6 +78,25 @@ def test_what_a_peer_raises_is_a_phrase(error, phrase):
     adapter.bind = fail
     with pytest.raises(UnsupportedError, match=phrase):
         adapter.attention(inputs_of().call())
+
+
+def test_what_a_plan_made_lives_as_long_as_the_wrapper():
+    class Wrapper:
+        def plan(self):
+            self.indices = torch.arange(3)
+
+    wrapper = Wrapper()
+    kept = kept_with(wrapper)
+    wrapper.plan()
+    of_a_captured_launch = weakref.ref(wrapper.indices)
+    kept.append(dict(vars(wrapper)))
+    wrapper.plan()
+    del kept
+    gc.collect()
+    assert of_a_captured_launch() is not None
+    del wrapper
+    gc.collect()
+    assert of_a_captured_launch() is None
 
 
 def test_a_wrong_call_of_a_peer_is_no_phrase():
