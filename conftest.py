@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import os
+import re
 import shutil
 import signal
+import tempfile
 import threading
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there, pytest-xdist disturbs what measures time
+    fcntl = None
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -30,6 +39,7 @@ ROOFS = pytest.StashKey()
 FINDINGS = pytest.StashKey()
 BUILD = pytest.StashKey()
 GPU_BEFORE = pytest.StashKey()
+LOCKS = pytest.StashKey()
 
 hypothesis.settings.register_profile(
     "default", max_examples=300, stateful_step_count=40, deadline=None
@@ -65,26 +75,69 @@ def pytest_addoption(parser):
         "attention, skipping what each says that it does not support, and every benchmark row of "
         "attention and of KV writes, beside the usual ones; with -m gpu on a GPU alone",
     )
-    group.addoption("--nightly", action="store_true", help="run the cases marked nightly too")
+    group.addoption(
+        "--nightly",
+        action="store_true",
+        help="run the cases marked nightly too, among them every combination where else every two "
+        "values meet; -m nightly runs them alone",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Find what --impl names; refuse to save benchmarks that pytest-xdist will switch off."""
     config.option.impl = _named(config.option.impl)
+    config.option.nightly |= "nightly" in re.sub(r"\bnot\s+nightly\b", "", config.option.markexpr)
     config.stash[FINDINGS] = []
     if threading.current_thread() is threading.main_thread():
         # who is told to end saves what was timed, as after Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not getattr(config.option, "numprocesses", None):
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and fcntl is not None:
+        paths = [
+            Path(tempfile.gettempdir()) / f"pagedattn-{worker['testrunuid']}-{name}"
+            for name in ("gate", "room")
+        ]
+        config.stash[LOCKS] = [path.open("w") for path in paths]
+    refuse_to_save_what_is_not_timed(config.option)
+
+
+def refuse_to_save_what_is_not_timed(option):
+    """Raise if pytest-xdist is asked to run tests, and pytest-benchmark to save times."""
+    if not getattr(option, "numprocesses", None):
         return
     asked = [f"--benchmark-{word}" for word in ("autosave", "save", "only", "json", "compare")]
-    given = [flag for flag in asked if config.getoption(flag.lstrip("-").replace("-", "_"), None)]
+    given = [flag for flag in asked if getattr(option, flag.lstrip("-").replace("-", "_"), None)]
     if given:
         raise pytest.UsageError(
-            f"{given[0]} and -n {config.option.numprocesses} do not go together: pytest-xdist runs "
+            f"{given[0]} and -n {option.numprocesses} do not go together: pytest-xdist runs "
             "tests beside each other, where nothing can be timed; leave -n away"
         )
+
+
+def pytest_unconfigure(config):
+    for lock in config.stash.get(LOCKS, ()):
+        lock.close()
+        Path(lock.name).unlink(missing_ok=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Under pytest-xdist, keep the room to a test marked undisturbed; others share it.
+
+    Who waits holds the gate, so that nobody enters before.
+    """
+    locks = item.config.stash.get(LOCKS, None)
+    if locks is None:
+        return (yield)
+    gate, room = locks
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("undisturbed") else fcntl.LOCK_SH)
+    fcntl.flock(gate, fcntl.LOCK_UN)
+    try:
+        return (yield)
+    finally:
+        fcntl.flock(room, fcntl.LOCK_UN)
 
 
 def _named(given):
@@ -103,9 +156,12 @@ def _named(given):
 
 
 def pytest_report_header(config):
-    named = config.option.impl
     told = [f"pagedattn.attention: {sentence}" for sentence in clashes()]
-    return told if named is None else [*told, f"implementations: {', '.join(named)}"]
+    if config.option.impl is not None:
+        told.append(f"implementations: {', '.join(config.option.impl)}")
+    if not config.option.nightly:
+        told.append("without what is marked nightly: --nightly runs it too")
+    return told
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -119,6 +175,15 @@ def pytest_terminal_summary(terminalreporter, config):
         )
 
 
+def pytest_pycollect_makeitem(collector, obj):
+    """Make no items of a function marked nightly in other runs: it can have thousands."""
+    if collector.config.option.nightly:
+        return None
+    marks = getattr(obj, "pytestmark", ())
+    is_nightly = isinstance(marks, list) and any(mark.name == "nightly" for mark in marks)
+    return [] if is_nightly and not inspect.ismodule(obj) else None
+
+
 def pytest_collection_modifyitems(config, items):
     reasons = {}
     if not GPU:
@@ -127,8 +192,8 @@ def pytest_collection_modifyitems(config, items):
         reasons["vllm"] = "needs vLLM, which is not installed"
     if not (importlib.util.find_spec("selenium") and shutil.which("chromedriver")):
         reasons["browser"] = "needs selenium, Chromium and its chromedriver"
-    if not config.getoption("--nightly"):
-        reasons["nightly"] = "slow; runs with --nightly"
+    if not config.option.nightly:
+        _keep(config, items, lambda item: not item.get_closest_marker("nightly"))
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):  # keywords hold folders' names too

@@ -1,5 +1,6 @@
 """Random paged inputs, poison and error budgets: for this project's tests and for yours."""
 
+from pagedattn.testing.covering import pairwise
 from pagedattn.testing.finite import finite, zero_nan
 from pagedattn.testing.inputs import AttentionInputs, make_inputs, make_rotation
 from pagedattn.testing.support import Finding, features, probe
@@ -25,6 +26,7 @@ __all__ = [
     "lse_error",
     "make_inputs",
     "make_rotation",
+    "pairwise",
     "probe",
     "zero_nan",
 ]

@@ -23,7 +23,7 @@ def runs(*things):
     """One case for each document and each of these things that parts of it need."""
     for document in DOCUMENTS:
         fences = [f for f in read_fences(document.read_text(encoding="utf-8")) if f.runs]
-        for needs in {fence.needs for fence in fences}.intersection(things):
+        for needs in dict.fromkeys(fence.needs for fence in fences if fence.needs in things):
             marks = [getattr(pytest.mark, needs)] if needs else []
             if needs == "vllm" and torch.cuda.is_available():
                 marks.append(pytest.mark.gpu)  # vLLM runs on the GPU where there is one

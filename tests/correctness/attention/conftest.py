@@ -2,9 +2,15 @@
 
 A test that takes `implementation` runs on this project's own and, on a GPU, on the peers; those
 that `--impl` names replace all of them. `@pytest.mark.implementations("triton", ...)` names others
-for one test. A peer has the cases in bfloat16 with one grouping of heads; `--impl` gives it all.
+for one test; "own" and "peers" stand for all of these. A peer has the cases in bfloat16, and so has
+the reference on a GPU, where its code is the same as on a CPU; `--impl` gives it all.
+
+`@pytest.mark.pairs(kind=KINDS, head_size=HEAD_SIZES, ...)` runs a test where each value of an axis
+meets each of every other, and with `--nightly` on every combination, unless `nightly=False`. The
+axis `on` has pairs of device and dtype; each device has rows of its own.
 """
 
+import itertools
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,7 +19,7 @@ import torch
 
 from pagedattn.attention import UnsupportedError, attention, get_implementation, write_kv
 from pagedattn.peers import FLASHINFER_KERNELS, PEERS
-from pagedattn.testing import finite
+from pagedattn.testing import finite, pairwise
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 OWN = ("reference", "torch", "triton", *(["cuda"] if HOPPER else []))
@@ -23,13 +29,50 @@ FP8_CAPABILITY = (8, 9)
 """The exception: older GPUs have no fp8, and Triton none on them."""
 
 
+GROUPS = {"own": OWN, "peers": PEERS if torch.cuda.is_available() else ()}
+"""What a marker's words stand for; no peer runs without a GPU."""
+
+
 def pytest_generate_tests(metafunc):
-    """Run each test that asks for an `implementation` over all that are under test."""
+    """Run each test over all implementations that are under test, and over rows of its axes."""
     if "implementation" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("implementations")
-        peers = PEERS if torch.cuda.is_available() else ()  # none of them runs without
-        usual = marker.args if marker else (*OWN, *peers)
+        words = marker.args if marker else GROUPS
+        usual = [name for word in words for name in GROUPS.get(word, (word,))]
         metafunc.parametrize("implementation", metafunc.config.option.impl or usual)
+    for marker in metafunc.definition.iter_markers("pairs"):
+        axes = dict(marker.kwargs)
+        every = axes.pop("nightly", True) and metafunc.config.option.nightly
+        metafunc.parametrize(list(axes), list(rows_of(axes, every)))
+
+
+def rows_of(axes, every):
+    """Yield rows in which each two values meet and, if `every`, the others, marked nightly.
+
+    Args:
+        axes: values of each argument, or values by their names; those of `on` are (device, dtype).
+        every: whether to yield all combinations.
+
+    """
+    named = {
+        name: list(values.items())
+        if isinstance(values, dict)
+        else [("-".join(map(str, v)) if isinstance(v, tuple) else str(v), v) for v in values]
+        for name, values in axes.items()
+    }
+    devices = dict.fromkeys(device for _, (device, _) in named.get("on", ()))
+    for device in devices or [None]:
+        here = dict(named)
+        if device is not None:
+            here["on"] = [(name, on) for name, on in named["on"] if on[0] == device]
+        ids = [[name for name, _ in values] for values in here.values()]
+        values = [dict(axis) for axis in here.values()]
+        usual = pairwise(*ids)
+        others = set(itertools.product(*ids)) - set(usual) if every else ()
+        for row in [*dict.fromkeys(usual), *sorted(others)]:
+            marks = [pytest.mark.gpu] * (device == "cuda") + [pytest.mark.nightly] * (row in others)
+            found = (axis[name] for axis, name in zip(values, row, strict=True))
+            yield pytest.param(*found, id="-".join(row), marks=marks)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -41,16 +84,17 @@ def pytest_collection_modifyitems(config, items):
 def _is_usual(item):
     """Whether a session without --impl has this case."""
     params = getattr(getattr(item, "callspec", None), "params", {})
-    name = params.get("implementation")
+    name = params.get("implementation", "")
+    device, dtype = params.get("on", (params.get("device", "cuda"), params.get("dtype")))
+    if name == "reference":
+        return device == "cpu" or dtype in (None, "bfloat16", torch.bfloat16)
     if name not in PEERS:
-        return True
-    if item.get_closest_marker("nightly") or params.get("device") == "cpu":
+        return isinstance(name, str)  # else the test has none
+    if item.get_closest_marker("nightly") or device == "cpu":
         return False
-    if "feature" in params:
-        return True
     # cases without `on` are in float16, for which FlashInfer would compile everything again
-    on = params.get("on", ("cuda", "float16" if name in FLASHINFER_KERNELS else "bfloat16"))
-    return on == ("cuda", "bfloat16") and params.get("heads", "gqa") == "gqa"
+    usual = "float16" if name in FLASHINFER_KERNELS else "bfloat16"
+    return "feature" in params or params.get("on", ("cuda", usual)) == ("cuda", "bfloat16")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -142,11 +186,11 @@ def _or_skip(function, *args, implementation, **options):
 
 
 @pytest.fixture
-def write(device):
+def write():
     """`write_kv`, skipped where the implementation cannot run."""
 
     def run(key, value, cache, slots, *, implementation):
-        require(implementation, device)
+        require(implementation, key.device.type)
         outside = (slots < 0) | (slots >= cache.num_slots)
         if outside.any() and not getattr(get_implementation(implementation), "checks_slots", True):
             pytest.skip(f"{implementation}: it does not check slots")

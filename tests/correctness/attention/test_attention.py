@@ -13,12 +13,11 @@ HEADS = {"mha": (4, 4), "gqa": (8, 2), "group3": (9, 3), "mqa": (8, 1)}
 HEAD_SIZES = [64, 80, 96, 128, 192, 256]
 BLOCK_SIZES = [1, 5, 8, 16, 24, 32, 64, 100, 128, 256]
 KINDS = ["decode", "prefill", "mixed"]
+# bfloat16 is what models use; Triton's interpreter multiplies it wrongly. What is there twice gets
+# more cases: float32 takes the interpreter twice as long.
 ON = [
-    pytest.param(("cpu", "float16"), id="cpu-fp16"),
-    pytest.param(("cpu", "float32"), id="cpu-fp32"),
-    pytest.param(("cuda", "float16"), id="cuda-fp16", marks=pytest.mark.gpu),
-    pytest.param(("cuda", "bfloat16"), id="cuda-bf16", marks=pytest.mark.gpu),
-    pytest.param(("cuda", "float32"), id="cuda-fp32", marks=pytest.mark.gpu),
+    *(("cpu", "float16"), ("cpu", "float16"), ("cpu", "float32")),
+    *(("cuda", "bfloat16"), ("cuda", "bfloat16"), ("cuda", "float16"), ("cuda", "float32")),
 ]
 
 
@@ -33,7 +32,8 @@ def lengths(kind, block_size, device):
         return (1,) * len(kv), tuple(kv)
     if kind == "prefill":
         return tuple(kv), tuple(kv)
-    queries = [1, 5, 1, 40, 3, 100]
+    # a query that is too long for the decode kernel, which a launch of mixed lengths is not for
+    queries = [1, 5, 1, 3, 70] if device == "cpu" else [1, 5, 1, 40, 3, 100]
     return tuple(min(pair) for pair in zip(kv, queries, strict=False)), tuple(kv)
 
 
@@ -46,33 +46,28 @@ def check(attend, implementation, on, kind, heads, head_size, block_size, seed=0
     check_attention(attend(inputs, implementation), inputs)
 
 
-@pytest.mark.parametrize("on", [ON[0], *ON[2:]])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("head_size", HEAD_SIZES)
-@pytest.mark.parametrize("heads", HEADS)
-def test_heads_of_every_size_and_grouping_agree_with_float64(
-    attend, implementation, on, kind, heads, head_size
-):
-    check(attend, implementation, on, kind, heads, head_size, block_size=16, seed=head_size)
-
-
-@pytest.mark.parametrize("on", ON)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_blocks_of_every_size_agree_with_float64(attend, implementation, on, kind, block_size):
-    check(attend, implementation, on, kind, "gqa", 64, block_size, seed=block_size)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("on", ON[2:])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
-@pytest.mark.parametrize("head_size", HEAD_SIZES)
-@pytest.mark.parametrize("heads", ["mha", "gqa", "mqa"])
-def test_every_combination_agrees_with_float64(
+@pytest.mark.implementations("own")
+@pytest.mark.pairs(
+    on=ON, kind=KINDS, heads=list(HEADS), head_size=HEAD_SIZES, block_size=BLOCK_SIZES
+)
+def test_heads_and_blocks_of_every_size_agree_with_float64(
     attend, implementation, on, kind, heads, head_size, block_size
 ):
-    check(attend, implementation, on, kind, heads, head_size, block_size, seed=1)
+    check(attend, implementation, on, kind, heads, head_size, block_size, seed=head_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.implementations("peers")
+@pytest.mark.parametrize("on", [("cuda", "bfloat16")], ids="-".join)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("head_size", "block_size"),
+    [*((size, 16) for size in HEAD_SIZES), *((64, size) for size in BLOCK_SIZES if size != 16)],
+)
+def test_sizes_one_by_one_agree_with_float64(
+    attend, implementation, on, kind, head_size, block_size
+):
+    check(attend, implementation, on, kind, "gqa", head_size, block_size)
 
 
 def small(query_lengths=(1, 1, 1), kv_lengths=(7, 16, 33), **changes):

@@ -121,7 +121,7 @@ def test_a_step_never_waits_for_the_gpu():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("query_length", [1, 40])
 def test_a_pool_of_more_than_2_to_the_31_elements_is_addressed(
-    attend, implementation, query_length, dtype
+    attend, write, implementation, query_length, dtype
 ):
     block_elements = 2 * KV_HEADS * BLOCK_SIZE * HEAD_SIZE
     num_blocks = 2**31 // block_elements + 64
@@ -146,7 +146,7 @@ def test_a_pool_of_more_than_2_to_the_31_elements_is_addressed(
         (2, int(lengths.sum()), KV_HEADS, HEAD_SIZE), dtype=torch.float16, device="cuda"
     )
     layer = cache.layer(0)
-    write_kv(key, value, layer, everything, implementation=implementation)
+    write(key, value, layer, everything, implementation=implementation)
     gathered, _ = cache.gather(0, tables[0], 300)
     stored = quantised(key[:300], layer.key_scale, dtype)
     assert torch.equal(gathered, dequantised(stored, layer.key_scale, dtype))

@@ -139,10 +139,15 @@ def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("programs", [1, 2])
-@pytest.mark.parametrize("heads", [(8, 1), (8, 2), (6, 3), (16, 16)], ids=str)
-@pytest.mark.parametrize(
-    "kv_lengths", [(60_000,), (1,) * 300, (40_000, *range(1, 60)), (513,) * 64], ids=len
+@pytest.mark.pairs(
+    kv_lengths={
+        "one": (60_000,),
+        "300 of 1": (1,) * 300,
+        "one and 59": (40_000, *range(1, 60)),
+        "64": (513,) * 64,
+    },
+    heads=[(8, 1), (8, 2), (6, 3), (16, 16)],
+    programs=[1, 2],
 )
 def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, heads, programs):
     inputs = make_inputs(

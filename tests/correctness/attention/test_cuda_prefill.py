@@ -40,42 +40,40 @@ def inputs_of(lengths, heads="gqa", head_size=128, block_size=16, dtype="bfloat1
     return dataclasses.replace(inputs, **made)
 
 
-def run(inputs):
+def run(inputs, *, return_lse=False):
     out = torch.full_like(inputs.query, torch.nan)
-    lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
-    for asked in (lse, None):
-        out.fill_(torch.nan)
-        call = inputs.call(out, asked)
-        assert not_taken(call) is None
-        launch_prefill(call)
-        check_attention(out, inputs)
-    _, exact = reference_attention(inputs.call(), torch.float64)
-    torch.testing.assert_close(lse.double(), exact, atol=1e-4, rtol=1e-5)
+    lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda") if return_lse else None
+    call = inputs.call(out, lse)
+    assert not_taken(call) is None
+    launch_prefill(call)
+    check_attention(out, inputs)
+    if return_lse:
+        _, exact = reference_attention(inputs.call(), torch.float64)
+        torch.testing.assert_close(lse.double(), exact, atol=1e-4, rtol=1e-5)
+
+
+# blocks smaller than a tile of keys, which has 64 or 128 tokens, as large, and larger
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.pairs(
+    lengths={"ragged": RAGGED, "long": LONG},
+    heads=list(HEADS),
+    head_size=[64, 80, 96, 128, 192, 256],
+    block_size=[8, 64, 128, 256],
+    dtype=["bfloat16", "float16"],
+    return_lse={"lse": True, "no lse": False},
+)
+def test_heads_and_blocks_of_every_size_agree_with_float64(
+    lengths, heads, head_size, block_size, dtype, return_lse
+):
+    run(inputs_of(lengths, heads, head_size, block_size, dtype), return_lse=return_lse)
 
 
 @pytest.mark.gpu
 @on_hopper
-@pytest.mark.parametrize("lengths", [RAGGED, LONG], ids=["ragged", "long"])
-@pytest.mark.parametrize("head_size", [64, 80, 96, 128, 192, 256])
-@pytest.mark.parametrize("heads", HEADS)
-def test_heads_of_every_size_and_grouping_agree_with_float64(heads, head_size, lengths):
-    run(inputs_of(lengths, heads, head_size, dtype="float16"))
-
-
-@pytest.mark.gpu
-@on_hopper
-@pytest.mark.parametrize("head_size", [96, 128, 256])
-@pytest.mark.parametrize("block_size", [8, 16, 32, 64, 128, 256])
-def test_blocks_of_every_size_agree_with_float64(block_size, head_size):
-    run(inputs_of(LONG, block_size=block_size, head_size=head_size))
-
-
-@pytest.mark.gpu
-@on_hopper
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("features", FEATURES)
-def test_features_agree_with_float64(features, dtype):
-    run(inputs_of(LONG, dtype=dtype, **FEATURES[features]))
+def test_features_agree_with_float64_over_many_tiles(features):
+    run(inputs_of(LONG, **FEATURES[features]), return_lse=True)
 
 
 @pytest.mark.gpu

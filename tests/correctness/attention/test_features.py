@@ -31,81 +31,77 @@ KINDS = {
     "prefill": ((1, 17, 150), (1, 17, 150)),
     "mixed": ((1, 5, 1, 40, 3), (1, 5, 300, 133, 64)),
 }
+# the interpreter takes a millisecond and more for a tile
+KINDS_ON_A_CPU = KINDS | {
+    "verify": ((4,) * 2, (4, 300)),
+    "chunk": ((40,), (133,)),
+    "prefill": ((1, 17, 70), (1, 17, 70)),
+    "mixed": ((1, 5, 1, 40, 3), (1, 5, 300, 64, 64)),
+}
+# bfloat16 twice: it is what models use
 ON = [
-    pytest.param(("cpu", "float16"), id="cpu-fp16"),
-    pytest.param(("cuda", "float16"), id="cuda-fp16", marks=pytest.mark.gpu),
-    pytest.param(("cuda", "bfloat16"), id="cuda-bf16", marks=pytest.mark.gpu),
+    ("cpu", "float16"),
+    *(("cuda", "bfloat16"), ("cuda", "bfloat16"), ("cuda", "float16"), ("cuda", "float32")),
 ]
+CACHES = {"16-bit": False, "fp8": True}
+HEADS = {"4-2-64": (4, 2, 64), "6-2-80": (6, 2, 80), "3-1-192": (3, 1, 192)}
 FP8 = "float8_e4m3"
 
 
 def make(on, kind, options, *, fp8=False, heads=(4, 2), head_size=64, block_size=16, seed=0):
     device, dtype = on
+    lengths = (KINDS_ON_A_CPU if device == "cpu" else KINDS)[kind]
     shape = AttentionShape(
-        *("test", *KINDS[kind], *heads, head_size, block_size, dtype, FP8 if fp8 else None)
+        *("test", *lengths, *heads, head_size, block_size, dtype, FP8 if fp8 else None)
     )
     return make_inputs(shape, device=device, seed=seed, **options)
 
 
-@pytest.mark.parametrize("on", ON)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_each_option_and_its_log_sum_exp_agree_with_float64(
-    attend, implementation, on, kind, options
+@pytest.mark.implementations("own")
+@pytest.mark.pairs(
+    nightly=False,
+    on=ON,
+    kind=list(KINDS),
+    options=OPTIONS,
+    fp8=CACHES,
+    heads=HEADS,
+    block_size=[1, 3, 16, 24, 256],
+    return_lse={"lse": True, "no lse": False},
+)
+def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
+    attend, implementation, on, kind, options, fp8, heads, block_size, return_lse
 ):
-    inputs = make(on, kind, options)
-    out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
-
-
-@pytest.mark.parametrize("on", ON)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["plain", "window", "all"])
-def test_an_fp8_cache_with_scales_agrees_with_float64(attend, implementation, on, kind, name):
-    inputs = make(on, kind, OPTIONS[name], fp8=True, seed=1)
-    out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
-
-
-@pytest.mark.parametrize("fp8", [False, True], ids=["16-bit", "fp8"])
-@pytest.mark.parametrize("kind", ["decode", "mixed"])
-def test_a_window_without_the_log_sum_exp_agrees_with_float64(
-    attend, implementation, device, kind, fp8
-):
-    inputs = make((device, "float16"), kind, OPTIONS["window"], fp8=fp8)
-    check_attention(attend(inputs, implementation), inputs)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("kind", ["decode", "mixed"])
-def test_queries_of_other_dtypes_read_an_fp8_cache(attend, implementation, device, kind, dtype):
-    if (implementation, device, dtype) == ("triton", "cpu", "bfloat16"):
-        pytest.skip("Triton's interpreter multiplies bfloat16 wrongly")
-    inputs = make((device, dtype), kind, OPTIONS["all"], fp8=True)
-    out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
-
-
-@pytest.mark.parametrize("block_size", [1, 3, 24, 256])
-@pytest.mark.parametrize("kind", ["decode", "mixed"])
-def test_a_window_begins_anywhere_in_a_block_of_any_size(
-    attend, implementation, device, kind, block_size
-):
-    for window in (7, 131):
-        inputs = make(
-            (device, "float16"), kind, {"window": window}, block_size=block_size, seed=window
-        )
+    *heads, head_size = heads
+    inputs = make(
+        on, kind, options, fp8=fp8, heads=heads, head_size=head_size, block_size=block_size
+    )
+    if return_lse:
+        out, lse = attend(inputs, implementation, return_lse=True)
+        check_attention(out, inputs, lse)
+    else:
         check_attention(attend(inputs, implementation), inputs)
 
 
-@pytest.mark.parametrize("head_size", [80, 192])
+@pytest.mark.gpu
+@pytest.mark.implementations("peers")
+@pytest.mark.parametrize("on", [("cuda", "bfloat16")], ids="-".join)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "fp8"), [*((name, False) for name in OPTIONS), ("plain", True), ("all", True)]
+)
+def test_options_one_by_one_agree_with_float64(attend, implementation, on, kind, name, fp8):
+    inputs = make(on, kind, OPTIONS[name], fp8=fp8, seed=1)
+    out, lse = attend(inputs, implementation, return_lse=True)
+    check_attention(out, inputs, lse)
+
+
+@pytest.mark.implementations("own")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
-def test_options_in_heads_that_are_padded_agree_with_float64(
-    attend, implementation, device, kind, head_size
-):
-    inputs = make(
-        *((device, "float16"), kind, OPTIONS["all"]), fp8=True, heads=(9, 3), head_size=head_size
-    )
+def test_queries_of_other_dtypes_read_an_fp8_cache_on_a_cpu(attend, implementation, kind, dtype):
+    if (implementation, dtype) == ("triton", "bfloat16"):
+        pytest.skip("Triton's interpreter multiplies bfloat16 wrongly")
+    inputs = make(("cpu", dtype), kind, OPTIONS["all"], fp8=True)
     out, lse = attend(inputs, implementation, return_lse=True)
     check_attention(out, inputs, lse)
 
@@ -201,10 +197,7 @@ EACH = [
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("on", ON)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fp8", [False, True], ids=["16-bit", "fp8"])
-@pytest.mark.parametrize("options", EACH, ids=str)
+@pytest.mark.pairs(on=ON, kind=list(KINDS), options={str(each): each for each in EACH}, fp8=CACHES)
 def test_every_combination_of_options_agrees_with_float64(
     attend, implementation, on, kind, fp8, options
 ):

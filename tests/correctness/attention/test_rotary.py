@@ -16,7 +16,10 @@ from pagedattn.attention import (
 )
 from pagedattn.kv_cache import FP8
 
+pytestmark = pytest.mark.implementations("reference", "torch", "triton")
+
 NUM_POSITIONS = 300
+PAIRS_LIE = {"halves": False, "interleaved": True}
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +78,10 @@ def made(device, dtype, num_tokens, num_query_heads, num_kv_heads, head_size, bl
     return cache, query, key, value, slots, positions
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
-@pytest.mark.parametrize(
-    ("num_query_heads", "num_kv_heads", "head_size", "rotary_size"),
-    [
+@pytest.mark.pairs(
+    dtype=[torch.float16, torch.bfloat16, torch.float32],
+    interleaved=PAIRS_LIE,
+    sizes=[  # query heads, KV heads, head size, rotary size
         (4, 2, 64, 64),
         (1, 1, 64, 32),
         (9, 3, 80, 20),
@@ -91,15 +93,9 @@ def made(device, dtype, num_tokens, num_query_heads, num_kv_heads, head_size, bl
     ],
 )
 def test_q_is_turned_and_k_and_v_land_in_their_slots(
-    implementation,
-    device,
-    dtype,
-    interleaved,
-    num_query_heads,
-    num_kv_heads,
-    head_size,
-    rotary_size,
+    implementation, device, dtype, interleaved, sizes
 ):
+    num_query_heads, num_kv_heads, head_size, rotary_size = sizes
     torch.manual_seed(head_size)
     cache, query, key, value, slots, positions = made(
         device, dtype, 5, num_query_heads, num_kv_heads, head_size

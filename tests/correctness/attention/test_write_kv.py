@@ -22,14 +22,15 @@ def poisoned_cache(device, dtype, block_size, num_kv_heads, head_size, num_block
     return cache
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("block_size", [1, 8, 16, 32, 64, 128, 256])
-@pytest.mark.parametrize(
-    ("num_kv_heads", "head_size"), [(1, 64), (3, 80), (2, 96), (8, 128), (2, 256)]
+@pytest.mark.pairs(
+    dtype=[torch.float16, torch.bfloat16, torch.float32],
+    block_size=[1, 8, 16, 32, 64, 128, 256],
+    heads=[(1, 64), (3, 80), (2, 96), (8, 128), (2, 256)],
 )
 def test_each_token_lands_in_its_slot_and_nothing_else_changes(
-    write, implementation, device, dtype, block_size, num_kv_heads, head_size
+    write, implementation, device, dtype, block_size, heads
 ):
+    num_kv_heads, head_size = heads
     cache = poisoned_cache(device, dtype, block_size, num_kv_heads, head_size)
     generator = torch.Generator().manual_seed(block_size)
     layer = cache.layer(1)

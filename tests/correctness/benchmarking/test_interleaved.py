@@ -204,6 +204,7 @@ def spin(seconds):
         pass
 
 
+@pytest.mark.undisturbed
 def test_a_wait_of_known_length_is_measured_to_a_hundredth_with_little_overhead():
     works = {"2 ms": HostWork(lambda: spin(2e-3)), "2.1 ms": HostWork(lambda: spin(2.1e-3))}
     begin = time.perf_counter()
@@ -231,6 +232,7 @@ def test_rounds_that_settle_do_not_count_in_times_or_clocks():
     assert len(journal) == 3 + 9
 
 
+@pytest.mark.undisturbed
 def test_what_prepares_a_host_round_comes_before_each_and_is_not_timed():
     order = []
 

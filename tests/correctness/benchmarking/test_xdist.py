@@ -1,5 +1,6 @@
 """Under pytest-xdist nothing is timed: that is said, and not saved as if it were."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,72 @@ def run(*arguments):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "option", ["--benchmark-autosave", "--benchmark-only", "--benchmark-save=x"]
-)
-def test_what_would_save_nothing_is_refused_in_one_sentence(option):
-    ran = run("-n", "1", option)
+@pytest.mark.parametrize("word", ["autosave", "only", "save", "json", "compare"])
+def test_what_would_save_nothing_is_refused(request, word):
+    root = request.config.pluginmanager.get_plugin(str(ROOT / "conftest.py"))
+    root.refuse_to_save_what_is_not_timed(argparse.Namespace(numprocesses=2))
+    root.refuse_to_save_what_is_not_timed(argparse.Namespace(**{f"benchmark_{word}": "x"}))
+    both = argparse.Namespace(**{f"benchmark_{word}": "x", "numprocesses": 2})
+    with pytest.raises(pytest.UsageError, match=f"--benchmark-{word} and -n 2 do not go together"):
+        root.refuse_to_save_what_is_not_timed(both)
+
+
+def test_the_refusal_is_one_sentence():
+    ran = run("-n", "1", "--benchmark-autosave")
     assert ran.returncode == 4
     assert "do not go together" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+WAITING = """
+import time
+from pathlib import Path
+
+import pytest
+
+LOG = Path(__file__).parent / "log"
+
+
+def write(word):
+    with LOG.open("a") as file:
+        file.write(word + "\\n")
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_other(number):
+    write("begin")
+    time.sleep(0.05)
+    write("end")
+
+
+@pytest.mark.undisturbed
+@pytest.mark.parametrize("number", range(3))
+def test_undisturbed(number):
+    write("alone")
+    time.sleep(0.1)
+    write("done")
+"""
+
+
+def test_nothing_runs_beside_what_is_marked_undisturbed(tmp_path):
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    pytest.importorskip("fcntl", reason="the system has no file locks of this kind")
+    (tmp_path / "test_waiting.py").write_text(WAITING)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2"]
+    command += ["-c", ROOT / "pytest.ini", "--rootdir", ROOT, "-p", "conftest"]
+    ran = subprocess.run(
+        [*command, tmp_path / "test_waiting.py"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    words = (tmp_path / "log").read_text().split()
+    assert words.count("alone") == 3
+    running = 0
+    for place, word in enumerate(words):
+        running += {"begin": 1, "end": -1}.get(word, 0)
+        if word == "alone":
+            assert running == 0
+            assert words[place + 1] == "done"
 
 
 def test_tests_run_and_it_is_said_that_nothing_was_timed():

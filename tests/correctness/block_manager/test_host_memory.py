@@ -82,9 +82,11 @@ def fastest_step(num_sequences, length, rounds=200):
     return min(times)
 
 
+@pytest.mark.undisturbed
 def test_a_steps_cost_does_not_grow_with_the_sequences_lengths():
     assert fastest_step(256, 100_000) < 1.5 * fastest_step(256, 100)
 
 
+@pytest.mark.undisturbed
 def test_a_steps_cost_grows_at_most_linearly_with_the_sequences():
     assert fastest_step(4096, 100) < 16 * fastest_step(256, 100)

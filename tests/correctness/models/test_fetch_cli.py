@@ -157,6 +157,7 @@ def test_sigterm_removes_what_is_unfinished(wheel, source):
     assert not Path("above").exists()
 
 
+@pytest.mark.undisturbed
 def test_help_has_examples_loads_no_heavy_package_and_comes_at_once():
     code = (
         "import runpy, sys\n"

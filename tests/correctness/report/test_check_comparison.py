@@ -82,6 +82,7 @@ def test_it_passes_if_the_slowed_row_and_nothing_else_is_found(
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".html"}
 
 
+@pytest.mark.undisturbed
 def test_a_slowed_launch_takes_five_percent_longer_and_gives_the_same():
     slower_on_host = module(ROOT / "tests/benchmarks/attention/conftest.py").slower_on_host
 

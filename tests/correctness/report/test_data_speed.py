@@ -40,6 +40,7 @@ def results_file(path, count, same=""):
     return path
 
 
+@pytest.mark.undisturbed
 def test_ten_thousand_rows_are_compared_in_ten_seconds(tmp_path, capsys):
     paths = [str(results_file(tmp_path / f"{name}.json", 10_000)) for name in "ab"]
     begin = time.process_time()
@@ -48,6 +49,7 @@ def test_ten_thousand_rows_are_compared_in_ten_seconds(tmp_path, capsys):
     assert "10000 rows: 0 slower, 0 faster, 0 unclear, 10000 same" in capsys.readouterr().out
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("same", ["", "name", "case"])
 def test_time_grows_with_the_rows_and_not_with_their_square(tmp_path, same):
     def seconds(count):
@@ -67,6 +69,7 @@ def test_time_grows_with_the_rows_and_not_with_their_square(tmp_path, same):
     assert seconds(4000) < 20 * seconds(500)
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("words", [["--help"], ["compare", "--help"]], ids=" ".join)
 def test_help_comes_in_half_a_second_and_loads_little(words):
     best = float("inf")

@@ -345,6 +345,7 @@ def copies_of_an_h100(count):
     return content | {"benchmarks": rows}
 
 
+@pytest.mark.undisturbed
 def test_ten_thousand_real_rows_are_reported_in_ten_seconds_by_the_whole_command(tmp_path):
     path, text = tmp_path / "results.json", json.dumps(copies_of_an_h100(10_000))
     path.write_text(text)

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedattn.reservation import (
@@ -32,6 +32,7 @@ def rows_of(system):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=settings().max_examples // 2)  # of up to 40 operations, on each system
 @given(data=st.data())
 def test_every_slot_has_one_use_after_every_operation(name, data):
     most = data.draw(st.integers(8, 64), label="max_model_len")
