@@ -43,6 +43,9 @@ ON = [
     ("cpu", "float16"),
     *(("cuda", "bfloat16"), ("cuda", "bfloat16"), ("cuda", "float16"), ("cuda", "float32")),
 ]
+WINDOWS = {"no window": None, "window of 1": 1, "window": 20, "window of tiles": 250}
+SCORES = {name: OPTIONS[name] for name in ("plain", "soft cap", "alibi", "sinks")}
+SCORES["all"] = {**OPTIONS["all"], "window": None}
 CACHES = {"16-bit": False, "fp8": True}
 HEADS = {"4-2-64": (4, 2, 64), "6-2-80": (6, 2, 80), "3-1-192": (3, 1, 192)}
 FP8 = "float8_e4m3"
@@ -62,16 +65,18 @@ def make(on, kind, options, *, fp8=False, heads=(4, 2), head_size=64, block_size
     nightly=False,
     on=ON,
     kind=list(KINDS),
-    options=OPTIONS,
+    window=WINDOWS,
+    options=SCORES,
     fp8=CACHES,
     heads=HEADS,
     block_size=[1, 3, 16, 24, 256],
     return_lse={"lse": True, "no lse": False},
 )
 def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
-    attend, implementation, on, kind, options, fp8, heads, block_size, return_lse
+    attend, implementation, on, kind, window, options, fp8, heads, block_size, return_lse
 ):
     *heads, head_size = heads
+    options = {**options, "window": window}
     inputs = make(
         on, kind, options, fp8=fp8, heads=heads, head_size=head_size, block_size=block_size
     )
