@@ -82,7 +82,7 @@ def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
     )
     if return_lse:
         out, lse = attend(inputs, implementation, return_lse=True)
-        check_attention(out, inputs, lse)
+        check_attention(out, inputs, lse, implementation)
     else:
         check_attention(attend(inputs, implementation), inputs)
 
@@ -97,7 +97,7 @@ def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
 def test_options_one_by_one_agree_with_float64(attend, implementation, on, kind, name, fp8):
     inputs = make(on, kind, OPTIONS[name], fp8=fp8, seed=1)
     out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
+    check_attention(out, inputs, lse, implementation)
 
 
 @pytest.mark.implementations("own")

@@ -154,9 +154,9 @@ def test_the_table_may_be_16_bits_wide(implementation, device, table):
     assert close(out, exact(query, positions, rotary), torch.float16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
-@pytest.mark.parametrize("rotary_size", [64, 24])
+@pytest.mark.pairs(
+    dtype=[torch.float16, torch.float32], interleaved=PAIRS_LIE, rotary_size=[64, 24]
+)
 def test_an_fp8_cache_gets_turned_keys_in_its_scales(
     implementation, device, dtype, interleaved, rotary_size
 ):

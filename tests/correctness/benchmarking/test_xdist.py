@@ -9,15 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 CASE = "tests/benchmarks/attention/bench_attention_cpu.py"
+CHOSEN = "test_other or test_undisturbed or (cpu-prefill-512 and torch)"
 
 
 def run(*arguments):
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CASE]
-    return subprocess.run(
-        [*command, "-k", "cpu-prefill-512 and torch", *arguments],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 @pytest.mark.parametrize("word", ["autosave", "only", "save", "json", "compare"])
@@ -31,7 +29,7 @@ def test_what_would_save_nothing_is_refused(request, word):
 
 
 def test_the_refusal_is_one_sentence():
-    ran = run("-n", "1", "--benchmark-autosave")
+    ran = run(CASE, "-n", "1", "--benchmark-autosave")
     assert ran.returncode == 4
     assert "do not go together" in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -67,18 +65,24 @@ def test_undisturbed(number):
 """
 
 
-def test_nothing_runs_beside_what_is_marked_undisturbed(tmp_path):
-    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A session of two workers, over rows and over the tests above, and what these wrote."""
     pytest.importorskip("fcntl", reason="the system has no file locks of this kind")
-    (tmp_path / "test_waiting.py").write_text(WAITING)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2"]
-    command += ["-c", ROOT / "pytest.ini", "--rootdir", ROOT, "-p", "conftest"]
-    ran = subprocess.run(
-        [*command, tmp_path / "test_waiting.py"],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    words = (tmp_path / "log").read_text().split()
+    path = tmp_path_factory.mktemp("session") / "test_waiting.py"
+    path.write_text(WAITING)
+    found = run(CASE, path, "-c", ROOT / "pytest.ini", "--rootdir", ROOT, "-n", "2", "-k", CHOSEN)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout, (path.parent / "log").read_text().split()
+
+
+def test_rows_run_and_it_is_said_that_nothing_was_timed(ran):
+    assert "were not timed" in ran[0]
+    assert "10 passed" in ran[0]
+
+
+def test_nothing_runs_beside_what_is_marked_undisturbed(ran):
+    words = ran[1]
     assert words.count("alone") == 3
     running = 0
     for place, word in enumerate(words):
@@ -86,10 +90,3 @@ def test_nothing_runs_beside_what_is_marked_undisturbed(tmp_path):
         if word == "alone":
             assert running == 0
             assert words[place + 1] == "done"
-
-
-def test_tests_run_and_it_is_said_that_nothing_was_timed():
-    ran = run("-n", "1")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "were not timed" in ran.stdout
-    assert "1 passed" in ran.stdout

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -106,8 +107,10 @@ def test_a_row_that_is_slowed_says_so_and_another_name_is_refused(tmp_path):
     words += ["tests/benchmarks/attention/bench_attention_cpu.py", f"--benchmark-json={target}"]
 
     def run(*more):
+        # a session of its own, also where pytest-xdist runs this one
+        own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
         return subprocess.run(
-            [*words, *more], cwd=ROOT, capture_output=True, text=True, check=False
+            [*words, *more], cwd=ROOT, env=own, capture_output=True, text=True, check=False
         )
 
     ran = run("-k", "cpu-prefill-4x128 and not reference", "--slow-down", "cpu-prefill-4x128-torch")
