@@ -60,6 +60,7 @@ def attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    causal: bool = True,
     implementation: str | None = None,
 ) -> torch.Tensor: ...
 
@@ -77,6 +78,7 @@ def attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    causal: bool = True,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -93,9 +95,10 @@ def attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    causal: bool = True,
     implementation: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention of a batch's query tokens over its paged keys and values.
+    """Attention of a batch's query tokens over its paged keys and values, causal unless asked.
 
     Query token t of a sequence with n tokens, q of them queries, is the sequence's token
     `n - q + t` and sees the keys 0 to `n - q + t`. Query head h uses KV head
@@ -115,6 +118,7 @@ def attention(
         soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; above 0.
         alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
         sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.
+        causal: False lets every query see all keys of its sequence, without window or slopes.
         implementation: a name from `implementation_names()`; None chooses: CUDA on a
             Hopper GPU, Triton on another, PyTorch elsewhere.
 
@@ -147,6 +151,10 @@ def attention(
         soft_cap is None or (math.isfinite(soft_cap) and soft_cap > 0),
         f"soft_cap is {soft_cap!r}; it must be a finite number above 0, or None",
     )
+    check(
+        causal or (window is None and alibi_slopes is None),
+        "a window and alibi_slopes count from a query's own position; they need causal=True",
+    )
     for name, tensor in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if tensor is not None:
             _check_per_head(name, tensor, query.shape[1], cache)
@@ -164,6 +172,7 @@ def attention(
         soft_cap=soft_cap,
         alibi_slopes=alibi_slopes,
         sinks=sinks,
+        causal=causal,
     )
     if query.shape[0] > 0:
         chosen = choose_implementation(implementation, cache)

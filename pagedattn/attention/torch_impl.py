@@ -65,13 +65,14 @@ class TorchImplementation:
         lengths = starts[1:] - starts[:-1]
         steps = torch.arange(batch.max_query_length, device=starts.device)
         first_query = batch.kv_lengths - lengths
-        own = first_query[:, None] + steps  # each query's own position
+        # each query's own position; where all keys are seen, as if it were the last token's
+        own = first_query[:, None] + steps if call.causal else batch.kv_lengths[:, None] - 1
         gathered = _gather(call, first_query)
         # padding rows repeat some token; their results are dropped below
         rows = (starts[:-1, None] + steps).clamp_(max=batch.num_query_tokens - 1)
         query = call.query[rows].transpose(1, 2)
         # distance[s, i, j]: position of key j less that of query i
-        distance = gathered.positions[:, None] - own[..., None]
+        distance = gathered.positions[:, None] - own[..., None]  # one i if all keys are seen
         visible = (distance <= 0) & gathered.held[:, None]
         if call.window is not None:
             visible &= distance > -call.window
@@ -81,7 +82,7 @@ class TorchImplementation:
         sequences = torch.searchsorted(starts[1:], tokens, right=True)
         sequences.clamp_(max=batch.num_sequences - 1)
         offsets = (tokens - starts[sequences]).clamp_(max=batch.max_query_length - 1)
-        if call.features <= {"window", "fp8"}:
+        if call.features <= {"window", "fp8", "not_causal"}:
             result = scaled_dot_product_attention(
                 query.to(gathered.key.dtype),
                 gathered.key,
@@ -162,6 +163,8 @@ def _attend(
         gathered: keys and values.
         visible: bool [num_sequences, max_query_length, width].
         distance: int64, the same shape; position of the key less that of the query.
+
+    `visible` and `distance` may have one row for all queries.
 
     Returns:
         The result in the shape of `query`, zeros where nothing is seen, and the log-sum-exp,

@@ -180,8 +180,11 @@ def not_taken(call: AttentionCall) -> str | None:
     strides = (*cache.key.stride()[:3], cache.value.data_ptr(), cache.key.data_ptr())
     if any(stride * kv_bytes % 16 for stride in strides[:3]) or any(at % 16 for at in strides[3:]):
         return "a cache that does not lie at multiples of 16 bytes"
-    tensors = (query, call.out)
-    if any(t.data_ptr() % 8 or t.stride(0) % 4 or t.stride(1) % 4 for t in tensors):
+    # 4 elements are read or written at once
+    if any(
+        t.data_ptr() % (4 * t.element_size()) or t.stride(0) % 4 or t.stride(1) % 4
+        for t in (query, call.out)
+    ):
         return "queries or outputs that do not lie at multiples of 8 bytes"
     return None
 
@@ -195,6 +198,7 @@ def macros_of(
     bf16: bool,
     block_size: int,
     features: Collection[str] = (),
+    out_f32: bool = False,
 ) -> tuple[tuple[str, int], ...]:
     """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
     return (
@@ -209,6 +213,8 @@ def macros_of(
         ("WARPS", WARPS),
         ("PROGRAMS", config.programs),
         ("SHARED_BYTES", config.shared_bytes),
+        ("CAUSAL", int("not_causal" not in features)),
+        ("OUT_F32", int(out_f32)),
         *((name.upper(), int(name in features)) for name in SWITCHES),
     )
 
@@ -245,6 +251,7 @@ def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> No
         bf16=query.dtype == torch.bfloat16,
         block_size=cache.block_size,
         features=call.features,
+        out_f32=call.out.dtype == torch.float32,
     )
     decode = load_kernel("decode.cu", "decode_kernel", macros, device.index)
     num_programs = num_programs * config.programs

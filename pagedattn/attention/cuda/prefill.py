@@ -119,6 +119,8 @@ def launch_prefill(call: AttentionCall) -> None:
         ("KV_TILE", tile),
         ("QUERY_STAGES", query_stages),
         ("BF16", int(query.dtype == torch.bfloat16)),
+        ("OUT_F32", int(call.out.dtype == torch.float32)),
+        ("CAUSAL", int(call.causal)),
         ("WINDOW", int(call.window is not None)),
         ("SOFT_CAP", int(call.soft_cap is not None)),
         ("ALIBI", int(call.alibi_slopes is not None)),
@@ -156,8 +158,10 @@ def launch_prefill(call: AttentionCall) -> None:
     head_bytes = 4 * head_size * max(1, batch.max_kv_length)
     parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
     # few of the longest query: chunks, which the matrix units limit, among decodes, which the
-    # memory does
-    parameters.from_both_ends = 2 * num_tokens < batch.num_sequences * batch.max_query_length
+    # memory does; a part of shared blocks is neither
+    parameters.from_both_ends = (
+        call.causal and 2 * num_tokens < batch.num_sequences * batch.max_query_length
+    )
     parameters.octets_of_a_block = cache.key.stride(0) // (8 * cache.key.stride(2))
 
     padded = -(-head_size // 64) * 128

@@ -6,7 +6,7 @@ struct Item {
     int first_token;     // the tile's first query token
     int num_tokens;      // its query tokens
     int head;            // KV head; negative after the last item
-    int first_position;  // place of the first query token in its sequence
+    int first_position;  // of the first query token; if not CAUSAL the last key, for all of them
     int tile_begin;      // KV tiles from here
     int tile_end;        // to here are seen by some row
     int sequence;
@@ -77,8 +77,9 @@ DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
     item.kv_length = p.kv_lengths[sequence];
     item.first_token = start + first_step;
     item.num_tokens = min(TILE_TOKENS, num_queries - first_step);
-    item.first_position = item.kv_length - num_queries + first_step;
-    int seen = item.kv_length > 0 ? max(item.first_position + item.num_tokens, 0) : 0;
+    item.first_position = item.kv_length - (CAUSAL ? num_queries - first_step : 1);
+    int seen = item.first_position + (CAUSAL ? item.num_tokens : 1);
+    seen = item.kv_length > 0 ? max(seen, 0) : 0;
     item.tile_end = (seen + KV_TILE - 1) / KV_TILE;
     item.tile_begin = min(item.first_key(p) / KV_TILE, item.tile_end);
     return true;

@@ -67,6 +67,22 @@ def test_an_fp8_cache_with_scales_agrees_with_float64(attend, implementation, on
     check_attention(out, inputs, lse)
 
 
+@pytest.mark.parametrize("on", ON)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["plain", "soft cap", "sinks"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["16-bit", "fp8"])
+def test_without_causality_every_query_sees_all_keys_even_fewer_than_queries(
+    attend, implementation, on, kind, name, fp8
+):
+    inputs = dataclasses.replace(make(on, kind, OPTIONS[name], fp8=fp8), causal=False)
+    out, lse = attend(inputs, implementation, return_lse=True)
+    check_attention(out, inputs, lse)
+    inputs.batch.kv_lengths.sub_(25).clamp_(min=0)
+    out, lse = attend(inputs, implementation, return_lse=True)
+    check_attention(out, inputs, lse)
+    check_attention(attend(inputs, implementation), inputs)
+
+
 @pytest.mark.parametrize("fp8", [False, True], ids=["16-bit", "fp8"])
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
 def test_a_window_without_the_log_sum_exp_agrees_with_float64(
@@ -237,4 +253,6 @@ def test_every_size_with_options_agrees_with_float64(
 
 def test_the_cases_ask_for_every_feature():
     inputs = make(("cpu", "float16"), "decode", OPTIONS["all"], fp8=True)
-    assert inputs.call(lse=torch.empty(5, 4)).features == FEATURES.keys()
+    assert inputs.call(lse=torch.empty(5, 4)).features == FEATURES.keys() - {"not_causal"}
+    inputs = dataclasses.replace(inputs, causal=False)
+    assert "not_causal" in inputs.call().features
