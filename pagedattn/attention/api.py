@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 
 from pagedattn.attention.call import AttentionCall
+from pagedattn.attention.cascade import attend_in_parts, plan_of
 from pagedattn.attention.registry import UnsupportedError, get_implementation
 
 if TYPE_CHECKING:
@@ -181,7 +182,11 @@ def attention(
             raise UnsupportedError(
                 f"implementation {chosen.name!r} cannot take these inputs: {reason}"
             )
-        chosen.attention(call)
+        plan = plan_of(chosen, call)
+        if plan is None:
+            chosen.attention(call)
+        else:
+            attend_in_parts(chosen, call, plan)
     return out if lse is None else (out, lse)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from pagedattn.attention.cascade import torch_steps
 from pagedattn.kv_cache import dequantised, write_slots
 
 if TYPE_CHECKING:
@@ -104,6 +105,20 @@ class TorchImplementation:
     ) -> None:
         """Write K and V of tokens into their slots; slots outside the cache are skipped."""
         write_slots(cache, key, value, slots)
+
+    def gather_rows(self, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Collect the queries of parts; see `pagedattn.attention.cascade`."""
+        return torch_steps.gather_rows(query, rows)
+
+    def merge_parts(
+        self,
+        call: AttentionCall,
+        own: tuple[torch.Tensor, torch.Tensor],
+        parts: tuple[torch.Tensor, torch.Tensor],
+        parts_of_token: torch.Tensor,
+    ) -> None:
+        """Merge the results of parts; see `pagedattn.attention.cascade`."""
+        torch_steps.merge_parts(call, own, parts, parts_of_token)
 
 
 def _gather(call: AttentionCall, first_query: torch.Tensor) -> _Gathered:

@@ -101,6 +101,26 @@ def not_taken(call: AttentionCall) -> str | None:
     return None
 
 
+def macros_of(call: AttentionCall) -> tuple[tuple[str, int], ...]:
+    """Return what prefill.cu is specialised for."""
+    query, cache = call.query, call.cache
+    return (
+        ("HEAD_SIZE", cache.head_size),
+        ("BLOCK_SIZE", cache.block_size),
+        ("GROUP", query.shape[1] // cache.num_kv_heads),
+        ("KV_TILE", _kv_tile(cache.head_size)),
+        ("QUERY_STAGES", _query_stages(cache.head_size)),
+        ("BF16", int(query.dtype == torch.bfloat16)),
+        ("OUT_F32", int(call.out.dtype == torch.float32)),
+        ("CAUSAL", int(call.causal)),
+        ("WINDOW", int(call.window is not None)),
+        ("SOFT_CAP", int(call.soft_cap is not None)),
+        ("ALIBI", int(call.alibi_slopes is not None)),
+        ("SINKS", int(call.sinks is not None)),
+        ("LSE", int(call.lse is not None)),
+    )
+
+
 def launch_prefill(call: AttentionCall) -> None:
     """Launch the kernel; `not_taken` must be None.
 
@@ -111,23 +131,8 @@ def launch_prefill(call: AttentionCall) -> None:
     query, cache, batch = call.query, call.cache, call.batch
     num_tokens, num_query_heads, head_size = query.shape
     group = num_query_heads // cache.num_kv_heads
-    tile, query_stages = _kv_tile(head_size), 1 if head_size > 192 else 2
-    macros = (
-        ("HEAD_SIZE", head_size),
-        ("BLOCK_SIZE", cache.block_size),
-        ("GROUP", group),
-        ("KV_TILE", tile),
-        ("QUERY_STAGES", query_stages),
-        ("BF16", int(query.dtype == torch.bfloat16)),
-        ("OUT_F32", int(call.out.dtype == torch.float32)),
-        ("CAUSAL", int(call.causal)),
-        ("WINDOW", int(call.window is not None)),
-        ("SOFT_CAP", int(call.soft_cap is not None)),
-        ("ALIBI", int(call.alibi_slopes is not None)),
-        ("SINKS", int(call.sinks is not None)),
-        ("LSE", int(call.lse is not None)),
-    )
-    kernel = load_kernel("prefill.cu", "prefill_kernel", macros, query.device.index)
+    tile, query_stages = _kv_tile(head_size), _query_stages(head_size)
+    kernel = load_kernel("prefill.cu", "prefill_kernel", macros_of(call), query.device.index)
 
     parameters = _Parameters()
     parameters.query = _map_of_queries(query, group)
@@ -188,6 +193,10 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
 
 def _kv_tile(head_size: int) -> int:
     return 128 if head_size <= 128 else 64
+
+
+def _query_stages(head_size: int) -> int:
+    return 1 if head_size > 192 else 2
 
 
 def _map_of_queries(query: torch.Tensor, group: int) -> TensorMap:

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pagedattn.attention.cuda.prefill import launch_prefill, not_taken, section_heads
+from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
+from pagedattn.attention.cuda.prefill import (
+    launch_prefill,
+    macros_of,
+    not_taken,
+    section_heads,
+)
 from pagedattn.attention.reference import reference_attention
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.workloads import AttentionShape
@@ -30,11 +36,13 @@ on_hopper = pytest.mark.skipif(
 )
 
 
-def inputs_of(lengths, heads="gqa", head_size=128, block_size=16, dtype="bfloat16", **features):
+def inputs_of(
+    lengths, heads="gqa", head_size=128, block_size=16, dtype="bfloat16", device="cuda", **features
+):
     shape = AttentionShape("test", *lengths, *HEADS[heads], head_size, block_size, dtype)
-    inputs = make_inputs(shape, device="cuda", seed=head_size + block_size)
+    inputs = make_inputs(shape, device=device, seed=head_size + block_size)
     made = {
-        name: torch.rand(HEADS[heads][0], device="cuda") if value is True else value
+        name: torch.rand(HEADS[heads][0], device=device) if value is True else value
         for name, value in features.items()
     }
     return dataclasses.replace(inputs, **made)
@@ -51,6 +59,23 @@ def run(inputs):
         check_attention(out, inputs)
     _, exact = reference_attention(inputs.call(), torch.float64)
     torch.testing.assert_close(lse.double(), exact, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_size", [80, 128, 256])
+@pytest.mark.parametrize("features", ["plain", "all", "part"])
+def test_the_kernel_compiles(features, head_size, tmp_path, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    try:
+        compiler_version()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
+    options = {"causal": False, "soft_cap": 2.0} if features == "part" else FEATURES[features]
+    call = inputs_of(RAGGED, head_size=head_size, device="cpu", **options).call()
+    if features == "part":
+        call = dataclasses.replace(call, out=call.out.float(), lse=torch.empty(call.query.shape[:2]))
+    assert not_taken(call) is None
+    assert compile_kernel("prefill.cu", dict(macros_of(call))).startswith(b"\x7fELF")
 
 
 @pytest.mark.gpu
@@ -76,6 +101,23 @@ def test_blocks_of_every_size_agree_with_float64(block_size, head_size):
 @pytest.mark.parametrize("features", FEATURES)
 def test_features_agree_with_float64(features, dtype):
     run(inputs_of(LONG, dtype=dtype, **FEATURES[features]))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("head_size", [64, 80, 128, 256])
+@pytest.mark.parametrize("lengths", [RAGGED, LONG], ids=["ragged", "long"])
+def test_a_part_of_shared_blocks_sees_all_keys_and_is_float32(lengths, head_size):
+    inputs = dataclasses.replace(inputs_of(lengths, head_size=head_size), causal=False)
+    exact, exact_lse = reference_attention(inputs.call(), torch.float64)
+    out = torch.full(inputs.query.shape, torch.nan, device="cuda")
+    lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
+    call = inputs.call(out, lse)
+    assert not_taken(call) is None
+    launch_prefill(call)
+    error = (out.double() - exact).norm() / exact.norm()
+    assert error < 4e-3  # of softmax weights in bfloat16, not of an output in it
+    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.gpu
