@@ -81,7 +81,8 @@ def find_shared_blocks(page_table: PageTable, query_lengths: ArrayLike = 1) -> l
 def _repeated(blocks: NDArray[np.int32]) -> NDArray[np.int32]:
     """Those that are there more than once, ascending; some of them several times."""
     ordered = np.sort(blocks)
-    return ordered[1:][ordered[1:] == ordered[:-1]]
+    repeated: NDArray[np.int32] = ordered[1:][ordered[1:] == ordered[:-1]]
+    return repeated
 
 
 def _tree(shared: NDArray[np.int64], sequences: NDArray[np.int64]) -> list[SharedBlocks]:

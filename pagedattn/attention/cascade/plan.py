@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pagedattn.shared_prefix import SharedBlocks
 
 LEAST_PARTS = 32
+LEAST_ROWS = 1024
 LEAST_PARTS_OF_A_TOKEN = 16
 """Room that a plan has in any case, so that batches that share otherwise find some."""
 
@@ -71,25 +72,22 @@ class CascadePlan:
         num_queries, parts_of_a_token = schedule.parts_of_token.shape
         most = schedule.most_queries
         self.max_queries = num_queries
-        if 0 < most and is_short(most, layer):
+        if most > 0 and is_short(most, layer):
             # as many as the kernel's columns hold anyway
             columns = next(columns for columns in (8, 16, 32) if most * layer.group <= columns)
             self.max_queries = min(columns, layer.short_rows) // layer.group
         self._limits = limits = Limits(
             parts=max(schedule.lengths.size, LEAST_PARTS),
-            rows=max(schedule.rows.size, num_queries),
+            rows=max(schedule.rows.size, num_queries, min(LEAST_ROWS, 4 * num_queries)),
             parts_of_a_token=max(parts_of_a_token, LEAST_PARTS_OF_A_TOKEN),
             queries=self.max_queries,
         )
         device, width = batch.device, batch.block_tables.shape[1]
-        self._sizes = (
-            *(batch.num_sequences, *(limits.parts,) * 3, limits.parts + 1, limits.rows),
-            num_queries * limits.parts_of_a_token,
-        )
+        self._sizes = [batch.num_sequences, *[limits.parts] * 3, limits.parts + 1, limits.rows]
+        self._sizes.append(num_queries * limits.parts_of_a_token)
         self._packed = torch.empty(sum(self._sizes), dtype=torch.int32, device=device)
-        skipped, sources, first_blocks, lengths, starts, rows, parts = self._packed.split(
-            self._sizes
-        )
+        views = torch.split(self._packed, self._sizes)
+        skipped, sources, first_blocks, lengths, starts, rows, parts = views
         self._own = skipped
         self._of_parts = sources, first_blocks
         self.tensors = PartTensors(
@@ -98,9 +96,7 @@ class CascadePlan:
             starts=starts,
             rows=rows,
             parts_of_token=parts.view(num_queries, limits.parts_of_a_token),
-            own_tables=torch.empty(
-                (batch.num_sequences, width), dtype=torch.int32, device=device
-            ),
+            own_tables=torch.empty((batch.num_sequences, width), dtype=torch.int32, device=device),
             tables=torch.empty((limits.parts, width), dtype=torch.int32, device=device),
         )
         self._write(schedule, batch)
@@ -140,9 +136,7 @@ class CascadePlan:
         self._packed.copy_(torch.from_numpy(packed))
 
         made, tables = self.tensors, batch.block_tables
-        torch.sub(
-            batch.kv_lengths, self._own * schedule.block_size, out=made.own_lengths
-        )
+        torch.sub(batch.kv_lengths, self._own * schedule.block_size, out=made.own_lengths)
         _read_from(tables, self._own, made.own_tables)
         part_sources, part_blocks = self._of_parts
         _read_from(tables[part_sources], part_blocks, made.tables)
@@ -210,6 +204,8 @@ class Sharing:
             queries = np.zeros_like(bound)
             queries[:1] = batch.num_query_tokens
             self.nodes, self.lengths = [], Lengths(bound, queries, self.lengths.block_size)
-        self._plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
-        for plan in self._plans.values():
+        # where it did not pay, it is looked at anew
+        plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
+        for plan in plans.values():
             plan.update(self.nodes, self.lengths, batch)
+        self._plans = {**plans}

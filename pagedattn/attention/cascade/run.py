@@ -73,9 +73,7 @@ def plan_of(implementation: Implementation, call: AttentionCall) -> CascadePlan 
     return sharing.plan(layer, call.batch)
 
 
-def attend_in_parts(
-    implementation: Implementation, call: AttentionCall, plan: CascadePlan
-) -> None:
+def attend_in_parts(implementation: Implementation, call: AttentionCall, plan: CascadePlan) -> None:
     """Write what `implementation.attention(call)` would, reading shared blocks once.
 
     Memory: for each query token and part it is in, its query, and its result in float32; one such
@@ -86,15 +84,9 @@ def attend_in_parts(
     parts = _partial(query)
     own = _partial(call.query)
     of_parts, of_own = _batches(call.batch, plan)
-    implementation.attention(
-        replace(
-            *(call,), query=query, batch=of_parts, out=parts[0], lse=parts[1], sinks=None,
-            causal=False,
-        )  # fmt: skip
-    )
-    implementation.attention(
-        replace(call, batch=of_own, out=own[0], lse=own[1], sinks=None)
-    )
+    in_parts = replace(call, batch=of_parts, query=query, sinks=None, causal=False)
+    implementation.attention(replace(in_parts, out=parts[0], lse=parts[1]))
+    implementation.attention(replace(call, batch=of_own, out=own[0], lse=own[1], sinks=None))
     steps.merge_parts(call, own, parts, plan.tensors.parts_of_token)
 
 

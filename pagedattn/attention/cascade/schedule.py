@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -199,7 +198,9 @@ def _part_counts(shared: list[_Shared], block_size: int, layer: Layer) -> NDArra
     length = np.unique(-(-units.max() // np.arange(1, most + 1)))
     counts = -(-units[:, None] // length)
     seconds = _seconds(counts, tokens[:, None], tiles[:, None], length * unit, layer)
-    return counts[:, len(length) - 1 - int(seconds[::-1].argmin())]
+    fewest = len(length) - 1 - int(seconds[::-1].argmin())  # of equals the longest parts
+    chosen: NDArray[np.int64] = counts[:, fewest]
+    return chosen
 
 
 def is_short(queries: int, layer: Layer) -> bool:
@@ -335,7 +336,5 @@ def _arrays(
     )
     if layer.costs is None:
         return schedule
-    saved = _seconds_saved(
-        shared, counts, of_token.size, lengths.block_size, layer, layer.costs
-    )
+    saved = _seconds_saved(shared, counts, of_token.size, lengths.block_size, layer, layer.costs)
     return replace(schedule, seconds_saved=saved)

@@ -41,10 +41,7 @@ def _gather_kernel(
         columns = tl.arange(0, HEAD_TILE)
         mask = (heads < num_heads)[:, None] & (columns < HEAD_SIZE)[None, :]
         query = tl.load(
-            query_ptr
-            + token * token_stride
-            + heads[:, None] * head_stride
-            + columns[None, :],
+            query_ptr + token * token_stride + heads[:, None] * head_stride + columns[None, :],
             mask=mask,
         )
         places = (row.to(tl.int64) * num_heads + heads) * HEAD_SIZE
@@ -60,9 +57,7 @@ def gather_rows(query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
     """
     _, num_heads, head_size = query.shape
-    out = torch.empty(
-        (rows.shape[0], num_heads, head_size), dtype=query.dtype, device=query.device
-    )
+    out = torch.empty((rows.shape[0], num_heads, head_size), dtype=query.dtype, device=query.device)
     head_tile = triton.next_power_of_2(head_size)
     heads = min(triton.next_power_of_2(num_heads), max(1, GATHER_ELEMENTS // head_tile))
     _gather_kernel[(rows.shape[0], triton.cdiv(num_heads, heads))](

@@ -164,7 +164,10 @@ def test_a_call_names_what_it_asks_for_and_what_is_missing(inputs):
     )  # fmt: skip
     assert full.features == FEATURES.keys() - {"fp8"}
     assert full.beyond(FEATURES) is None
-    assert full.beyond({"alibi", "lse", "sinks", "not_causal"}) == "it does not do a sliding window or a soft cap"
+    assert (
+        full.beyond({"alibi", "lse", "sinks", "not_causal"})
+        == "it does not do a sliding window or a soft cap"
+    )
 
 
 def page_table(lengths, block_size=4):

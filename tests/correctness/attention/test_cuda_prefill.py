@@ -73,7 +73,9 @@ def test_the_kernel_compiles(features, head_size, tmp_path, monkeypatch):
     options = {"causal": False, "soft_cap": 2.0} if features == "part" else FEATURES[features]
     call = inputs_of(RAGGED, head_size=head_size, device="cpu", **options).call()
     if features == "part":
-        call = dataclasses.replace(call, out=call.out.float(), lse=torch.empty(call.query.shape[:2]))
+        call = dataclasses.replace(
+            call, out=call.out.float(), lse=torch.empty(call.query.shape[:2])
+        )
     assert not_taken(call) is None
     assert compile_kernel("prefill.cu", dict(macros_of(call))).startswith(b"\x7fELF")
 

@@ -98,7 +98,9 @@ def make(device, kind, seed=0, *, share=True, heads=(8, 2), head_size=64, fp8=Fa
         options["sinks"] = 2 * torch.randn(heads[0], device=device)
     query = torch.randn((queries.sum(), heads[0], head_size), device=device).to(dtype)
     batch = AttentionBatch.of(table, queries, device, share=share)
-    return AttentionInputs(query, query[:, : heads[1]], query[:, : heads[1]], cache.layer(0), batch, **options)
+    return AttentionInputs(
+        query, query[:, : heads[1]], query[:, : heads[1]], cache.layer(0), batch, **options
+    )
 
 
 def attend(inputs, implementation):
@@ -118,8 +120,8 @@ def the_plan(batch):
 
 @pytest.fixture(params=[False, True], ids=["whole", "cut"])
 def is_cut(request, monkeypatch):
-    """Whether nodes are cut into parts, by as many processors as a GPU has, and with short parts."""
-    monkeypatch.setattr(run, "_processors", lambda device: 132 if request.param else 1)
+    """Whether nodes are cut into parts, as for the many processors of a GPU."""
+    monkeypatch.setattr(run, "_processors", lambda _: 132 if request.param else 1)
     monkeypatch.setattr(schedule, "CUT_TOKENS", BLOCK)
     monkeypatch.setattr(schedule, "GPU", dataclasses.replace(GPU, item=0.0))
     return request.param
@@ -176,7 +178,9 @@ def test_each_shared_token_is_read_once_and_not_through_the_sequences_tables(
     lengths, queries = inputs.batch.sharing.lengths.num_tokens, np.array(KINDS[kind])
     takes_part = queries > 0
     blocks = -(-lengths // BLOCK)
-    distinct = np.unique(np.concatenate([t[:b] for t, b in zip(tables[takes_part], blocks[takes_part], strict=True)]))
+    distinct = np.unique(
+        np.concatenate([t[:b] for t, b in zip(tables[takes_part], blocks[takes_part], strict=True)])
+    )
     read = (made.lengths // BLOCK).sum() + -(-made.own_lengths // BLOCK)[takes_part].sum()
     # ceil and sums agree as shared blocks are whole
     assert read == distinct.size
@@ -187,9 +191,10 @@ def test_each_shared_token_is_read_once_and_not_through_the_sequences_tables(
     assert lse.isfinite().all()
 
 
+@pytest.mark.usefixtures("is_cut")
 @pytest.mark.parametrize("kind", ["decode", "many"])
 def test_an_update_follows_batches_that_share_less_or_otherwise_or_nothing(
-    implementation, device, kind, is_cut
+    implementation, device, kind
 ):
     inputs = make(device, kind, 0)
     batch, num_blocks = inputs.batch, inputs.cache.num_blocks
