@@ -16,14 +16,15 @@ class Costs:
     """Rates of a device, all of it together.
 
     Attributes:
-        fixed: seconds for what a batch without shared blocks does not need: to gather queries,
-            to launch once more, to merge.
+        fixed: seconds that three launches more cost, whatever they do.
         read: bytes a second of K and V, read from memory.
-        read_again: the same where another sequence read the block just before.
-        kept: bytes of blocks that a cache keeps from one sequence to the next.
+        read_again: the same where other sequences read the block too: from a cache, and beside what
+            is read from memory.
         multiply: floating-point operations a second over tiles of `TILE_ROWS` rows.
         item: seconds that a tile of queries costs beside its products.
-        merge: bytes a second of partial results, each written and read once.
+        divided: seconds of a launch over few queries, whose keys are divided over the device and
+            whose partial results are merged.
+        merge: bytes a second of partial results: gathered for, written, read and merged.
         margin: how many times its cost sharing has to save.
 
     """
@@ -31,27 +32,39 @@ class Costs:
     fixed: float
     read: float
     read_again: float
-    kept: int
     multiply: float
     item: float
+    divided: float
     merge: float
     margin: float
 
 
 GPU = Costs(
-    fixed=12e-6,
+    fixed=4e-6,
     read=3.0e12,
-    read_again=5.0e12,
-    kept=32 << 20,
-    multiply=5.5e14,
-    item=4e-6,
-    merge=2e12,
+    read_again=11e12,
+    multiply=3.8e14,
+    item=2e-6,
+    divided=16e-6,
+    merge=0.9e12,
     margin=1.1,
 )
-"""An H100 SXM; `bench_shared_prefix_gpu.py` times both ways, on either side of where they cross."""
+"""An H100 SXM: fitted to both ways over prefixes of 128 to 16 k tokens and batches of 2 to 256.
+
+32 query heads on 8 KV heads of size 128, bfloat16, 256 tokens of each sequence's own;
+`bench_shared_prefix_gpu.py` times both ways, on either side of where they cross. All sequences read
+a block at about the same time, so that a prefix that is larger than the L2 is read again as fast.
+"""
 
 CPU = Costs(
-    fixed=300e-6, read=5e9, read_again=5e9, kept=0, multiply=5e10, item=20e-6, merge=5e9, margin=1.1
+    fixed=300e-6,
+    read=5e9,
+    read_again=5e9,
+    multiply=5e10,
+    item=20e-6,
+    divided=20e-6,
+    merge=5e9,
+    margin=1.1,
 )
 """Two cores under PyTorch, where a gathered key moves several times."""
 

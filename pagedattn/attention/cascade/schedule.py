@@ -169,15 +169,11 @@ def _pays(num_members: int, num_rows: int, num_tokens: int, layer: Layer) -> boo
     costs = layer.costs
     if costs is None:
         return True
-    saved = num_members * _read_again(num_tokens * layer.token_bytes, costs)
+    saved = num_members * num_tokens * layer.token_bytes / costs.read_again
     tiles = layer.tiles(num_rows)
     spent = tiles * layer.num_kv_heads * num_tokens * layer.tile_seconds(costs, tiles)
     spent = spent / layer.processors + num_rows * layer.row_bytes / costs.merge
     return saved > costs.margin * spent
-
-
-def _read_again(num_bytes: int, costs: Costs) -> float:
-    return num_bytes / (costs.read_again if num_bytes <= costs.kept else costs.read)
 
 
 def _part_counts(shared: list[_Shared], block_size: int, layer: Layer) -> NDArray[np.int64]:
@@ -191,13 +187,13 @@ def _part_counts(shared: list[_Shared], block_size: int, layer: Layer) -> NDArra
         return ones
     tokens = np.array([(node.end - node.begin) * block_size for node in shared])
     unit = CUT_TOKENS if CUT_TOKENS % block_size == 0 else block_size
-    tiles = np.array([layer.tiles(node.rows.size) for node in shared])
     units = -(-tokens // unit)
     most = min(layer.processors, int(units.max()))
     # each length that cuts the longest node into another number of parts
     length = np.unique(-(-units.max() // np.arange(1, most + 1)))
     counts = -(-units[:, None] // length)
-    seconds = _seconds(counts, tokens[:, None], tiles[:, None], length * unit, layer)
+    rows = np.array([node.rows.size for node in shared])
+    seconds = _seconds(counts, tokens[:, None], rows[:, None], length * unit, layer)
     fewest = len(length) - 1 - int(seconds[::-1].argmin())  # of equals the longest parts
     chosen: NDArray[np.int64] = counts[:, fewest]
     return chosen
@@ -224,43 +220,47 @@ def _seconds_saved(
     members = np.array([node.members.size for node in shared])
     node_bytes = tokens * layer.token_bytes
     once = float(node_bytes.sum())
-    again = costs.read_again if once <= costs.kept else costs.read
-    alone = once / costs.read + float(((members - 1) * node_bytes).sum()) / again
+    alone = once / costs.read + float(((members - 1) * node_bytes).sum()) / costs.read_again
     if is_short(int(rows.max()), layer):
-        parts = costs.item + once / costs.read
+        parts = costs.divided + once / costs.read
+        parts += float((counts * rows).sum()) * layer.row_bytes / costs.merge
     else:
-        tiles = np.array([layer.tiles(size) for size in rows.tolist()])
         longest = (-(-tokens // counts)).max(keepdims=True)
-        way = (counts[:, None], tokens[:, None], tiles[:, None], longest)
+        way = (counts[:, None], tokens[:, None], rows[:, None], longest)
         parts = float(_seconds(*way, layer)[0])
-    merged = (float((counts * rows).sum()) + num_queries) * layer.row_bytes
-    return alone - costs.margin * (costs.fixed + parts + merged / costs.merge)
+    # each query token's own result moves in float32, and then once more as what is asked for
+    merged = 2 * num_queries * layer.row_bytes / costs.merge
+    return alone - costs.margin * (costs.fixed + parts + merged)
 
 
 def _seconds(
     counts: NDArray[np.int64],
     tokens: NDArray[np.int64],
-    tiles: NDArray[np.int64],
+    rows: NDArray[np.int64],
     longest: NDArray[np.int64],
     layer: Layer,
 ) -> NDArray[np.float64]:
-    """Estimate of a launch over all parts, for several ways to cut.
+    """Estimate of a launch over all parts and of merging them, for several ways to cut.
 
     Args:
         counts: [num_nodes, num_ways], parts.
         tokens: [num_nodes, 1], of a node.
-        tiles: [num_nodes, 1], of queries of one KV head.
+        rows: [num_nodes, 1], query tokens of a node.
         longest: [num_ways], tokens of the longest part.
         layer: heads and costs.
 
     """
     costs = layer.costs or GPU
+    tiles = layer.tiles(rows)
     of_token = layer.tile_seconds(costs, float(tiles.mean()))
     items = (counts * tiles).sum(0) * layer.num_kv_heads
     work = (tiles * (counts * costs.item + tokens * of_token)).sum(0) * layer.num_kv_heads
     longest_item = costs.item + longest * of_token
     in_rounds = -(-items // layer.processors) * longest_item
-    seconds: NDArray[np.float64] = np.minimum(in_rounds, work / layer.processors + longest_item)
+    attended = np.minimum(in_rounds, work / layer.processors + longest_item)
+    seconds: NDArray[np.float64] = attended + (counts * rows).sum(0) * (
+        layer.row_bytes / costs.merge
+    )
     return seconds
 
 
