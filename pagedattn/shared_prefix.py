@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pagedattn.page_table import PageTable
 
 
+FEW_COLUMNS = 64
+
+
 @dataclass(frozen=True)
 class SharedBlocks:
     """Blocks that two or more sequences have in common: a node of the tree.
@@ -44,7 +47,8 @@ def find_shared_blocks(page_table: PageTable, query_lengths: ArrayLike = 1) -> l
     share block 5: a node (0, 1, members [0, 1, 2]); the first two go on with block 2: a node
     (1, 2, members [0, 1], parent 0).
 
-    Cost: a comparison of neighbours, after a sort of the rows that begin with a block of another.
+    Cost: for each level of the tree a sort by one block and, as far as the level reaches, a
+    comparison of all members with the first: 0.1 ms for 128 tables that share 1024 blocks.
 
     Args:
         page_table: block tables and lengths; unchanged.
@@ -54,67 +58,92 @@ def find_shared_blocks(page_table: PageTable, query_lengths: ArrayLike = 1) -> l
         The nodes, parents before their children.
 
     """
-    first_blocks = page_table.block_tables[:, :1].ravel()
-    if not _repeated(first_blocks).size:
+    tables = page_table.block_tables
+    if not _is_any_repeated(tables[:, :1].ravel()):
         return []
     before_queries = np.maximum(page_table.num_tokens - np.asarray(query_lengths, np.int64), 0)
     counts = before_queries // page_table.block_size
-    # places without a whole block have an entry that means nothing
-    first_blocks = first_blocks[counts > 0]
-    candidates = (counts > 0).nonzero()[0][np.isin(first_blocks, _repeated(first_blocks))]
-    if candidates.size == 0:
-        return []
-    counts = counts[candidates]
-    tables = page_table.block_tables[candidates, : counts.max()]
-    # no block has this id: rows differ at the latest where one of them ends
-    tables = np.where(np.arange(tables.shape[1]) < counts[:, None], tables, -1)
-    # bytes in any order that is the same for all: equal beginnings become neighbours
-    as_bytes = np.ascontiguousarray(tables).view(f"V{tables.itemsize * tables.shape[1]}")
-    order = np.argsort(as_bytes[:, 0], kind="stable")
-    tables, counts = tables[order], counts[order]
-    differs = tables[1:] != tables[:-1]
-    first = np.where(differs.any(axis=1), differs.argmax(axis=1), tables.shape[1])
-    shared = np.minimum(first, np.minimum(counts[1:], counts[:-1]))
-    return _tree(shared, candidates[order])
+    nodes: list[SharedBlocks] = []
+    # a level of the tree: who goes on behind a node of the level before, where, and which node
+    members = np.flatnonzero(counts > 0)
+    begins = parents = np.zeros_like(members)
+    while members.size:
+        members, sizes, parents = _alike(members, parents, tables[members, begins])
+        if members.size == 0:
+            break
+        starts = np.cumsum(sizes) - sizes
+        ends = np.minimum.reduceat(counts[members], starts)
+        _shorten(ends, tables, members, sizes, int(begins.min()))
+        is_root = not nodes
+        places = np.repeat(len(nodes) + np.arange(sizes.size), sizes)
+        for start, size, end, parent in zip(
+            starts.tolist(), sizes.tolist(), ends.tolist(), parents.tolist(), strict=True
+        ):
+            begin = 0 if is_root else nodes[parent].end
+            of_node = members[start : start + size]
+            nodes.append(SharedBlocks(begin, end, of_node, None if is_root else parent))
+        begins = np.repeat(ends, sizes)
+        goes_on = counts[members] > begins
+        members, begins, parents = members[goes_on], begins[goes_on], places[goes_on]
+    return nodes
 
 
-def _repeated(blocks: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Those that are there more than once, ascending; some of them several times."""
+def _is_any_repeated(blocks: NDArray[np.int32]) -> bool:
     ordered = np.sort(blocks)
-    repeated: NDArray[np.int32] = ordered[1:][ordered[1:] == ordered[:-1]]
-    return repeated
+    return bool((ordered[1:] == ordered[:-1]).any())
 
 
-def _tree(shared: NDArray[np.int64], sequences: NDArray[np.int64]) -> list[SharedBlocks]:
-    """Make nodes of ordered sequences.
-
-    A node is a run of neighbours that share more blocks than those at its ends; runs are found with
-    a stack, as the intervals of a suffix array are (Abouelhoda et al. 2004, §3), and only where
-    the number of blocks changes.
+def _alike(
+    members: NDArray[np.int64], parents: NDArray[np.int64], blocks: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Divide members by their node and next block; leave out who is alone.
 
     Args:
-        shared: int64 [num_sequences - 1], blocks that neighbours share.
-        sequences: int64 [num_sequences], their places in the batch.
+        members: int64 [num_members], ascending in each node.
+        parents: int64 [num_members], ascending.
+        blocks: int32 [num_members].
+
+    Returns:
+        Members in order, ascending in each group; sizes of the groups; their `parents`.
 
     """
-    changes = np.flatnonzero(np.diff(shared, prepend=0, append=0))
-    values = np.append(shared, 0)
-    open_runs: list[tuple[int, int]] = []  # blocks shared, first sequence
-    found: list[tuple[int, int, int]] = []  # blocks shared, first and last sequence
-    for place, value in zip(changes.tolist(), values[changes].tolist(), strict=True):
-        first = place
-        while open_runs and open_runs[-1][0] > value:
-            depth, first = open_runs.pop()
-            found.append((depth, first, place))
-        if value > 0 and (not open_runs or open_runs[-1][0] < value):
-            open_runs.append((value, first))
-    nodes: list[SharedBlocks] = []
-    around: list[tuple[int, int]] = []  # index and last sequence of the runs around the next one
-    for depth, first, last in sorted(found, key=lambda run: (run[1], -run[2])):
-        while around and around[-1][1] < last:
-            around.pop()
-        parent = around[-1][0] if around else None
-        begin = 0 if parent is None else nodes[parent].end
-        around.append((len(nodes), last))
-        nodes.append(SharedBlocks(begin, depth, np.sort(sequences[first : last + 1]), parent))
-    return nodes
+    keys = (parents << 32) + blocks
+    order = np.argsort(keys, kind="stable")
+    members, parents, keys = members[order], parents[order], keys[order]
+    is_first = np.ones(members.size + 1, bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_first[1:-1])
+    starts = is_first.nonzero()[0]
+    starts, sizes = starts[:-1], starts[1:] - starts[:-1]
+    is_kept = sizes > 1
+    of_groups = np.repeat(is_kept, sizes)
+    return members[of_groups], sizes[is_kept], parents[starts[is_kept]]
+
+
+def _shorten(
+    ends: NDArray[np.int64],
+    tables: NDArray[np.int32],
+    members: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    begin: int,
+) -> None:
+    """Lower each group's end to the first column in which its members' tables differ.
+
+    Columns are compared some at a time, more each time, until all groups have ended.
+
+    Args:
+        ends: int64 [num_groups], changed.
+        tables: int32 [num_sequences, max_blocks].
+        members: int64 [num_members], a group after the other.
+        sizes: int64 [num_groups], members of each.
+        begin: column before which they are known to be the same.
+
+    """
+    starts, count = np.cumsum(sizes) - sizes, FEW_COLUMNS
+    while begin < (last := int(ends.max())):
+        columns = tables[members, begin : min(begin + count, last)]
+        one_each = columns[:1] if sizes.size == 1 else np.repeat(columns[starts], sizes, axis=0)
+        differs = columns != one_each
+        first = differs.argmax(axis=1)
+        first[~differs[np.arange(members.size), first]] = last  # all are the same
+        np.minimum(ends, begin + np.minimum.reduceat(first, starts), out=ends)
+        begin, count = begin + count, 4 * count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,7 @@ class CascadePlan:
         self._packed = torch.empty(sum(self._sizes), dtype=torch.int32, device=device)
         views = torch.split(self._packed, self._sizes)
         skipped, sources, first_blocks, lengths, starts, rows, parts = views
+        self._columns = torch.arange(width, device=device)
         self._own = skipped
         self._of_parts = sources, first_blocks
         self.tensors = PartTensors(
@@ -120,8 +122,10 @@ class CascadePlan:
     def _write(self, schedule: Schedule, batch: AttentionBatch) -> None:
         self.schedule, limits = schedule, self._limits
         packed = np.zeros(self._packed.shape[0], np.int32)
-        views: list[NDArray[np.int32]] = np.split(packed, np.cumsum(self._sizes)[:-1])
-        skipped, sources, first_blocks, lengths, starts, rows, parts = views
+        ends = list(itertools.accumulate(self._sizes))
+        skipped, sources, first_blocks, lengths, starts, rows, parts = (
+            packed[end - size : end] for size, end in zip(self._sizes, ends, strict=True)
+        )
         idle = limits.parts - schedule.lengths.size
         skipped[:] = schedule.skipped
         sources[idle:] = schedule.sources
@@ -137,19 +141,17 @@ class CascadePlan:
 
         made, tables = self.tensors, batch.block_tables
         torch.sub(batch.kv_lengths, self._own * schedule.block_size, out=made.own_lengths)
-        _read_from(tables, self._own, made.own_tables)
+        self._read_from(tables, self._own, made.own_tables)
         part_sources, part_blocks = self._of_parts
-        _read_from(tables[part_sources], part_blocks, made.tables)
+        self._read_from(tables[part_sources], part_blocks, made.tables)
 
+    def _read_from(self, tables: torch.Tensor, first: torch.Tensor, out: torch.Tensor) -> None:
+        """Write each table's entries from its first one on; behind a table's end is anything.
 
-def _read_from(tables: torch.Tensor, first: torch.Tensor, out: torch.Tensor) -> None:
-    """Write each table's entries from its first one on; what is behind a table's end is anything.
-
-    Worked example: the tables [[5, 2, 7]] with first [1] become [[2, 7, 7]].
-    """
-    columns = torch.arange(tables.shape[1], device=tables.device)
-    places = (first[:, None] + columns).clamp_(max=max(0, columns.numel() - 1))
-    torch.gather(tables, 1, places, out=out)
+        Worked example: the tables [[5, 2, 7]] with first [1] become [[2, 7, 7]].
+        """
+        places = (first[:, None] + self._columns).clamp_(max=max(0, tables.shape[1] - 1))
+        torch.gather(tables, 1, places, out=out)
 
 
 class Sharing:

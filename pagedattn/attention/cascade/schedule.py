@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -148,17 +149,21 @@ def _worthwhile(nodes: list[SharedBlocks], lengths: Lengths, layer: Layer) -> li
     taking_part = queries > 0
     if layer.costs is not None:
         taking_part &= queries * layer.group < TILE_ROWS
+    all_do = bool(taking_part.all())
     reach: list[int] = []  # for each node, behind which block its members are still on their own
     shared = []
     for node in nodes:
         begin = 0 if node.parent is None else reach[node.parent]
-        members = node.members[taking_part[node.members]]
-        rows = np.repeat(starts[members], queries[members])
-        inside = np.repeat(np.cumsum(queries[members]) - queries[members], queries[members])
-        rows += np.arange(rows.size) - inside
+        members = node.members if all_do else node.members[taking_part[node.members]]
+        of_members = queries[members]
+        num_rows = int(of_members.sum())
         tokens = (node.end - begin) * lengths.block_size
-        is_shared = members.size > 1 and _pays(members.size, rows.size, tokens, layer)
+        is_shared = members.size > 1 and _pays(members.size, num_rows, tokens, layer)
         if is_shared:
+            rows = starts[members]
+            if num_rows > rows.size:  # some have more than one
+                rows = np.repeat(rows - np.cumsum(of_members) + of_members, of_members)
+                rows += np.arange(num_rows)
             shared.append(_Shared(begin, node.end, members, rows))
         reach.append(node.end if is_shared else begin)
     return shared
@@ -188,9 +193,10 @@ def _part_counts(shared: list[_Shared], block_size: int, layer: Layer) -> NDArra
     tokens = np.array([(node.end - node.begin) * block_size for node in shared])
     unit = CUT_TOKENS if CUT_TOKENS % block_size == 0 else block_size
     units = -(-tokens // unit)
-    most = min(layer.processors, int(units.max()))
+    longest = int(units.max())
+    most = min(layer.processors, longest)
     # each length that cuts the longest node into another number of parts
-    length = np.unique(-(-units.max() // np.arange(1, most + 1)))
+    length = np.array(sorted({-(-longest // parts) for parts in range(1, most + 1)}))
     counts = -(-units[:, None] // length)
     rows = np.array([node.rows.size for node in shared])
     seconds = _seconds(counts, tokens[:, None], rows[:, None], length * unit, layer)
@@ -292,8 +298,7 @@ def _arrays(
     layer: Layer,
     limits: Limits,
 ) -> Schedule:
-    num_sequences = lengths.num_tokens.size
-    skipped = np.zeros(num_sequences, np.int64)
+    skipped = np.zeros(lengths.num_tokens.size, np.int64)
     of_token = np.zeros(int(lengths.query_lengths.sum()), np.int64)  # parts so far
     unit = max(1, CUT_TOKENS // lengths.block_size)
     sources: list[int] = []
@@ -306,15 +311,14 @@ def _arrays(
     for node, count in zip(shared, counts.tolist(), strict=True):
         skipped[node.members] = node.end
         units = -(-(node.end - node.begin) // unit)
-        bounds = node.begin + np.arange(count + 1) * units // count * unit
-        bounds[-1] = node.end
+        cuts = [node.begin + part * units // count * unit for part in range(count)] + [node.end]
         for bundle in _bundles(node, limits):
             sources += [int(node.members[0])] * count
-            first_blocks += bounds[:-1].tolist()
-            blocks += np.diff(bounds).tolist()
+            first_blocks += cuts[:-1]
+            blocks += [after - before for before, after in itertools.pairwise(cuts)]
             sizes += [bundle.size] * count
-            rows.append(np.tile(bundle, count))
-            of_parts = at + np.arange(count * bundle.size).reshape(count, bundle.size)
+            rows += [bundle] * count
+            of_parts = np.arange(at, at + count * bundle.size).reshape(count, -1)
             # all members are in the same parts so far: those of the nodes around this one
             places.append((bundle, int(of_token[bundle[0]]), of_parts.T))
             of_token[bundle] += count
@@ -328,7 +332,7 @@ def _arrays(
         sources=np.array(sources, np.int64),
         first_blocks=np.array(first_blocks, np.int64),
         lengths=np.array(blocks, np.int64) * lengths.block_size,
-        starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
+        starts=np.array([0, *itertools.accumulate(sizes)], np.int64),
         rows=np.concatenate(rows) if rows else np.empty(0, np.int64),
         parts_of_token=parts_of_token,
         block_size=lengths.block_size,
