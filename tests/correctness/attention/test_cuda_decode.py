@@ -157,6 +157,6 @@ def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, 
     assert config.programs == programs
     for _ in range(2):  # the counters are left as they were found
         call.out.fill_(torch.nan)
-        decode.launch_decode(call, config)
+        decode.DecodeLaunch(call, config)(call)
         check_attention(call.out, inputs)
     assert not inputs.batch.arrivals.any()

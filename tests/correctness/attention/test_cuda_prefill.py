@@ -8,7 +8,7 @@ import torch
 
 from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
 from pagedattn.attention.cuda.prefill import (
-    launch_prefill,
+    PrefillLaunch,
     macros_of,
     not_taken,
     section_heads,
@@ -48,6 +48,10 @@ def inputs_of(
     return dataclasses.replace(inputs, **made)
 
 
+def launch(call):
+    PrefillLaunch(call)(call)
+
+
 def run(inputs):
     out = torch.full_like(inputs.query, torch.nan)
     lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
@@ -55,7 +59,7 @@ def run(inputs):
         out.fill_(torch.nan)
         call = inputs.call(out, asked)
         assert not_taken(call) is None
-        launch_prefill(call)
+        launch(call)
         check_attention(out, inputs)
     _, exact = reference_attention(inputs.call(), torch.float64)
     torch.testing.assert_close(lse.double(), exact, atol=1e-4, rtol=1e-5)
@@ -116,7 +120,7 @@ def test_a_part_of_shared_blocks_sees_all_keys_and_is_float32(lengths, head_size
     lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
     call = inputs.call(out, lse)
     assert not_taken(call) is None
-    launch_prefill(call)
+    launch(call)
     error = (out.double() - exact).norm() / exact.norm()
     assert error < 4e-3  # of softmax weights in bfloat16, not of an output in it
     torch.testing.assert_close(lse.double(), exact_lse, atol=1e-4, rtol=1e-5)
@@ -134,7 +138,7 @@ def test_entries_of_blocks_that_nobody_sees_are_not_followed():
     unseen = (columns < first_seen[:, None]) | (columns >= (lengths[:, None] + 15) // 16)
     inputs.batch.block_tables.copy_(torch.where(unseen, 2**30, tables))
     out = torch.full_like(inputs.query, torch.nan)
-    launch_prefill(inputs.call(out))
+    launch(inputs.call(out))
     again = torch.where(unseen, 0, tables)
     inputs.batch.block_tables.copy_(again)
     check_attention(out, inputs)
@@ -149,8 +153,8 @@ def test_padding_and_idle_sequences_disturb_nobody_and_a_second_run_gives_the_sa
     first, second = torch.full((2, *inputs.query.shape), torch.nan, device="cuda").to(
         inputs.query.dtype
     )
-    launch_prefill(inputs.call(first))
-    launch_prefill(inputs.call(second))
+    for out in (first, second):
+        launch(inputs.call(out))
     assert torch.equal(first, second)
     check_attention(first, inputs)
     assert not first[702:766].any()
@@ -164,7 +168,7 @@ def test_a_strided_query_and_output_are_taken_and_nothing_else_is_written():
     fused[:, :8] = inputs.query
     out = torch.full_like(fused, 7.0)
     call = dataclasses.replace(inputs.call(out[:, :8]), query=fused[:, :8])
-    launch_prefill(call)
+    launch(call)
     check_attention(out[:, :8].contiguous(), inputs)
     assert (out[:, 8:] == 7).all()
 
