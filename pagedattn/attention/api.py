@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 
 from pagedattn.attention.call import AttentionCall
+from pagedattn.attention.cascade import attend_in_parts, plan_of
 from pagedattn.attention.registry import UnsupportedError, get_implementation
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    causal: bool = True,
     implementation: str | None = None,
 ) -> torch.Tensor: ...
 
@@ -77,6 +79,7 @@ def attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    causal: bool = True,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -93,9 +96,10 @@ def attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    causal: bool = True,
     implementation: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention of a batch's query tokens over its paged keys and values.
+    """Attention of a batch's query tokens over its paged keys and values, causal unless asked.
 
     Query token t of a sequence with n tokens, q of them queries, is the sequence's token
     `n - q + t` and sees the keys 0 to `n - q + t`. Query head h uses KV head
@@ -115,6 +119,7 @@ def attention(
         soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; above 0.
         alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
         sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.
+        causal: False lets every query see all keys of its sequence, without window or slopes.
         implementation: a name from `implementation_names()`; None chooses: CUDA on a
             Hopper GPU, Triton on another, PyTorch elsewhere.
 
@@ -133,20 +138,24 @@ def attention(
     if out is None:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
     else:
-        check(
-            out.shape == query.shape and out.dtype == query.dtype,
-            f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} {tuple(query.shape)}",
-        )
-        check(out.stride(-1) == 1, "out must be contiguous in its last dimension")
+        if out.shape != query.shape or out.dtype != query.dtype:
+            raise ValueError(
+                f"out is {out.dtype} {tuple(out.shape)}; "
+                f"it must be {query.dtype} {tuple(query.shape)}"
+            )
+        if out.stride(-1) != 1:
+            raise ValueError("out must be contiguous in its last dimension")
         check_device("out", out, cache)
-    check(
-        window is None or (type(window) is int and window >= 1),
-        f"window is {window!r}; it must be a whole number of tokens, at least 1, or None",
-    )
-    check(
-        soft_cap is None or (math.isfinite(soft_cap) and soft_cap > 0),
-        f"soft_cap is {soft_cap!r}; it must be a finite number above 0, or None",
-    )
+    if window is not None and (type(window) is not int or window < 1):
+        raise ValueError(
+            f"window is {window!r}; it must be a whole number of tokens, at least 1, or None"
+        )
+    if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
+        raise ValueError(f"soft_cap is {soft_cap!r}; it must be a finite number above 0, or None")
+    if not causal and (window is not None or alibi_slopes is not None):
+        raise ValueError(
+            "a window and alibi_slopes count from a query's own position; they need causal=True"
+        )
     for name, tensor in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if tensor is not None:
             _check_per_head(name, tensor, query.shape[1], cache)
@@ -164,6 +173,7 @@ def attention(
         soft_cap=soft_cap,
         alibi_slopes=alibi_slopes,
         sinks=sinks,
+        causal=causal,
     )
     if query.shape[0] > 0:
         chosen = choose_implementation(implementation, cache)
@@ -172,7 +182,11 @@ def attention(
             raise UnsupportedError(
                 f"implementation {chosen.name!r} cannot take these inputs: {reason}"
             )
-        chosen.attention(call)
+        plan = plan_of(chosen, call)
+        if plan is None:
+            chosen.attention(call)
+        else:
+            attend_in_parts(chosen, call, plan)
     return out if lse is None else (out, lse)
 
 
@@ -182,14 +196,16 @@ def check_new_tokens(
     """Raise `ValueError` unless these are as `write_kv` describes them."""
     expected = (slots.shape[0], cache.num_kv_heads, cache.head_size)
     for name, tensor in (("key", key), ("value", value)):
-        check(
-            tuple(tensor.shape) == expected,
-            f"{name} has shape {tuple(tensor.shape)}; "
-            f"[num_tokens, num_kv_heads, head_size] is {expected} here",
-        )
-        check(tensor.stride(-1) == 1, f"{name} must be contiguous in its last dimension")
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; "
+                f"[num_tokens, num_kv_heads, head_size] is {expected} here"
+            )
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must be contiguous in its last dimension")
         check_device(name, tensor, cache)
-    check(slots.dtype == torch.int64, f"slots are {slots.dtype}; they must be torch.int64")
+    if slots.dtype != torch.int64:
+        raise ValueError(f"slots are {slots.dtype}; they must be torch.int64")
     check_device("slots", slots, cache)
 
 
@@ -208,45 +224,41 @@ def _fastest(device: torch.device) -> str:
 
 
 def _check_query(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> None:
-    check(
-        query.dim() == 3,
-        f"query has {query.dim()} dimensions; it must be "
-        "[num_query_tokens, num_query_heads, head_size]",
-    )
+    if query.dim() != 3:
+        raise ValueError(
+            f"query has {query.dim()} dimensions; it must be "
+            "[num_query_tokens, num_query_heads, head_size]"
+        )
     num_tokens, num_query_heads, head_size = query.shape
-    check(
-        num_tokens == batch.num_query_tokens,
-        f"query has {num_tokens} tokens; the batch has {batch.num_query_tokens}",
-    )
-    check(
-        head_size == cache.head_size,
-        f"query has head_size {head_size}; the cache has {cache.head_size}",
-    )
-    check(
-        num_query_heads % cache.num_kv_heads == 0,
-        f"query has {num_query_heads} heads, which is no multiple of the cache's "
-        f"{cache.num_kv_heads} KV heads",
-    )
-    check(
-        query.dtype in QUERY_DTYPES,
-        f"query is {query.dtype}; it must be torch.float16, torch.bfloat16 or torch.float32",
-    )
-    check(
-        query.dtype == cache.dtype or cache.dtype == torch.float8_e4m3fn,
-        f"query is {query.dtype}; the cache is {cache.dtype}",
-    )
-    check(query.stride(-1) == 1, "query must be contiguous in its last dimension")
+    if num_tokens != batch.num_query_tokens:
+        raise ValueError(f"query has {num_tokens} tokens; the batch has {batch.num_query_tokens}")
+    if head_size != cache.head_size:
+        raise ValueError(f"query has head_size {head_size}; the cache has {cache.head_size}")
+    if num_query_heads % cache.num_kv_heads != 0:
+        raise ValueError(
+            f"query has {num_query_heads} heads, which is no multiple of the cache's "
+            f"{cache.num_kv_heads} KV heads"
+        )
+    if query.dtype not in QUERY_DTYPES:
+        raise ValueError(
+            f"query is {query.dtype}; it must be torch.float16, torch.bfloat16 or torch.float32"
+        )
+    if cache.dtype not in (query.dtype, torch.float8_e4m3fn):
+        raise ValueError(f"query is {query.dtype}; the cache is {cache.dtype}")
+    if query.stride(-1) != 1:
+        raise ValueError("query must be contiguous in its last dimension")
     check_device("query", query, cache)
     check_device("batch", batch.block_tables, cache)
 
 
 def _check_per_head(name: str, tensor: torch.Tensor, num_heads: int, cache: LayerCache) -> None:
-    check(
-        tensor.dtype == torch.float32 and tuple(tensor.shape) == (num_heads,),
-        f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be torch.float32 "
-        f"[num_query_heads], here {(num_heads,)}",
-    )
-    check(tensor.is_contiguous(), f"{name} must be contiguous")
+    if tensor.dtype != torch.float32 or tuple(tensor.shape) != (num_heads,):
+        raise ValueError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be torch.float32 "
+            f"[num_query_heads], here {(num_heads,)}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous")
     check_device(name, tensor, cache)
 
 
@@ -258,7 +270,5 @@ def check(condition: bool, sentence: str) -> None:
 
 def check_device(name: str, tensor: torch.Tensor, cache: LayerCache) -> None:
     """Raise `ValueError` unless the tensor is on the cache's device."""
-    check(
-        tensor.device == cache.key.device,
-        f"{name} is on {tensor.device}; the cache is on {cache.key.device}",
-    )
+    if tensor.device != cache.key.device:
+        raise ValueError(f"{name} is on {tensor.device}; the cache is on {cache.key.device}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from pagedattn.attention.cascade.plan import Sharing
+from pagedattn.attention.cascade.schedule import Lengths
+from pagedattn.shared_prefix import find_shared_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -42,6 +46,8 @@ class AttentionBatch:
             to merge a sequence, or which piece of work is next, and leave zeros: so launches of
             one batch must run one after the other, as a step's layers do. Without, a kernel that
             needs counters makes them, which is one more launch.
+        sharing: which blocks sequences share, so that they are read once where that pays, or None.
+            Where there is one, tensors may be changed by `update` alone.
 
     """
 
@@ -52,6 +58,7 @@ class AttentionBatch:
     max_query_length: int
     max_kv_length: int
     arrivals: torch.Tensor | None = None
+    sharing: Sharing | None = None
 
     @classmethod
     def of(
@@ -60,6 +67,7 @@ class AttentionBatch:
         query_lengths: ArrayLike = 1,
         device: torch.device | str = "cpu",
         max_kv_length: int | None = None,
+        share: bool | None = None,
     ) -> AttentionBatch:
         """Make a batch from a page table that already counts the query tokens.
 
@@ -70,6 +78,8 @@ class AttentionBatch:
             device: where the tensors go.
             max_kv_length: what a sequence may grow to through `update`; the block tables get room
                 for it. None is the longest sequence of now.
+            share: read blocks that sequences share once: True always, so that a graph captured
+                over this batch does it after every `update`; False never; None where it pays.
 
         Raises:
             ValueError: a query length is negative or above the sequence's length, or a sequence
@@ -89,6 +99,13 @@ class AttentionBatch:
             tables = np.pad(tables, ((0, 0), (0, missing)))
         slots = page_table.slots(query_lengths)
         lengths = np.broadcast_to(np.asarray(query_lengths, np.int64), page_table.num_tokens.shape)
+        sharing = None
+        if share is not False:
+            sharing = Sharing(
+                find_shared_blocks(page_table, lengths),
+                Lengths(page_table.num_tokens.copy(), lengths, page_table.block_size),
+                always=share is True,
+            )
         starts = np.zeros(lengths.size + 1, dtype=np.int32)
         np.cumsum(lengths, out=starts[1:])
         return cls(
@@ -103,6 +120,7 @@ class AttentionBatch:
                 if torch.device(device).type == "cuda"
                 else None
             ),
+            sharing=sharing,
         )
 
     @property
@@ -119,6 +137,10 @@ class AttentionBatch:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.block_tables.device
+
+    def without_sharing(self) -> AttentionBatch:
+        """Return the same batch, of the same tensors, that reads blocks for each sequence."""
+        return replace(self, sharing=None)
 
     def counters(self, count: int) -> torch.Tensor:
         """Return int32 zeros for a kernel that leaves zeros: `arrivals`, or new ones.
@@ -163,3 +185,5 @@ class AttentionBatch:
         self.block_tables[:, :width].copy_(other.block_tables)
         for field in ("kv_lengths", "query_starts", "slots"):
             getattr(self, field).copy_(getattr(other, field))
+        if self.sharing is not None:
+            self.sharing.update(other.sharing, self)

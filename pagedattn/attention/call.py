@@ -20,6 +20,7 @@ FEATURES = {
     "alibi": "ALiBi slopes",
     "sinks": "attention sinks",
     "lse": "the log-sum-exp",
+    "not_causal": "queries that see all keys",
 }
 """What a call may ask for beyond plain causal attention, by name."""
 
@@ -35,6 +36,9 @@ class AttentionCall:
         s = s + alibi_slopes[head] * (j - i)       if there are slopes
         s = -inf                                   if j > i, or j <= i - window
 
+    Where `causal` is False, no score is -inf: each query sees all of its sequence's keys, which may
+    then be fewer than its queries.
+
     and the result is `sum_j exp(s_j) v_j / (sum_j exp(s_j) + exp(sinks[head]))`, the last term
     if there are sinks.
 
@@ -48,7 +52,8 @@ class AttentionCall:
         batch: lengths, block tables and query rows.
         scale: factor of the scores.
         out: in the shape and dtype of `query`, written in every row; zeros where no key is seen.
-            The last dimension is contiguous.
+            The last dimension is contiguous. Where parts are merged afterwards it is float32
+            whatever the query is: implementations with `merges_parts` alone are given that.
         lse: float32 [num_query_tokens, num_query_heads], contiguous, written if given: natural
             logarithm of the sum of exp(s), the sink included; -inf where no key is seen and
             there are no sinks.
@@ -57,6 +62,8 @@ class AttentionCall:
         soft_cap: bound of the scores, above 0.
         alibi_slopes: float32 [num_query_heads], contiguous.
         sinks: float32 [num_query_heads], contiguous.
+        causal: False lets each query see all of its sequence's keys; then there is neither a window
+            nor slopes.
 
     """
 
@@ -70,6 +77,7 @@ class AttentionCall:
     soft_cap: float | None = None
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
+    causal: bool = True
 
     @property
     def features(self) -> frozenset[str]:
@@ -81,6 +89,7 @@ class AttentionCall:
             "alibi": self.alibi_slopes is not None,
             "sinks": self.sinks is not None,
             "lse": self.lse is not None,
+            "not_causal": not self.causal,
         }
         return frozenset(name for name, is_asked in asked.items() if is_asked)
 

@@ -59,6 +59,8 @@ def reference_attention(
         for row in range(begin, end, QUERY_CHUNK):
             rows = slice(row, min(row + QUERY_CHUNK, end))
             positions = torch.arange(rows.start, rows.stop, device=out.device) - begin + first
+            if not call.causal:  # as if each were the last token
+                positions[:] = num_tokens - 1
             out[rows], lse[rows] = _attend(
                 call, call.query[rows].to(dtype), positions, key, value, first_seen, weights_dtype
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from pagedattn.attention.cascade import torch_steps
 from pagedattn.kv_cache import dequantised, write_slots
 
 if TYPE_CHECKING:
@@ -65,13 +66,14 @@ class TorchImplementation:
         lengths = starts[1:] - starts[:-1]
         steps = torch.arange(batch.max_query_length, device=starts.device)
         first_query = batch.kv_lengths - lengths
-        own = first_query[:, None] + steps  # each query's own position
+        # each query's own position; where all keys are seen, as if it were the last token's
+        own = first_query[:, None] + steps if call.causal else batch.kv_lengths[:, None] - 1
         gathered = _gather(call, first_query)
         # padding rows repeat some token; their results are dropped below
         rows = (starts[:-1, None] + steps).clamp_(max=batch.num_query_tokens - 1)
         query = call.query[rows].transpose(1, 2)
         # distance[s, i, j]: position of key j less that of query i
-        distance = gathered.positions[:, None] - own[..., None]
+        distance = gathered.positions[:, None] - own[..., None]  # one i if all keys are seen
         visible = (distance <= 0) & gathered.held[:, None]
         if call.window is not None:
             visible &= distance > -call.window
@@ -81,7 +83,7 @@ class TorchImplementation:
         sequences = torch.searchsorted(starts[1:], tokens, right=True)
         sequences.clamp_(max=batch.num_sequences - 1)
         offsets = (tokens - starts[sequences]).clamp_(max=batch.max_query_length - 1)
-        if call.features <= {"window", "fp8"}:
+        if call.features <= {"window", "fp8", "not_causal"}:
             result = scaled_dot_product_attention(
                 query.to(gathered.key.dtype),
                 gathered.key,
@@ -103,6 +105,20 @@ class TorchImplementation:
     ) -> None:
         """Write K and V of tokens into their slots; slots outside the cache are skipped."""
         write_slots(cache, key, value, slots)
+
+    def gather_rows(self, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Collect the queries of parts; see `pagedattn.attention.cascade`."""
+        return torch_steps.gather_rows(query, rows)
+
+    def merge_parts(
+        self,
+        call: AttentionCall,
+        own: tuple[torch.Tensor, torch.Tensor],
+        parts: tuple[torch.Tensor, torch.Tensor],
+        parts_of_token: torch.Tensor,
+    ) -> None:
+        """Merge the results of parts; see `pagedattn.attention.cascade`."""
+        torch_steps.merge_parts(call, own, parts, parts_of_token)
 
 
 def _gather(call: AttentionCall, first_query: torch.Tensor) -> _Gathered:
@@ -162,6 +178,8 @@ def _attend(
         gathered: keys and values.
         visible: bool [num_sequences, max_query_length, width].
         distance: int64, the same shape; position of the key less that of the query.
+
+    `visible` and `distance` may have one row for all queries.
 
     Returns:
         The result in the shape of `query`, zeros where nothing is seen, and the log-sum-exp,

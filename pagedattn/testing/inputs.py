@@ -26,6 +26,7 @@ class AttentionOptions(TypedDict):
     soft_cap: float | None
     alibi_slopes: torch.Tensor | None
     sinks: torch.Tensor | None
+    causal: bool
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class AttentionInputs:
         soft_cap: the same.
         alibi_slopes: the same.
         sinks: the same.
+        causal: the same.
 
     """
 
@@ -56,6 +58,7 @@ class AttentionInputs:
     soft_cap: float | None = None
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
+    causal: bool = True
 
     @property
     def options(self) -> AttentionOptions:
@@ -65,6 +68,7 @@ class AttentionInputs:
             "soft_cap": self.soft_cap,
             "alibi_slopes": self.alibi_slopes,
             "sinks": self.sinks,
+            "causal": self.causal,
         }
 
     def call(

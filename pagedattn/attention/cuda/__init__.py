@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.cuda import decode, prefill
+from pagedattn.attention.cuda.signature import signature_of
 from pagedattn.attention.triton import TritonImplementation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from pagedattn.attention.call import AttentionCall
 
 HOPPER = 9
+MOST_LAUNCHES = 4096
+"""Kinds of calls that are kept ready; a few kilobytes each."""
 
 
 @functools.cache
@@ -42,15 +47,26 @@ class CudaImplementation(TritonImplementation):
 
     name = "cuda"
 
+    def __init__(self) -> None:
+        self._launches: dict[Hashable, Callable[[AttentionCall], None]] = {}
+
     def unsupported(self, call: AttentionCall) -> str | None:
         """Say in a phrase why this call cannot be taken, or None if it can."""
         return unavailable(call.query.device) or super().unsupported(call)
 
     def attention(self, call: AttentionCall) -> None:
-        """Write causal attention into the call's `out`, and `lse` if given."""
+        """Write attention into the call's `out`, and `lse` if given."""
+        signature = signature_of(call)
+        launch = self._launches.get(signature)
+        if launch is None:
+            if len(self._launches) >= MOST_LAUNCHES:
+                self._launches.clear()
+            launch = self._launches[signature] = self._choose(call)
+        launch(call)
+
+    def _choose(self, call: AttentionCall) -> Callable[[AttentionCall], None]:
         if decode.not_taken(call) is None:
-            decode.launch_decode(call)
-        elif prefill.not_taken(call) is None:
-            prefill.launch_prefill(call)
-        else:
-            super().attention(call)
+            return decode.DecodeLaunch(call)
+        if prefill.not_taken(call) is None:
+            return prefill.PrefillLaunch(call)
+        return super().attention

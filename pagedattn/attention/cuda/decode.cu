@@ -5,7 +5,8 @@
 // (else float16); COLUMNS of the score tile (queries times heads of a group, padded to 8, 16 or
 // 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS, STAGES a multiple of WARPS;
 // SHARED_BYTES of a
-// program; PROGRAMS on a multiprocessor; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE.
+// program; PROGRAMS on a multiprocessor; OUT_F32 for an output in float32; CAUSAL, else queries see
+// all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE.
 
 #include "decode_finish.cuh"
 

@@ -38,14 +38,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.module import TensorMap, load_kernel, tensor_map
+from pagedattn.attention.cuda.module import TensorMap, TensorMaps, load_kernel, tensor_map
+from pagedattn.attention.cuda.signature import set_addresses, set_scale
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pagedattn.attention.call import AttentionCall
 
-LOG2_E = 1.4426950408889634
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 WARPS = 4
 SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
@@ -181,8 +181,11 @@ def not_taken(call: AttentionCall) -> str | None:
     strides = (*cache.key.stride()[:3], cache.value.data_ptr(), cache.key.data_ptr())
     if any(stride * kv_bytes % 16 for stride in strides[:3]) or any(at % 16 for at in strides[3:]):
         return "a cache that does not lie at multiples of 16 bytes"
-    tensors = (query, call.out)
-    if any(t.data_ptr() % 8 or t.stride(0) % 4 or t.stride(1) % 4 for t in tensors):
+    # 4 elements are read or written at once
+    if any(
+        t.data_ptr() % (4 * t.element_size()) or t.stride(0) % 4 or t.stride(1) % 4
+        for t in (query, call.out)
+    ):
         return "queries or outputs that do not lie at multiples of 8 bytes"
     return None
 
@@ -196,6 +199,7 @@ def macros_of(
     bf16: bool,
     block_size: int,
     features: Collection[str] = (),
+    out_f32: bool = False,
 ) -> tuple[tuple[str, int], ...]:
     """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
     return (
@@ -210,95 +214,117 @@ def macros_of(
         ("WARPS", WARPS),
         ("PROGRAMS", config.programs),
         ("SHARED_BYTES", config.shared_bytes),
+        ("CAUSAL", int("not_causal" not in features)),
+        ("OUT_F32", int(out_f32)),
         *((name.upper(), int(name in features)) for name in SWITCHES),
     )
 
 
-def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> None:
-    """Launch decode and merge; `not_taken` must be None. Allocates the workspace.
+class DecodeLaunch:
+    """A launch of decode and merge for calls of one signature; `not_taken` must be None.
 
     Args:
-        call: what to attend to; `out`, and `lse` if given, are written.
+        call: one of them.
         config: how to cut and compile; None chooses.
 
     """
-    query, cache, batch = call.query, call.cache, call.batch
-    head_size, kv_bytes = cache.head_size, cache.key.element_size()
-    group = query.shape[1] // cache.num_kv_heads
-    device = query.device
-    num_programs = torch.cuda.get_device_properties(device).multi_processor_count
-    if config is None:
-        tokens = batch.num_sequences * batch.max_kv_length * cache.num_kv_heads // num_programs
-        columns = group * max(1, batch.max_query_length)
-        config = choose_config(
-            head_size,
-            kv_bytes,
-            columns,
+
+    def __init__(self, call: AttentionCall, config: DecodeConfig | None = None) -> None:
+        query, cache, batch = call.query, call.cache, call.batch
+        num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
+        kv_bytes = cache.key.element_size()
+        group = query.shape[1] // num_kv_heads
+        num_programs = torch.cuda.get_device_properties(query.device).multi_processor_count
+        if config is None:
+            config = choose_config(
+                head_size,
+                kv_bytes,
+                group * max(1, batch.max_query_length),
+                block_size=cache.block_size,
+                num_rows=batch.num_sequences * num_kv_heads,
+                tokens_a_program=(
+                    batch.num_sequences * batch.max_kv_length * num_kv_heads // num_programs
+                ),
+            )
+        macros = macros_of(
+            config,
+            head_size=head_size,
+            kv_bytes=kv_bytes,
+            group=group,
+            bf16=query.dtype == torch.bfloat16,
             block_size=cache.block_size,
-            num_rows=batch.num_sequences * cache.num_kv_heads,
-            tokens_a_program=tokens,
+            features=call.features,
+            out_f32=call.out.dtype == torch.float32,
         )
-    macros = macros_of(
-        config,
-        head_size=head_size,
-        kv_bytes=kv_bytes,
-        group=group,
-        bf16=query.dtype == torch.bfloat16,
-        block_size=cache.block_size,
-        features=call.features,
-    )
-    decode = load_kernel("decode.cu", "decode_kernel", macros, device.index)
-    num_programs = num_programs * config.programs
-    parallel_heads = heads_in_parallel(cache.num_kv_heads, num_programs)
-    threads = 32 * (WARPS + (4 if cache.block_size <= SMALL_BLOCKS else 1))
-    places = 4 * num_programs * config.columns
-    part = torch.empty(places * (head_size + 2 * WARPS), dtype=torch.float32, device=device)
+        self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
+        self._num_programs = num_programs * config.programs
+        self._threads = 32 * (WARPS + (4 if cache.block_size <= SMALL_BLOCKS else 1))
+        self._config = config
+        places = 4 * self._num_programs * config.columns
+        self._part_floats = places * (head_size + 2 * WARPS)
+        self._weights_at = 4 * places * head_size
+        self._maps = TensorMaps(lambda part: _map_of(part, config.tile))
+        self._fixed = bytes(self._parameters(call))
 
-    parameters = _Parameters()
-    parameters.key = _map_of(cache.key, config.tile)
-    parameters.value = _map_of(cache.value, config.tile)
-    parameters.query = query.data_ptr()
-    parameters.out = call.out.data_ptr()
-    parameters.part = part.data_ptr()
-    parameters.part_weight = part.data_ptr() + 4 * places * head_size
-    parameters.tables = batch.block_tables.data_ptr()
-    parameters.kv_lengths = batch.kv_lengths.data_ptr()
-    parameters.query_starts = batch.query_starts.data_ptr()
-    for name, tensor in (
-        ("lse", call.lse),
-        ("key_scale", cache.key_scale),
-        ("value_scale", cache.value_scale),
-        ("alibi_slopes", call.alibi_slopes),
-        ("sinks", call.sinks),
-    ):
-        setattr(parameters, name, None if tensor is None else tensor.data_ptr())
-    parameters.query_token_stride, parameters.query_head_stride = query.stride()[:2]
-    parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
-    parameters.table_stride = batch.block_tables.stride(0)
-    parameters.scale_log2 = call.scale * LOG2_E
-    if call.soft_cap is not None:
-        # the kernel takes tanh by an exponential of twice its argument
-        parameters.scale_log2 *= 2 / call.soft_cap
-        parameters.cap_log2 = call.soft_cap * LOG2_E
-    parameters.num_sequences = batch.num_sequences
-    parameters.num_query_heads = query.shape[1]
-    parameters.num_kv_heads = cache.num_kv_heads
-    parameters.window = call.window or 0
-    parameters.num_programs = num_programs
+    def __call__(self, call: AttentionCall) -> None:
+        """Launch on the current stream, with a workspace of its own.
 
-    counters = batch.counters(4 * num_programs * WARPS)
-    parameters.arrived = counters.data_ptr()
-    parameters.key_memory, parameters.value_memory = cache.key.data_ptr(), cache.value.data_ptr()
-    (
-        parameters.block_stride,
-        parameters.kv_head_stride,
-        parameters.token_stride,
-    ) = (stride * kv_bytes for stride in cache.key.stride()[:3])
-    parameters.parallel_heads = parallel_heads
-    blocks = -(-batch.max_kv_length // cache.block_size)
-    parameters.table_lines = min(-(-blocks // 32), max(1, batch.block_tables.shape[1] // 32))
-    parameters.query_lines = query.shape[0] * query.stride(0) // 64 if query.is_contiguous() else 0
-    decode.launch(num_programs, threads, config.shared_bytes, parameters)
+        Args:
+            call: of the signature; `out`, and `lse` if given, are written.
+
+        """
+        cache, batch = call.cache, call.batch
+        parameters = _Parameters.from_buffer_copy(self._fixed)
+        parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
+        part = torch.empty(self._part_floats, dtype=torch.float32, device=call.query.device)
+        parameters.part_weight = part.data_ptr() + self._weights_at
+        set_addresses(
+            parameters,
+            (
+                ("query", call.query),
+                ("out", call.out),
+                ("lse", call.lse),
+                ("part", part),
+                ("arrived", batch.counters(4 * self._num_programs * WARPS)),
+                ("tables", batch.block_tables),
+                ("kv_lengths", batch.kv_lengths),
+                ("query_starts", batch.query_starts),
+                ("key_memory", cache.key),
+                ("value_memory", cache.value),
+                ("key_scale", cache.key_scale),
+                ("value_scale", cache.value_scale),
+                ("alibi_slopes", call.alibi_slopes),
+                ("sinks", call.sinks),
+            ),
+        )
+        self._kernel.launch(
+            self._num_programs, self._threads, self._config.shared_bytes, parameters
+        )
+
+    def _parameters(self, call: AttentionCall) -> _Parameters:
+        """Make the kernel's parameters without addresses."""
+        query, cache, batch = call.query, call.cache, call.batch
+        parameters = _Parameters()
+        parameters.query_token_stride, parameters.query_head_stride = query.stride()[:2]
+        parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
+        parameters.table_stride = batch.block_tables.stride(0)
+        set_scale(parameters, call)
+        parameters.num_sequences = batch.num_sequences
+        parameters.num_query_heads = query.shape[1]
+        parameters.num_kv_heads = cache.num_kv_heads
+        parameters.window = call.window or 0
+        parameters.num_programs = self._num_programs
+        (
+            parameters.block_stride,
+            parameters.kv_head_stride,
+            parameters.token_stride,
+        ) = (stride * cache.key.element_size() for stride in cache.key.stride()[:3])
+        parameters.parallel_heads = heads_in_parallel(cache.num_kv_heads, self._num_programs)
+        blocks = -(-batch.max_kv_length // cache.block_size)
+        parameters.table_lines = min(-(-blocks // 32), max(1, batch.block_tables.shape[1] // 32))
+        if query.is_contiguous():
+            parameters.query_lines = query.shape[0] * query.stride(0) // 64
+        return parameters
 
 
 def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:

@@ -21,11 +21,15 @@ DEVICE float lse_of(float peak, float total) {
 }
 
 DEVICE void store_out(const Parameters &p, i64 token, int head, int at, const float (&x)[4]) {
+    Out *to = p.out + token * p.out_token_stride + head * p.out_head_stride + at;
+#if OUT_F32
+    *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+#else
     u32 low = BF16 ? pack_bf16(x[0], x[1]) : pack_f16(x[0], x[1]);
     u32 high = BF16 ? pack_bf16(x[2], x[3]) : pack_f16(x[2], x[3]);
-    u32 *to = (u32 *)(p.out + token * p.out_token_stride + head * p.out_head_stride + at);
-    to[0] = low;
-    to[1] = high;
+    ((u32 *)to)[0] = low;
+    ((u32 *)to)[1] = high;
+#endif
 }
 
 // What several parts have of four elements of a column.

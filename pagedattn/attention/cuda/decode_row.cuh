@@ -33,7 +33,7 @@ struct Row {
         first_query = p.query_starts[segment.sequence];
         queries = p.query_starts[segment.sequence + 1] - first_query;
         value_scale = FP8 && p.value_scale ? p.value_scale[segment.head] : 1;
-        least_end = kv_length - queries + 1;
+        least_end = CAUSAL ? kv_length - queries + 1 : kv_length;
         float scale_of_head = p.scale_log2;
         if (FP8 && p.key_scale) scale_of_head *= p.key_scale[segment.head];
 #pragma unroll
@@ -47,7 +47,7 @@ struct Row {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 int own = tile * 8 + lane % 4 * 2 + i;
-                seen_end[tile][i] = least_end + own / GROUP;
+                seen_end[tile][i] = least_end + (CAUSAL ? own / GROUP : 0);
                 scale[tile][i] = scale_of_head;
                 if (FP8 && BF16) scale[tile][i] *= __shfl_sync(~0u, unit, (lane % 4 * 2 + i) * 4);
                 peak[tile][i] = MINUS_INFINITY;

@@ -33,10 +33,16 @@ static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
 static_assert(STAGES % WARPS == 0, "a warp has its own stages");
 static_assert(!FP8 || HEAD_SIZE % 32 == 0, "e4m3 rows are taken 32 at a time");
 
+#if OUT_F32
+using Out = float;
+#else
+using Out = u16;
+#endif
+
 struct Parameters {
     TensorMap key, value;
     const u16 *query;
-    u16 *out;
+    Out *out;
     float *lse;
     float *part;          // [4 * num_programs, COLUMNS, HEAD_SIZE]
     float2 *part_weight;  // [4 * num_programs, COLUMNS, WARPS], peak and total

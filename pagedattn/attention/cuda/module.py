@@ -11,7 +11,7 @@ import torch
 from pagedattn.attention.cuda.compiler import compile_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 TENSOR_MAP_BYTES = 128
 
@@ -120,7 +120,31 @@ def load_kernel(
     return Kernel(source, name, macros, device)
 
 
-@functools.lru_cache(maxsize=4096)
+class TensorMaps:
+    """Descriptions of tensors that differ in their address alone, each made once.
+
+    Args:
+        describe: makes one of a tensor.
+
+    """
+
+    MOST = 4096
+
+    def __init__(self, describe: Callable[[torch.Tensor], TensorMap]) -> None:
+        self._describe = describe
+        self._made: dict[int, TensorMap] = {}
+
+    def of(self, tensor: torch.Tensor) -> TensorMap:
+        """Return the description of a tensor."""
+        address = tensor.data_ptr()
+        found = self._made.get(address)
+        if found is None:
+            if len(self._made) >= self.MOST:
+                self._made.clear()
+            found = self._made[address] = self._describe(tensor)
+        return found
+
+
 def tensor_map(
     address: int,
     itemsize: int,

@@ -6,7 +6,8 @@
 // ("MN-major"), so that neither is transposed.
 //
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, QUERY_STAGES, BF16,
-// and the switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE.
+// OUT_F32 (an output in float32), CAUSAL (else queries see all keys), and the switches WINDOW,
+// SOFT_CAP, ALIBI, SINKS, LSE.
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
@@ -25,10 +26,14 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
             if (item.tile_begin < item.tile_end)
                 consumer.attend(item, descriptor(tile + warpgroup * 64 * 128, 16, PIECE));
             consumer.finish(item);
+#if OUT_F32
+            consumer.store_floats(item);
+#else
             // all of the warpgroup have read the query: its place takes the output
             named_barrier(1 + warpgroup, 128);
             consumer.store(item, tile);
             fence_for_tma();
+#endif
             __syncwarp();
         } else {
             consumer.pass(item);

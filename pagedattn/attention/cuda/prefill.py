@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.module import TensorMap, load_kernel, tensor_map
+from pagedattn.attention.cuda.module import TensorMap, TensorMaps, load_kernel, tensor_map
+from pagedattn.attention.cuda.signature import set_addresses, set_scale
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
-LOG2_E = 1.4426950408889634
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 ROWS = 128
 STAGES = 2
@@ -101,73 +101,100 @@ def not_taken(call: AttentionCall) -> str | None:
     return None
 
 
-def launch_prefill(call: AttentionCall) -> None:
-    """Launch the kernel; `not_taken` must be None.
-
-    Args:
-        call: what to attend to; `out`, and `lse` if given, are written.
-
-    """
-    query, cache, batch = call.query, call.cache, call.batch
-    num_tokens, num_query_heads, head_size = query.shape
-    group = num_query_heads // cache.num_kv_heads
-    tile, query_stages = _kv_tile(head_size), 1 if head_size > 192 else 2
-    macros = (
-        ("HEAD_SIZE", head_size),
+def macros_of(call: AttentionCall) -> tuple[tuple[str, int], ...]:
+    """Return what prefill.cu is specialised for."""
+    query, cache = call.query, call.cache
+    return (
+        ("HEAD_SIZE", cache.head_size),
         ("BLOCK_SIZE", cache.block_size),
-        ("GROUP", group),
-        ("KV_TILE", tile),
-        ("QUERY_STAGES", query_stages),
+        ("GROUP", query.shape[1] // cache.num_kv_heads),
+        ("KV_TILE", _kv_tile(cache.head_size)),
+        ("QUERY_STAGES", _query_stages(cache.head_size)),
         ("BF16", int(query.dtype == torch.bfloat16)),
+        ("OUT_F32", int(call.out.dtype == torch.float32)),
+        ("CAUSAL", int(call.causal)),
         ("WINDOW", int(call.window is not None)),
         ("SOFT_CAP", int(call.soft_cap is not None)),
         ("ALIBI", int(call.alibi_slopes is not None)),
         ("SINKS", int(call.sinks is not None)),
         ("LSE", int(call.lse is not None)),
     )
-    kernel = load_kernel("prefill.cu", "prefill_kernel", macros, query.device.index)
 
-    parameters = _Parameters()
-    parameters.query = _map_of_queries(query, group)
-    parameters.key, parameters.value = _map_of(cache.key, tile), _map_of(cache.value, tile)
-    for name, tensor in (
-        ("out", call.out),
-        ("lse", call.lse),
-        ("tables", batch.block_tables),
-        ("kv_lengths", batch.kv_lengths),
-        ("query_starts", batch.query_starts),
-        ("alibi_slopes", call.alibi_slopes),
-        ("sinks", call.sinks),
-    ):
-        setattr(parameters, name, None if tensor is None else tensor.data_ptr())
-    tickets = batch.counters(2)
-    parameters.tickets = tickets.data_ptr()
-    parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
-    parameters.table_stride = batch.block_tables.stride(0)
-    parameters.scale_log2 = call.scale * LOG2_E
-    if call.soft_cap is not None:
-        # the kernel takes tanh by an exponential of twice its argument
-        parameters.scale_log2 *= 2 / call.soft_cap
-        parameters.cap_log2 = call.soft_cap * LOG2_E
-    parameters.window = call.window or 0
-    parameters.num_sequences = batch.num_sequences
-    parameters.num_kv_heads = cache.num_kv_heads
-    parameters.num_tiles = num_tokens // (ROWS // group) + batch.num_sequences
-    head_bytes = 4 * head_size * max(1, batch.max_kv_length)
-    parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
-    # few of the longest query: chunks, which the matrix units limit, among decodes, which the
-    # memory does
-    parameters.from_both_ends = 2 * num_tokens < batch.num_sequences * batch.max_query_length
-    parameters.octets_of_a_block = cache.key.stride(0) // (8 * cache.key.stride(2))
 
-    padded = -(-head_size // 64) * 128
-    tiles_bytes = (query_stages * ROWS + 2 * STAGES * tile) * padded
-    num_programs = min(
-        torch.cuda.get_device_properties(query.device).multi_processor_count,
-        parameters.num_tiles * cache.num_kv_heads,
-    )
-    # 1024: the tiles begin at a multiple of it; 256: items and barriers
-    kernel.launch(num_programs, THREADS, 1024 + tiles_bytes + 256, parameters)
+class PrefillLaunch:
+    """A launch of the kernel for calls of one signature; `not_taken` must be None.
+
+    Args:
+        call: one of them.
+
+    """
+
+    def __init__(self, call: AttentionCall) -> None:
+        query, cache = call.query, call.cache
+        head_size = cache.head_size
+        self._group = group = query.shape[1] // cache.num_kv_heads
+        tile = _kv_tile(head_size)
+        self._query_maps = TensorMaps(lambda query: _map_of_queries(query, group))
+        self._maps = TensorMaps(lambda part: _map_of(part, tile))
+        device = query.device
+        self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros_of(call), device.index)
+        parameters = self._parameters(call)
+        self._num_programs = min(
+            torch.cuda.get_device_properties(device).multi_processor_count,
+            parameters.num_tiles * cache.num_kv_heads,
+        )
+        padded = -(-head_size // 64) * 128
+        tiles = _query_stages(head_size) * ROWS + 2 * STAGES * tile
+        # 1024: the tiles begin at a multiple of it; 256: items and barriers
+        self._shared_bytes = 1024 + tiles * padded + 256
+        self._fixed = bytes(parameters)
+
+    def __call__(self, call: AttentionCall) -> None:
+        """Launch on the current stream.
+
+        Args:
+            call: of the signature; `out`, and `lse` if given, are written.
+
+        """
+        cache, batch = call.cache, call.batch
+        parameters = _Parameters.from_buffer_copy(self._fixed)
+        parameters.query = self._query_maps.of(call.query)
+        parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
+        set_addresses(
+            parameters,
+            (
+                ("out", call.out),
+                ("lse", call.lse),
+                ("tables", batch.block_tables),
+                ("kv_lengths", batch.kv_lengths),
+                ("query_starts", batch.query_starts),
+                ("alibi_slopes", call.alibi_slopes),
+                ("sinks", call.sinks),
+                ("tickets", batch.counters(2)),
+            ),
+        )
+        self._kernel.launch(self._num_programs, THREADS, self._shared_bytes, parameters)
+
+    def _parameters(self, call: AttentionCall) -> _Parameters:
+        """Make the kernel's parameters without addresses."""
+        cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
+        parameters = _Parameters()
+        parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
+        parameters.table_stride = batch.block_tables.stride(0)
+        set_scale(parameters, call)
+        parameters.window = call.window or 0
+        parameters.num_sequences = batch.num_sequences
+        parameters.num_kv_heads = cache.num_kv_heads
+        parameters.num_tiles = num_tokens // (ROWS // self._group) + batch.num_sequences
+        head_bytes = 4 * cache.head_size * max(1, batch.max_kv_length)
+        parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
+        # few of the longest query: chunks, which the matrix units limit, among decodes, which the
+        # memory does; a part of shared blocks is neither
+        parameters.from_both_ends = (
+            call.causal and 2 * num_tokens < batch.num_sequences * batch.max_query_length
+        )
+        parameters.octets_of_a_block = cache.key.stride(0) // (8 * cache.key.stride(2))
+        return parameters
 
 
 def section_heads(num_kv_heads: int, head_bytes: int) -> int:
@@ -184,6 +211,10 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
 
 def _kv_tile(head_size: int) -> int:
     return 128 if head_size <= 128 else 64
+
+
+def _query_stages(head_size: int) -> int:
+    return 1 if head_size > 192 else 2
 
 
 def _map_of_queries(query: torch.Tensor, group: int) -> TensorMap:

@@ -205,8 +205,8 @@ struct Consumer {
     DEVICE void attend(const Item &item, u64 query) {
         int row = warp_row + lane / 4;
         // each row's own key, counted from this thread's first column of tile 0
-        int position[2] = {item.first_position + row / GROUP - lane % 4 * 2,
-                           item.first_position + (row + 8) / GROUP - lane % 4 * 2};
+        int position[2] = {item.first_position + (CAUSAL ? row / GROUP : 0) - lane % 4 * 2,
+                           item.first_position + (CAUSAL ? (row + 8) / GROUP : 0) - lane % 4 * 2};
         int own[2];
         auto go_to = [&](int tile) {
             own[0] = position[0] - tile * KV_TILE;
@@ -263,6 +263,21 @@ struct Consumer {
             if (LSE && lane % 4 == 0 && token < item.num_tokens)
                 p.lse[(i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] =
                     sum > 0.0f ? (highest + log2_of(sum)) * LN_2 : MINUS_INFINITY;
+        }
+    }
+
+    // Write float32 from where it is: four lanes have 32 bytes that lie together.
+    DEVICE void store_floats(const Item &item) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            int row = warp_row + lane / 4 + 8 * i;
+            int token = row / GROUP, head = item.head * GROUP + row % GROUP;
+            if (token >= item.num_tokens) continue;
+            float *to = (float *)p.out + (item.first_token + token) * p.out_token_stride +
+                        head * p.out_head_stride + lane % 4 * 2;
+#pragma unroll
+            for (int j = 0; j < HEAD_SIZE / 8; ++j)
+                *(float2 *)(to + j * 8) = make_float2(outputs[4 * j + 2 * i], outputs[4 * j + 2 * i + 1]);
         }
     }
 

@@ -6,7 +6,7 @@ struct Item {
     int first_token;     // the tile's first query token
     int num_tokens;      // its query tokens
     int head;            // KV head; negative after the last item
-    int first_position;  // place of the first query token in its sequence
+    int first_position;  // of the first query token; if not CAUSAL the last key, for all of them
     int tile_begin;      // KV tiles from here
     int tile_end;        // to here are seen by some row
     int sequence;
@@ -58,6 +58,33 @@ DEVICE int sequence_of_tile(const Parameters &p, int tile, int lane) {
     return low;
 }
 
+// The sequence that has a tile if tiles are counted one by one, and the first of its tiles; false if
+// there is no such tile. By the whole warp, which reads all sequences: parts are few.
+DEVICE bool part_of_tile(const Parameters &p, int tile, int lane, int &sequence, int &first_tile) {
+    int before = 0;
+    for (int base = 0; base < p.num_sequences; base += 32) {
+        int own = base + lane, tiles = 0;
+        if (own < p.num_sequences)
+            tiles = (p.query_starts[own + 1] - p.query_starts[own] + TILE_TOKENS - 1) / TILE_TOKENS;
+        int end = tiles;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            int lower = __shfl_up_sync(0xffffffff, end, step);
+            if (lane >= step) end += lower;
+        }
+        end += before;
+        u32 beyond = __ballot_sync(0xffffffff, end > tile);
+        if (beyond) {
+            int has = __ffs(beyond) - 1;
+            sequence = base + has;
+            first_tile = __shfl_sync(0xffffffff, end - tiles, has);
+            return true;
+        }
+        before = __shfl_sync(0xffffffff, end, 31);
+    }
+    return false;
+}
+
 // Find the item that is drawn as number `index`; false if it has no queries.
 DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
     int section_items = p.section_heads * p.num_tiles;
@@ -65,20 +92,29 @@ DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
     int rest = index - section * section_items;
     int tile = rest / p.section_heads;
     item.head = section * p.section_heads + rest - tile * p.section_heads;
-    // a sequence's last tiles see the most keys: they go first
-    int back = p.from_both_ends ? tile / 2 : tile;
-    tile = p.from_both_ends && tile % 2 ? tile / 2 : p.num_tiles - 1 - back;
-    int sequence = sequence_of_tile(p, tile, lane);
+    int sequence, first_tile;
+    if (CAUSAL) {
+        // a sequence's last tiles see the most keys: they go first
+        int back = p.from_both_ends ? tile / 2 : tile;
+        tile = p.from_both_ends && tile % 2 ? tile / 2 : p.num_tiles - 1 - back;
+        sequence = sequence_of_tile(p, tile, lane);
+        first_tile = p.query_starts[sequence] / TILE_TOKENS + sequence;
+    } else if (!part_of_tile(p, tile, lane, sequence, first_tile)) {
+        // Parts are cut for about an item a program. A program draws its next item before it has
+        // done the last, so numbers without an item among the first would leave it two.
+        return false;
+    }
     int start = p.query_starts[sequence];
     int num_queries = p.query_starts[sequence + 1] - start;
-    int first_step = (tile - (start / TILE_TOKENS + sequence)) * TILE_TOKENS;
+    int first_step = (tile - first_tile) * TILE_TOKENS;
     if (first_step >= num_queries) return false;
     item.sequence = sequence;
     item.kv_length = p.kv_lengths[sequence];
     item.first_token = start + first_step;
     item.num_tokens = min(TILE_TOKENS, num_queries - first_step);
-    item.first_position = item.kv_length - num_queries + first_step;
-    int seen = item.kv_length > 0 ? max(item.first_position + item.num_tokens, 0) : 0;
+    item.first_position = item.kv_length - (CAUSAL ? num_queries - first_step : 1);
+    int seen = item.first_position + (CAUSAL ? item.num_tokens : 1);
+    seen = item.kv_length > 0 ? max(seen, 0) : 0;
     item.tile_end = (seen + KV_TILE - 1) / KV_TILE;
     item.tile_begin = min(item.first_key(p) / KV_TILE, item.tile_end);
     return true;

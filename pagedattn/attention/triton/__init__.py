@@ -1,4 +1,4 @@
-"""Triton kernels: KV write, alone or with rotary embedding; decode; prefill and mixed batches."""
+"""Triton kernels: KV write, alone or with rotary embedding; decode; prefill; parts of both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from pagedattn.attention.triton.decode import launch_decode, rows_of_one_tile
 from pagedattn.attention.triton.kv_write import launch_kv_write
+from pagedattn.attention.triton.parts import gather_rows, merge_parts
 from pagedattn.attention.triton.prefill import launch_prefill
 from pagedattn.attention.triton.rotary_write import launch_rotary_write
 
@@ -54,6 +55,20 @@ class TritonImplementation:
     ) -> None:
         """Write K and V of tokens into their slots; slots outside the cache are skipped."""
         launch_kv_write(key, value, cache, slots)
+
+    def gather_rows(self, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Collect the queries of parts; see `pagedattn.attention.cascade`."""
+        return gather_rows(query, rows)
+
+    def merge_parts(
+        self,
+        call: AttentionCall,
+        own: tuple[torch.Tensor, torch.Tensor],
+        parts: tuple[torch.Tensor, torch.Tensor],
+        parts_of_token: torch.Tensor,
+    ) -> None:
+        """Merge the results of parts; see `pagedattn.attention.cascade`."""
+        merge_parts(call, own, parts, parts_of_token)
 
     def rotary_write_kv(
         self,

@@ -110,6 +110,7 @@ def _decode_kernel(
     SEQUENCES: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """Work off one program's range of KV tiles. Grid: [num_programs].
 
@@ -162,7 +163,10 @@ def _decode_kernel(
             mask=real[:, None] & column_mask[None, :],
             other=0.0,
         )
-        own = kv_length - num_queries + steps  # position of each lane's query
+        # position of each lane's query; where all keys are seen, as if it were the last token's
+        own = kv_length - num_queries + steps
+        if not CAUSAL:
+            own = kv_length - 1 + 0 * steps
         first_key = first_key_seen(kv_length, num_queries, window)
         first_tile = first_key // TILE_TOKENS
         row_scale = scale_log2
@@ -306,6 +310,7 @@ def launch_decode(call: AttentionCall, config: DecodeConfig | None = None) -> No
         BLOCK_SIZE=cache.block_size,
         STAGES=config.num_stages,
         PRECISION=dot_precision(query.dtype),
+        CAUSAL=call.causal,
         num_warps=config.num_warps,
         **shape,
     )

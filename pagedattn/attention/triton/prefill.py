@@ -137,6 +137,7 @@ def _prefill_kernel(
     TILE_TOKENS: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """Attend one tile of queries. Grid: [num_kv_heads, upper bound of the tiles]."""
     head = tl.program_id(0)
@@ -168,6 +169,10 @@ def _prefill_kernel(
         seen_by_all = tl.maximum(kv_length - num_queries + first_step + 1, 0)
         last_step = tl.minimum(first_step + tile_queries, num_queries)
         seen_by_any = tl.where(kv_length > 0, kv_length - num_queries + last_step, 0)
+        if not CAUSAL:  # as if each query were the last token's
+            own = kv_length - 1 + 0 * steps
+            seen_by_all = kv_length
+            seen_by_any = kv_length
         full_tiles = seen_by_all // TILE_TOKENS
         all_tiles = (seen_by_any + TILE_TOKENS - 1) // TILE_TOKENS
         # a tile's first query sees the keys from `first_key` on, its last those from later on
@@ -305,5 +310,6 @@ def launch_prefill(call: AttentionCall, config: PrefillConfig | None = None) -> 
         TILE_TOKENS=config.tile_tokens,
         STAGES=config.num_stages,
         PRECISION=dot_precision(query.dtype),
+        CAUSAL=call.causal,
         num_warps=config.num_warps,
     )

@@ -159,11 +159,15 @@ def test_a_call_names_what_it_asks_for_and_what_is_missing(inputs):
     assert plain.beyond(()) is None
     ones = torch.ones(4)
     full = dataclasses.replace(
-        plain, lse=torch.empty(2, 4), window=3, soft_cap=5.0, alibi_slopes=ones, sinks=ones
-    )
+        plain, lse=torch.empty(2, 4), window=3, soft_cap=5.0, alibi_slopes=ones, sinks=ones,
+        causal=False,
+    )  # fmt: skip
     assert full.features == FEATURES.keys() - {"fp8"}
     assert full.beyond(FEATURES) is None
-    assert full.beyond({"alibi", "lse", "sinks"}) == "it does not do a sliding window or a soft cap"
+    assert (
+        full.beyond({"alibi", "lse", "sinks", "not_causal"})
+        == "it does not do a sliding window or a soft cap"
+    )
 
 
 def page_table(lengths, block_size=4):

@@ -56,13 +56,17 @@ def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns,
 @pytest.mark.usefixtures("nvrtc")
 @pytest.mark.parametrize(
     ("block_size", "features"),
-    [(1, ()), (4, decode.SWITCHES), (256, ()), *((8, (name,)) for name in decode.SWITCHES)],
+    [
+        *((1, ()), (4, decode.SWITCHES), (256, ()), (16, ("lse", "not_causal"))),
+        *((8, (name,)) for name in decode.SWITCHES),
+    ],
     ids=str,
 )
 def test_features_and_block_sizes_compile(cache_folder, block_size, features):
     macros = decode.macros_of(
         decode.choose_config(128, 2, 4, block_size=block_size),
         head_size=128, kv_bytes=2, group=4, bf16=False, block_size=block_size, features=features,
+        out_f32="not_causal" in features,
     )  # fmt: skip
     cubin = compiler.compile_kernel("decode.cu", dict(macros))
     (path,) = cache_folder.iterdir()
@@ -158,6 +162,6 @@ def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, 
     assert config.programs == programs
     for _ in range(2):  # the counters are left as they were found
         call.out.fill_(torch.nan)
-        decode.launch_decode(call, config)
+        decode.DecodeLaunch(call, config)(call)
         check_attention(call.out, inputs)
     assert not inputs.batch.arrivals.any()

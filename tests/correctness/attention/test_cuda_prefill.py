@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pagedattn.attention.cuda.prefill import launch_prefill, not_taken, section_heads
+from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
+from pagedattn.attention.cuda.prefill import (
+    PrefillLaunch,
+    macros_of,
+    not_taken,
+    section_heads,
+)
 from pagedattn.attention.reference import reference_attention
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.workloads import AttentionShape
@@ -30,14 +36,20 @@ on_hopper = pytest.mark.skipif(
 )
 
 
-def inputs_of(lengths, heads="gqa", head_size=128, block_size=16, dtype="bfloat16", **features):
+def inputs_of(
+    lengths, heads="gqa", head_size=128, block_size=16, dtype="bfloat16", device="cuda", **features
+):
     shape = AttentionShape("test", *lengths, *HEADS[heads], head_size, block_size, dtype)
-    inputs = make_inputs(shape, device="cuda", seed=head_size + block_size)
+    inputs = make_inputs(shape, device=device, seed=head_size + block_size)
     made = {
-        name: torch.rand(HEADS[heads][0], device="cuda") if value is True else value
+        name: torch.rand(HEADS[heads][0], device=device) if value is True else value
         for name, value in features.items()
     }
     return dataclasses.replace(inputs, **made)
+
+
+def launch(call):
+    PrefillLaunch(call)(call)
 
 
 def run(inputs, *, return_lse=False):
@@ -45,7 +57,7 @@ def run(inputs, *, return_lse=False):
     lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda") if return_lse else None
     call = inputs.call(out, lse)
     assert not_taken(call) is None
-    launch_prefill(call)
+    launch(call)
     check_attention(out, inputs)
     if return_lse:
         _, exact = reference_attention(inputs.call(), torch.float64)
@@ -69,11 +81,47 @@ def test_heads_and_blocks_of_every_size_agree_with_float64(
     run(inputs_of(lengths, heads, head_size, block_size, dtype), return_lse=return_lse)
 
 
+@pytest.mark.parametrize("head_size", [80, 128, 256])
+@pytest.mark.parametrize("features", ["plain", "all", "part"])
+def test_the_kernel_compiles(features, head_size, tmp_path, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    try:
+        compiler_version()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
+    options = {"causal": False, "soft_cap": 2.0} if features == "part" else FEATURES[features]
+    call = inputs_of(RAGGED, head_size=head_size, device="cpu", **options).call()
+    if features == "part":
+        call = dataclasses.replace(
+            call, out=call.out.float(), lse=torch.empty(call.query.shape[:2])
+        )
+    assert not_taken(call) is None
+    assert compile_kernel("prefill.cu", dict(macros_of(call))).startswith(b"\x7fELF")
+
+
 @pytest.mark.gpu
 @on_hopper
 @pytest.mark.parametrize("features", FEATURES)
 def test_features_agree_with_float64_over_many_tiles(features):
     run(inputs_of(LONG, **FEATURES[features]), return_lse=True)
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("head_size", [64, 80, 128, 256])
+@pytest.mark.parametrize("lengths", [RAGGED, LONG], ids=["ragged", "long"])
+def test_a_part_of_shared_blocks_sees_all_keys_and_is_float32(lengths, head_size):
+    inputs = dataclasses.replace(inputs_of(lengths, head_size=head_size), causal=False)
+    exact, exact_lse = reference_attention(inputs.call(), torch.float64)
+    out = torch.full(inputs.query.shape, torch.nan, device="cuda")
+    lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
+    call = inputs.call(out, lse)
+    assert not_taken(call) is None
+    launch(call)
+    error = (out.double() - exact).norm() / exact.norm()
+    assert error < 4e-3  # of softmax weights in bfloat16, not of an output in it
+    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.gpu
@@ -88,7 +136,7 @@ def test_entries_of_blocks_that_nobody_sees_are_not_followed():
     unseen = (columns < first_seen[:, None]) | (columns >= (lengths[:, None] + 15) // 16)
     inputs.batch.block_tables.copy_(torch.where(unseen, 2**30, tables))
     out = torch.full_like(inputs.query, torch.nan)
-    launch_prefill(inputs.call(out))
+    launch(inputs.call(out))
     again = torch.where(unseen, 0, tables)
     inputs.batch.block_tables.copy_(again)
     check_attention(out, inputs)
@@ -103,8 +151,8 @@ def test_padding_and_idle_sequences_disturb_nobody_and_a_second_run_gives_the_sa
     first, second = torch.full((2, *inputs.query.shape), torch.nan, device="cuda").to(
         inputs.query.dtype
     )
-    launch_prefill(inputs.call(first))
-    launch_prefill(inputs.call(second))
+    for out in (first, second):
+        launch(inputs.call(out))
     assert torch.equal(first, second)
     check_attention(first, inputs)
     assert not first[702:766].any()
@@ -118,7 +166,7 @@ def test_a_strided_query_and_output_are_taken_and_nothing_else_is_written():
     fused[:, :8] = inputs.query
     out = torch.full_like(fused, 7.0)
     call = dataclasses.replace(inputs.call(out[:, :8]), query=fused[:, :8])
-    launch_prefill(call)
+    launch(call)
     check_attention(out[:, :8].contiguous(), inputs)
     assert (out[:, 8:] == 7).all()
 

@@ -87,6 +87,25 @@ def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
         check_attention(attend(inputs, implementation), inputs)
 
 
+@pytest.mark.implementations("own")
+@pytest.mark.pairs(
+    on=ON,
+    kind=list(KINDS),
+    options={name: OPTIONS[name] for name in ("plain", "soft cap", "sinks")},
+    fp8=CACHES,
+)
+def test_without_causality_every_query_sees_all_keys_even_fewer_than_queries(
+    attend, implementation, on, kind, options, fp8
+):
+    inputs = dataclasses.replace(make(on, kind, options, fp8=fp8), causal=False)
+    out, lse = attend(inputs, implementation, return_lse=True)
+    check_attention(out, inputs, lse, implementation)
+    inputs.batch.kv_lengths.sub_(25).clamp_(min=0)
+    out, lse = attend(inputs, implementation, return_lse=True)
+    check_attention(out, inputs, lse, implementation)
+    check_attention(attend(inputs, implementation), inputs)
+
+
 @pytest.mark.gpu
 @pytest.mark.implementations("peers")
 @pytest.mark.parametrize("on", [("cuda", "bfloat16")], ids="-".join)
@@ -235,4 +254,6 @@ def test_every_size_with_options_agrees_with_float64(
 
 def test_the_cases_ask_for_every_feature():
     inputs = make(("cpu", "float16"), "decode", OPTIONS["all"], fp8=True)
-    assert inputs.call(lse=torch.empty(5, 4)).features == FEATURES.keys()
+    assert inputs.call(lse=torch.empty(5, 4)).features == FEATURES.keys() - {"not_causal"}
+    inputs = dataclasses.replace(inputs, causal=False)
+    assert "not_causal" in inputs.call().features

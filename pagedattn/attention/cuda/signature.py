@@ -1,0 +1,53 @@
+"""What decides how a call is launched, so that it is worked out once and not at every call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Hashable, Iterable
+
+    import torch
+
+    from pagedattn.attention.call import AttentionCall
+
+LOG2_E = 1.4426950408889634
+
+
+def signature_of(call: AttentionCall) -> Hashable:
+    """Return all of a call but where its tensors lie: shapes, strides, types, bounds, options.
+
+    Calls with the same signature are launched in the same way, with other addresses. Of an address
+    only its place within 16 bytes counts, on which the kernels' loads depend.
+    """
+    query, out, cache, batch = call.query, call.out, call.cache, call.batch
+    key, value, tables = cache.key, cache.value, batch.block_tables
+    return (
+        *(query.shape, query.stride(), query.dtype, query.get_device(), query.data_ptr() % 16),
+        *(out.stride(), out.dtype, out.data_ptr() % 16),
+        *(key.shape, key.stride(), key.dtype, value.stride()),
+        (key.data_ptr() | value.data_ptr()) % 16,
+        *(tables.shape, tables.stride(0), batch.max_query_length, batch.max_kv_length),
+        *(call.scale, call.window, call.soft_cap, call.causal),
+        *(call.lse is None, call.alibi_slopes is None, call.sinks is None),
+        *(cache.key_scale is None, cache.value_scale is None),
+    )
+
+
+def set_scale(parameters: ctypes.Structure, call: AttentionCall) -> None:
+    """Set `scale_log2`, which brings scores to units of log2, and `cap_log2`."""
+    parameters.scale_log2 = call.scale * LOG2_E
+    if call.soft_cap is not None:
+        # the kernels take tanh by an exponential of twice its argument
+        parameters.scale_log2 *= 2 / call.soft_cap
+        parameters.cap_log2 = call.soft_cap * LOG2_E
+
+
+def set_addresses(
+    parameters: ctypes.Structure, tensors: Iterable[tuple[str, torch.Tensor | None]]
+) -> None:
+    """Set fields of these names to where tensors lie; None is a null pointer."""
+    for name, tensor in tensors:
+        if tensor is not None:
+            setattr(parameters, name, tensor.data_ptr())

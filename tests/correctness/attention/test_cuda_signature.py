@@ -1,0 +1,116 @@
+"""A call's signature decides how it is launched, and addresses are taken from each call."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pagedattn.attention.cuda import decode, prefill
+from pagedattn.attention.cuda.signature import signature_of
+from pagedattn.testing import make_inputs
+from pagedattn.workloads import AttentionShape
+
+ROWS = {"num_query_heads": 8, "num_kv_heads": 2, "head_size": 64, "block_size": 16}
+
+
+def call_of(seed=0, lse=False, **changes):
+    options = {name: changes.pop(name) for name in list(changes) if name in OPTIONS}
+    values = {"query_lengths": (1, 1), "kv_lengths": (40, 100), "dtype": "bfloat16"} | ROWS
+    inputs = make_inputs(AttentionShape("small", **(values | changes)), seed=seed, **options)
+    return inputs.call(lse=torch.empty(inputs.query.shape[:2]) if lse else None)
+
+
+OPTIONS = {"window": 30, "soft_cap": 3.0, "alibi": True, "sinks": True}
+
+
+def test_calls_that_differ_in_contents_and_places_alone_have_one_signature():
+    first, second = call_of(seed=0), call_of(seed=1)
+    assert first.query.data_ptr() != second.query.data_ptr()
+    assert signature_of(first) == signature_of(second)
+    hash(signature_of(first))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: value} for name, value in OPTIONS.items()),
+        {"lse": True},
+        {"dtype": "float16"},
+        {"kv_dtype": "float8_e4m3"},
+        {"head_size": 128},
+        {"num_query_heads": 4},
+        {"num_query_heads": 4, "num_kv_heads": 1},
+        {"block_size": 32},
+        {"query_lengths": (2, 1)},
+        {"query_lengths": (1, 1, 1), "kv_lengths": (40, 100, 100)},
+        {"kv_lengths": (40, 101)},
+        {"kv_lengths": (40, 300)},
+    ],
+    ids=str,
+)
+def test_what_a_launch_depends_on_is_in_the_signature(changes):
+    assert signature_of(call_of(**changes)) != signature_of(call_of())
+
+
+def strided(call):
+    wide = torch.empty(2, 10, 64, dtype=torch.bfloat16)
+    return {
+        "query strides": dataclasses.replace(call, query=wide[:, :8]),
+        "output strides": dataclasses.replace(call, out=wide[:, :8]),
+        "output type": dataclasses.replace(call, out=torch.empty(2, 8, 64)),
+        "output alignment": dataclasses.replace(
+            call, out=torch.empty(2 * 8 * 64 + 4, dtype=torch.bfloat16)[4:].view(2, 8, 64)
+        ),
+        "scale": dataclasses.replace(call, scale=0.5),
+        "causality": dataclasses.replace(call, causal=False),
+        "cache strides": dataclasses.replace(
+            call,
+            cache=dataclasses.replace(
+                call.cache, key=call.cache.key.clone(), value=call.cache.value.clone()
+            ),
+        ),
+        "table strides": dataclasses.replace(
+            call,
+            batch=dataclasses.replace(
+                call.batch, block_tables=call.batch.block_tables.repeat(1, 2)[:, :10]
+            ),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", strided(call_of()))
+def test_places_and_numbers_that_a_launch_depends_on_are_in_the_signature(name):
+    assert signature_of(strided(call_of())[name]) != signature_of(call_of())
+
+
+class Recorder:
+    """In place of a kernel: keeps what it is launched with."""
+
+    def launch(self, programs, threads, shared_bytes, parameters):
+        self.launched = programs, threads, shared_bytes, parameters
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"), [(decode, decode.DecodeLaunch), (prefill, prefill.PrefillLaunch)]
+)
+def test_a_launch_made_for_one_call_takes_the_addresses_of_another(module, kind, monkeypatch):
+    kernel = Recorder()
+    monkeypatch.setattr(module, "load_kernel", lambda *_: kernel)
+    monkeypatch.setattr(module, "tensor_map", lambda address, *_: module.TensorMap((address,)))
+    processors = type("Properties", (), {"multi_processor_count": 132})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: processors)
+    first, second = call_of(seed=0, lse=True, sinks=True), call_of(seed=1, lse=True, sinks=True)
+    launch = kind(first)
+    for call in (first, second):
+        launch(call)
+        *_, parameters = kernel.launched
+        assert parameters.out == call.out.data_ptr()
+        assert parameters.lse == call.lse.data_ptr()
+        assert parameters.tables == call.batch.block_tables.data_ptr()
+        assert parameters.kv_lengths == call.batch.kv_lengths.data_ptr()
+        assert parameters.query_starts == call.batch.query_starts.data_ptr()
+        assert parameters.sinks == call.sinks.data_ptr()
+        assert parameters.alibi_slopes is None
+        assert parameters.key.words[0] == call.cache.key.data_ptr()
+        assert parameters.value.words[0] == call.cache.value.data_ptr()
+        assert parameters.num_sequences == 2

@@ -1,0 +1,387 @@
+"""Blocks that sequences share are read once, and nobody sees a difference."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pagedattn import BlockManager, KVCache, PageTable
+from pagedattn.attention import AttentionBatch, attention, register, write_kv
+from pagedattn.attention import registry as registry_module
+from pagedattn.attention.cascade import run, schedule
+from pagedattn.attention.cascade.costs import GPU, Layer
+from pagedattn.attention.cascade.schedule import Lengths, Limits, make_schedule
+from pagedattn.attention.torch_impl import TorchImplementation
+from pagedattn.shared_prefix import find_shared_blocks
+from pagedattn.testing import AttentionInputs, check_attention
+
+from .conftest import HOPPER, require
+
+BLOCK = 16
+OWN = ("torch", "triton", *(["cuda"] if HOPPER else []))
+# query tokens of each sequence; 0 is a sequence that only waits
+KINDS = {
+    "decode": (1,) * 9,
+    "many": (1,) * 20,
+    "verify": (4,) * 6,
+    "mixed": (1, 5, 1, 40, 3, 0, 1, 17, 1),
+}
+OPTIONS = {
+    "plain": {},
+    "soft cap": {"soft_cap": 2.0},
+    "sinks": {"sinks": True},
+    "all keys": {"causal": False},
+}
+FP8 = torch.float8_e4m3fn
+pytestmark = pytest.mark.implementations(*OWN)
+
+
+def tree_tables(rng, queries, *, most_blocks=6, levels=3, own=40):
+    """A page table of sequences that branch from each other at random, their order random too.
+
+    Each goes down a tree for 0 to `levels` nodes of 1 to `most_blocks` blocks, then has 0 to `own`
+    tokens and its query tokens for itself. Returns it and how many blocks the pool needs.
+    """
+    nodes, rows, lengths, used = {(): []}, [], [], 0
+    for queries_of_one in queries:
+        path = tuple(rng.integers(0, 2, rng.integers(0, levels + 1)).tolist())
+        for depth in range(1, len(path) + 1):
+            if path[:depth] not in nodes:
+                size = int(rng.integers(1, most_blocks + 1))
+                nodes[path[:depth]] = list(range(used, used + size))
+                used += size
+        row = [block for depth in range(len(path) + 1) for block in nodes[path[:depth]]]
+        length = len(row) * BLOCK + int(rng.integers(0, own + 1)) + queries_of_one
+        missing = -(-length // BLOCK) - len(row)
+        rows.append(row + list(range(used, used + missing)))
+        lengths.append(length)
+        used += missing
+    names = rng.permutation(used + 1)  # the last is nobody's
+    tables = np.full((len(rows), max(map(len, rows)) + 2), names[used], np.int32)
+    for row, table in zip(rows, tables, strict=True):
+        table[: len(row)] = names[row]
+    return PageTable(BLOCK, tables, np.array(lengths)), used + 1
+
+
+def fill(cache, table):
+    """Random K and V in the slots of a batch's tokens; what is elsewhere stays."""
+    slots = np.unique(table.slots(table.num_tokens))
+    sizes = (slots.size, cache.num_kv_heads, cache.head_size)
+    dtype = torch.float16 if cache.dtype == FP8 else cache.dtype
+    key, value = (torch.randn(sizes, device=cache.key.device).to(dtype) for _ in range(2))
+    write_kv(key, value, cache, torch.from_numpy(slots).to(cache.key.device))
+
+
+def poisoned_cache(num_blocks, device, dtype, *, heads=(8, 2), head_size=64, fp8=False):
+    """A cache of NaN everywhere."""
+    cache = KVCache(
+        num_layers=1, num_blocks=num_blocks, block_size=BLOCK, num_kv_heads=heads[1],
+        head_size=head_size, dtype=FP8 if fp8 else dtype, device=device,
+    )  # fmt: skip
+    if fp8:
+        cache.storage.view(torch.uint8).fill_(0x7F)
+        cache.scales.uniform_(0.0125, 0.0375)
+    else:
+        cache.storage.fill_(torch.nan)
+    return cache
+
+
+def make(device, kind, seed=0, *, share=True, heads=(8, 2), head_size=64, fp8=False, **options):
+    torch.manual_seed(seed)
+    queries = np.array(KINDS[kind])
+    table, num_blocks = tree_tables(np.random.default_rng(seed), queries)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float16
+    cache = poisoned_cache(num_blocks, device, dtype, heads=heads, head_size=head_size, fp8=fp8)
+    fill(cache.layer(0), table)
+    if options.pop("sinks", False):
+        options["sinks"] = 2 * torch.randn(heads[0], device=device)
+    query = torch.randn((queries.sum(), heads[0], head_size), device=device).to(dtype)
+    batch = AttentionBatch.of(table, queries, device, share=share)
+    return AttentionInputs(
+        query, query[:, : heads[1]], query[:, : heads[1]], cache.layer(0), batch, **options
+    )
+
+
+def attend(inputs, implementation):
+    require(implementation, inputs.query.device.type)
+    out = torch.full_like(inputs.query, torch.nan)
+    return attention(
+        inputs.query, inputs.cache, inputs.batch, out=out, return_lse=True,
+        implementation=implementation, **inputs.options,
+    )  # fmt: skip
+
+
+def the_plan(batch):
+    """The one plan that a batch's calls have made."""
+    (plan,) = batch.sharing._plans.values()
+    return plan
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "cut"])
+def is_cut(request, monkeypatch):
+    """Whether nodes are cut into parts, as for the many processors of a GPU."""
+    monkeypatch.setattr(run, "_processors", lambda _: 132 if request.param else 1)
+    monkeypatch.setattr(schedule, "CUT_TOKENS", BLOCK)
+    monkeypatch.setattr(schedule, "GPU", dataclasses.replace(GPU, item=0.0))
+    return request.param
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_that_branch_at_random_get_what_float64_gives(
+    implementation, device, kind, seed, is_cut
+):
+    inputs = make(device, kind, seed)
+    out, lse = attend(inputs, implementation)
+    check_attention(out, inputs, lse)
+    made = the_plan(inputs.batch).schedule
+    assert made.rows.size > 0
+    if made.most_queries * 4 > 32:
+        assert (made.lengths.size > len(inputs.batch.sharing.nodes)) == is_cut
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["16-bit", "fp8"])
+@pytest.mark.parametrize("kind", ["many", "mixed"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_and_fp8_caches_go_with_shared_blocks(implementation, device, options, kind, fp8):
+    inputs = make(device, kind, 1, fp8=fp8, **options)
+    out, lse = attend(inputs, implementation)
+    check_attention(out, inputs, lse)
+    assert the_plan(inputs.batch).schedule.rows.size > 0
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (9, 3), (16, 1)], ids=str)
+@pytest.mark.parametrize("head_size", [80, 128])
+def test_other_heads_and_sizes_go_with_shared_blocks(implementation, device, heads, head_size):
+    inputs = make(device, "many", 2, heads=heads, head_size=head_size)
+    out, lse = attend(inputs, implementation)
+    check_attention(out, inputs, lse)
+
+
+@pytest.mark.parametrize("kind", ["decode", "many", "mixed"])
+def test_a_second_call_gives_the_same_bits(implementation, device, kind):
+    inputs = make(device, kind)
+    (first, first_lse), (second, second_lse) = (attend(inputs, implementation) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(first_lse, second_lse)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_shared_token_is_read_once_and_not_through_the_sequences_tables(
+    implementation, device, kind
+):
+    inputs = make(device, kind, 4)
+    out, lse = attend(inputs, implementation)
+    made = the_plan(inputs.batch).schedule
+    tables = inputs.batch.block_tables.cpu().numpy()
+    lengths, queries = inputs.batch.sharing.lengths.num_tokens, np.array(KINDS[kind])
+    takes_part = queries > 0
+    blocks = -(-lengths // BLOCK)
+    distinct = np.unique(
+        np.concatenate([t[:b] for t, b in zip(tables[takes_part], blocks[takes_part], strict=True)])
+    )
+    read = (made.lengths // BLOCK).sum() + -(-made.own_lengths // BLOCK)[takes_part].sum()
+    # ceil and sums agree as shared blocks are whole
+    assert read == distinct.size
+    # the sequences' tables are not needed where blocks are shared
+    inputs.batch.block_tables.fill_(2**30)
+    again, _ = attend(inputs, implementation)
+    assert torch.equal(again, out)
+    assert lse.isfinite().all()
+
+
+@pytest.mark.usefixtures("is_cut")
+@pytest.mark.parametrize("kind", ["decode", "many"])
+def test_an_update_follows_batches_that_share_less_or_otherwise_or_nothing(
+    implementation, device, kind
+):
+    inputs = make(device, kind, 0)
+    batch, num_blocks = inputs.batch, inputs.cache.num_blocks
+    attend(inputs, implementation)
+    plan = the_plan(batch)
+    places = [tensor.data_ptr() for tensor in vars(plan.tensors).values()]
+    for seed in (1, 2, 3, "nothing", "unknown", 0):
+        rng = np.random.default_rng(7 if isinstance(seed, str) else seed)
+        while True:
+            levels = 0 if isinstance(seed, str) else 3
+            table, needed = tree_tables(rng, KINDS[kind], levels=levels)
+            longest = int(table.num_tokens.max())
+            if needed <= num_blocks and longest <= batch.max_kv_length:
+                break
+        table = PageTable(BLOCK, table.block_tables[:, : -(-longest // BLOCK)], table.num_tokens)
+        other = AttentionBatch.of(table, 1, device, share=False if seed == "unknown" else None)
+        fill(inputs.cache, table)
+        batch.update(other)
+        out, lse = attend(inputs, implementation)
+        check_attention(out, inputs, lse)
+        assert the_plan(batch) is plan
+        assert [tensor.data_ptr() for tensor in vars(plan.tensors).values()] == places
+        assert (plan.schedule.rows.size > 0) == (not isinstance(seed, str))
+
+
+@pytest.mark.gpu
+@pytest.mark.implementations("triton", *(["cuda"] if HOPPER else []))
+@pytest.mark.parametrize("kind", ["decode", "many", "mixed"])
+@pytest.mark.parametrize("first", ["tree", "nothing"])
+def test_a_captured_graph_follows_what_later_batches_share(implementation, kind, first):
+    rng = np.random.default_rng(3)
+    queries = np.array(KINDS[kind])
+    longest = 48 * BLOCK
+    cache = poisoned_cache(2000, "cuda", torch.bfloat16).layer(0)
+    cache_bits = cache.key, cache.value
+    for part in cache_bits:
+        part.normal_()
+    table, _ = tree_tables(rng, queries, levels=3 if first == "tree" else 0)
+    batch = AttentionBatch.of(table, queries, "cuda", max_kv_length=longest, share=True)
+    query = torch.randn((queries.sum(), 8, 64), device="cuda").bfloat16()
+    inputs = AttentionInputs(query, query[:, :2], query[:, :2], cache, batch)
+    attend(inputs, implementation)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = attend(inputs, implementation)
+    for levels in (3, 1, 0, 2, 3):
+        table, _ = tree_tables(rng, queries, levels=levels)
+        batch.update(AttentionBatch.of(table, queries, "cuda"))
+        query.normal_()
+        graph.replay()
+        torch.cuda.synchronize()
+        check_attention(out, inputs, lse)
+    if batch.arrivals is not None:
+        assert not batch.arrivals.any()
+
+
+def test_forks_and_cached_prompts_of_a_block_manager_share(implementation, device):
+    manager = BlockManager(num_blocks=200, block_size=BLOCK)
+    prompt = list(range(70))
+    batch = manager.admit([[*prompt, *range(900, 900 + n)] for n in (3, 1, 20)]).sequence_ids
+    for _ in range(20):
+        manager.append(batch)
+    batch = np.concatenate([batch, manager.fork(batch[:2], 2)])
+    for _ in range(20):
+        manager.append(batch)
+    table = PageTable.of(manager, batch)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float16
+    cache = poisoned_cache(200, device, dtype).layer(0)
+    fill(cache, table)
+    query = torch.randn((batch.size, 8, 64), device=device).to(dtype)
+    made = AttentionBatch.of(table, 1, device, share=True)
+    inputs = AttentionInputs(query, query[:, :2], query[:, :2], cache, made)
+    assert len(made.sharing.nodes) > 1
+    out, lse = attend(inputs, implementation)
+    check_attention(out, inputs, lse)
+
+
+@pytest.mark.parametrize("options", [{"window": 9}, {"alibi_slopes": torch.ones(8)}], ids=str)
+def test_where_scores_depend_on_positions_blocks_are_read_for_each_sequence(options):
+    inputs = make("cpu", "decode", **options)
+    out, lse = attend(inputs, "torch")
+    check_attention(out, inputs, lse)
+    assert not inputs.batch.sharing._plans
+
+
+def test_an_implementation_without_parts_gets_the_plain_call(monkeypatch):
+    monkeypatch.setattr(registry_module, "_made", dict(registry_module._made))
+    calls = []
+
+    class Other:
+        name = "other"
+
+        def unsupported(self, call):
+            return call.beyond({"lse"})
+
+        def attention(self, call):
+            calls.append(call)
+            TorchImplementation().attention(call)
+
+    register(Other())
+    inputs = make("cpu", "decode")
+    out, lse = attend(inputs, "other")
+    check_attention(out, inputs, lse)
+    (call,) = calls
+    assert call.batch is inputs.batch
+    assert call.out is out
+
+
+def test_nothing_is_shared_where_it_is_not_wanted_or_does_not_pay():
+    for share in (False, None):
+        inputs = make("cpu", "decode", share=share)
+        out, lse = attend(inputs, "torch")
+        check_attention(out, inputs, lse)
+        sharing = inputs.batch.sharing
+        assert sharing is None or set(sharing._plans.values()) <= {None}
+    shared = make("cpu", "decode", share=True)
+    assert shared.batch.without_sharing().sharing is None
+    assert shared.batch.without_sharing().block_tables is shared.batch.block_tables
+
+
+def layer_of(costs, **changes):
+    values = {"num_query_heads": 32, "num_kv_heads": 8, "head_size": 128, "kv_bytes": 2}
+    return Layer(**(values | {"processors": 132} | changes), costs=costs)
+
+
+def one_prefix(blocks, members, own):
+    tables = np.arange(members * (blocks + own), dtype=np.int32).reshape(members, -1)
+    tables[:, :blocks] = np.arange(blocks)
+    table = PageTable(BLOCK, tables, np.full(members, (blocks + own) * BLOCK))
+    lengths = Lengths(table.num_tokens, np.ones(members, np.int64), BLOCK)
+    return find_shared_blocks(table), lengths
+
+
+@pytest.mark.parametrize(
+    ("blocks", "members"), [(1024, 128), (128, 256), (1024, 32), (700, 64), (4096, 33)]
+)
+def test_parts_are_cut_so_that_tiles_fill_the_multiprocessors(blocks, members):
+    made = make_schedule(*one_prefix(blocks, members, 16), layer_of(GPU))
+    items = made.lengths.size * layer_of(GPU).tiles(members) * 8
+    rounds = -(-items // 132)
+    assert items / (132 * rounds) > 0.9
+    assert made.lengths.max() - made.lengths.min() <= 128
+    assert made.seconds_saved > 0
+
+
+@pytest.mark.parametrize(("blocks", "members"), [(8, 2), (32, 8), (256, 2), (8, 128)])
+def test_what_costs_more_than_it_saves_is_not_shared(blocks, members):
+    assert make_schedule(*one_prefix(blocks, members, 16), layer_of(GPU)).seconds_saved < 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("limits", [(3, 50, 2, 8), (1, 10, 1, 3), (9, 1000, 3, 1000), (0, 0, 0, 1)])
+def test_a_schedule_keeps_to_its_limits_and_stays_complete(limits, seed):
+    queries = np.array(KINDS["mixed"])
+    table, _ = tree_tables(np.random.default_rng(seed), queries)
+    lengths = Lengths(table.num_tokens, queries, BLOCK)
+    limits = Limits(*limits)
+    layer = layer_of(None, processors=7)
+    made = make_schedule(find_shared_blocks(table, queries), lengths, layer, limits)
+    assert made.lengths.size <= limits.parts
+    assert made.rows.size <= limits.rows
+    assert made.parts_of_token.shape[1] <= limits.parts_of_a_token
+    assert made.most_queries <= limits.queries
+    starts = lengths.query_starts
+    for sequence in np.flatnonzero(queries):
+        for token in range(starts[sequence], starts[sequence] + queries[sequence]):
+            places = made.parts_of_token[token]
+            places = places[places >= 0]
+            assert (made.rows[places] == token).all()
+            parts = np.searchsorted(made.starts, places, side="right") - 1
+            blocks = [
+                table.block_tables[made.sources[part], made.first_blocks[part] :][
+                    : made.lengths[part] // BLOCK
+                ]
+                for part in parts
+            ]
+            seen = np.concatenate([np.empty(0, int), *blocks])
+            assert (seen == table.block_tables[sequence, : made.skipped[sequence]]).all()
+        own = made.own_lengths[sequence]
+        assert own + made.skipped[sequence] * BLOCK == table.num_tokens[sequence]
+        assert own >= queries[sequence]
+
+
+def test_long_queries_take_no_part_where_costs_count():
+    nodes, lengths = one_prefix(64, 12, 16)
+    queries = lengths.query_lengths.copy()
+    queries[3] = 200
+    made = make_schedule(nodes, dataclasses.replace(lengths, query_lengths=queries), layer_of(GPU))
+    assert made.skipped.tolist() == [64, 64, 64, 0, *[64] * 8]
