@@ -168,6 +168,11 @@ class Sharing:
         self.always = always
         self._plans: dict[Layer, CascadePlan | None] = {}
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to share, and no plan that was made when there was."""
+        return not self.nodes and not self.always and not self._plans
+
     def plan(self, layer: Layer, batch: AttentionBatch) -> CascadePlan | None:
         """Return the plan for a layer, made at the first call; None where there is none to follow.
 
@@ -178,7 +183,7 @@ class Sharing:
             batch: the one that shares.
 
         """
-        if not self._plans and not self.nodes and not self.always:
+        if self.is_idle:
             return None
         if layer not in self._plans:
             if batch.device.type == "cuda" and torch.cuda.is_current_stream_capturing():

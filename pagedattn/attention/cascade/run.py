@@ -54,6 +54,7 @@ def plan_of(implementation: Implementation, call: AttentionCall) -> CascadePlan 
     sharing = call.batch.sharing
     if (
         sharing is None
+        or sharing.is_idle
         or call.window is not None
         or call.alibi_slopes is not None
         or not hasattr(implementation, "merge_parts")
