@@ -16,6 +16,7 @@ LAYERS = [
     {"config", "sequence"},
     {"memory", "block_manager", "workloads", "hardware"},
     {"page_table", "reservation", "block_copy"},
+    {"shared_prefix"},
     {"kv_cache"},
     {"attention", "kv_swap"},
     {"testing", "peers", "report"},

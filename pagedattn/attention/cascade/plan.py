@@ -12,8 +12,6 @@ import torch
 from pagedattn.attention.cascade.schedule import Lengths, Limits, is_short, make_schedule
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from pagedattn.attention.batch import AttentionBatch
     from pagedattn.attention.cascade.costs import Layer
     from pagedattn.attention.cascade.schedule import Schedule
