@@ -31,6 +31,7 @@ WITHOUT_TORCH = [
     "pagedattn.sequence",
     "pagedattn.block_manager",
     "pagedattn.page_table",
+    "pagedattn.shared_prefix",
     "pagedattn.workloads",
     "pagedattn.reservation",
     "pagedattn.report",

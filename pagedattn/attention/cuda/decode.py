@@ -130,8 +130,9 @@ def choose_config(
     """Pick how to cut, from bounds that the host knows; measured on an H100.
 
     Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
-    rows, or little to read: one, as each row is then cut between fewer, or none is. 128 KiB in flight keep the memory busy, and more
-    does not help. Where a program has little, tiles are small enough for each warp to have one.
+    rows, or little to read: one, as each row is then cut between fewer, or none is. 128 KiB in
+    flight keep the memory busy, and more does not help. Where a program has little, tiles are small
+    enough for each warp to have one.
 
     Args:
         head_size: elements of a head.
