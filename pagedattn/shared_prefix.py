@@ -48,7 +48,7 @@ def find_shared_blocks(page_table: PageTable, query_lengths: ArrayLike = 1) -> l
     (1, 2, members [0, 1], parent 0).
 
     Cost: for each level of the tree a sort by one block and, as far as the level reaches, a
-    comparison of all members with the first: 0.1 ms for 128 tables that share 1024 blocks.
+    comparison of all members with the first: 0.2 ms for 128 tables that share 1024 blocks.
 
     Args:
         page_table: block tables and lengths; unchanged.
@@ -108,10 +108,13 @@ def _alike(
 
     """
     keys = (parents << 32) + blocks
-    order = np.argsort(keys, kind="stable")
-    members, parents, keys = members[order], parents[order], keys[order]
+    order = keys.argsort(kind="stable")
+    keys = keys[order]
     is_first = np.ones(members.size + 1, bool)
     np.not_equal(keys[1:], keys[:-1], out=is_first[1:-1])
+    if is_first.all():
+        return members[:0], members[:0], parents[:0]
+    members, parents = members[order], parents[order]
     starts = is_first.nonzero()[0]
     starts, sizes = starts[:-1], starts[1:] - starts[:-1]
     is_kept = sizes > 1
@@ -143,7 +146,8 @@ def _shorten(
         columns = tables[members, begin : min(begin + count, last)]
         one_each = columns[:1] if sizes.size == 1 else np.repeat(columns[starts], sizes, axis=0)
         differs = columns != one_each
-        first = differs.argmax(axis=1)
-        first[~differs[np.arange(members.size), first]] = last  # all are the same
-        np.minimum(ends, begin + np.minimum.reduceat(first, starts), out=ends)
+        if differs.any():
+            first = differs.argmax(axis=1)
+            first[~differs[np.arange(members.size), first]] = last  # all are the same
+            np.minimum(ends, begin + np.minimum.reduceat(first, starts), out=ends)
         begin, count = begin + count, 4 * count

@@ -53,7 +53,7 @@ class AttentionCall:
         scale: factor of the scores.
         out: in the shape and dtype of `query`, written in every row; zeros where no key is seen.
             The last dimension is contiguous. Where parts are merged afterwards it is float32
-            whatever the query is: implementations with `merges_parts` alone are given that.
+            whatever the query is: implementations with `merge_parts` alone are given that.
         lse: float32 [num_query_tokens, num_query_heads], contiguous, written if given: natural
             logarithm of the sum of exp(s), the sink included; -inf where no key is seen and
             there are no sinks.

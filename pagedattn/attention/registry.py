@@ -30,6 +30,8 @@ class Implementation(Protocol):
       softmax weights are rounded to; the error that is allowed is that of such a computation;
     - `lse_error(call) -> float`: absolute error that its log-sum-exp may have on top of that of a
       computation in float32, where its way of computing it is known to be coarser;
+    - `gather_rows` and `merge_parts`: see `pagedattn.attention.cascade.run.PartsImplementation`;
+      without them blocks that sequences share are read for each sequence;
     - `reads_unused_slots = True`: slots behind a sequence's last token, and those of other
       sequences, are multiplied by 0. Tests then fill them with zeros and not with NaN, of which
       0 times is NaN;

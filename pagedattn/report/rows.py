@@ -12,7 +12,11 @@ from pagedattn.report.text import clean, cut
 
 BOOKKEEPING_AREAS = ("block_manager", "page_table")
 SERVING_AREA = "serving"
-_AREA_ORDER = ("attention", "kv_write", "kv_cache", *BOOKKEEPING_AREAS, SERVING_AREA)
+_AREA_ORDER = (
+    *("attention", "shared_prefix", "kv_write", "kv_cache"),
+    *BOOKKEEPING_AREAS,
+    SERVING_AREA,
+)
 _DEVICE_ORDER = ("cuda", "cpu")
 _KIND_ORDER = ("decode", "mixed", "prefill")
 _LARGEST = 1e18

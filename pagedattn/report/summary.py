@@ -16,6 +16,7 @@ _BASELINES = ("sdpa_contiguous", "torch")
 _BOOKKEEPING_PEERS = ("vllm",)
 _AREA_TITLES = {
     "attention": "attention",
+    "shared_prefix": "shared prefix",
     "kv_write": "KV write",
     "kv_cache": "KV cache",
     "block_manager": "block manager",

@@ -257,8 +257,8 @@ def _seconds(
 
     """
     costs = layer.costs or GPU
-    tiles = layer.tiles(rows)
-    of_token = layer.tile_seconds(costs, float(tiles.mean()))
+    tiles = np.array([layer.tiles(size) for size in rows.ravel().tolist()])[:, None]
+    of_token = layer.tile_seconds(costs, tiles.sum() / tiles.size)
     items = (counts * tiles).sum(0) * layer.num_kv_heads
     work = (tiles * (counts * costs.item + tokens * of_token)).sum(0) * layer.num_kv_heads
     longest_item = costs.item + longest * of_token

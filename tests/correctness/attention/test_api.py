@@ -61,6 +61,8 @@ def test_a_query_that_does_not_fit_is_refused(inputs, change, sentence):
         ({"alibi_slopes": torch.ones(8)[::2]}, "alibi_slopes must be contiguous"),
         ({"sinks": torch.ones(4, 1)}, r"sinks is torch.float32 .4, 1.; it must be .* here .4,."),
         ({"sinks": torch.ones(4, device="meta")}, "sinks is on meta; the cache is on cpu"),
+        ({"causal": False, "window": 4}, "count from a query's own position; they need causal=T"),
+        ({"causal": False, "alibi_slopes": torch.ones(4)}, "own position; they need causal=True"),
     ],
     ids=str,
 )
