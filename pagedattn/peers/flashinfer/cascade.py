@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention import Launch
-from pagedattn.peers.flashinfer.common import Csr, FlashInferKernel, imported, kept_with, workspace
+from pagedattn.peers.flashinfer.common import (
+    COMMON_HEAD_SIZES,
+    Csr,
+    FlashInferKernel,
+    imported,
+    kept_with,
+    workspace,
+)
 from pagedattn.peers.flashinfer.modules import Spec
 from pagedattn.peers.flashinfer.prefill import prefill_spec
 
@@ -26,12 +33,12 @@ class FlashInferCascade(FlashInferKernel):
     name = "flashinfer_cascade"
     features = frozenset({"soft_cap"})
     needs_shared_prefix = True
+    head_sizes = COMMON_HEAD_SIZES
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:
         """Name its modules: FlashInfer takes FA3 where it can, and merges by another module."""
-        backend = "fa3" if traits.head_size in (64, 128, 256) else "fa2"
         merge = Spec("flashinfer.jit.cascade", "gen_cascade_module", ())
-        return prefill_spec(backend, traits, traits.query_dtype), merge
+        return prefill_spec("fa3", traits, traits.query_dtype), merge
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""

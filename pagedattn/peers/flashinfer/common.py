@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 WORKSPACE_BYTES = 512 << 20
 LN_2 = math.log(2.0)
+COMMON_HEAD_SIZES = (64, 128, 256)
+"""Its merge of partial results is compiled for these alone; an FA2 prefill over heads of 80, which
+merges nothing, ends with an illegal instruction on an H100 (FlashInfer 0.6.12)."""
 TANH_ERROR = 2.0**-11
 """Of `tanh.approx.f32`, relative (PTX ISA)."""
 

@@ -8,6 +8,7 @@ import torch
 
 from pagedattn.attention import Launch
 from pagedattn.peers.flashinfer.common import (
+    COMMON_HEAD_SIZES,
     LN_2,
     Csr,
     FlashInferKernel,
@@ -31,6 +32,7 @@ class FlashInferDecode(FlashInferKernel):
     name = "flashinfer_decode"
     features = frozenset({"fp8", "window", "soft_cap", "alibi", "lse"})
     decode_only = True
+    head_sizes = COMMON_HEAD_SIZES
     tensor_cores = False
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:

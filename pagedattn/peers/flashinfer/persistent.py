@@ -8,6 +8,7 @@ import torch
 
 from pagedattn.attention import Launch
 from pagedattn.peers.flashinfer.common import (
+    COMMON_HEAD_SIZES,
     LN_2,
     Csr,
     FlashInferKernel,
@@ -28,6 +29,7 @@ class FlashInferPersistent(FlashInferKernel):
 
     name = "flashinfer_persistent"
     sums_rounded_weights = True
+    head_sizes = COMMON_HEAD_SIZES
     features = frozenset({"fp8", "soft_cap", "lse"})
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:

@@ -10,6 +10,7 @@ import torch
 from pagedattn.attention import Launch
 from pagedattn.peers.adapter import FP8
 from pagedattn.peers.flashinfer.common import (
+    COMMON_HEAD_SIZES,
     LN_2,
     Csr,
     FlashInferKernel,
@@ -83,6 +84,7 @@ class FlashInferFa2(FlashInferKernel):
 
     name = "flashinfer_fa2"
     sums_rounded_weights = True
+    head_sizes = COMMON_HEAD_SIZES
     features = frozenset({"fp8", "window", "soft_cap", "alibi", "sinks", "lse"})
     backend = "fa2"
 
@@ -164,7 +166,6 @@ class FlashInferFa3(FlashInferFa2):
     sums_rounded_weights = False
     features = frozenset({"fp8", "window", "soft_cap", "sinks", "lse"})
     backend = "fa3"
-    head_sizes = (64, 128, 256)
     scales_per_head = True
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:
