@@ -38,9 +38,20 @@ def batches(draw):
     return PageTable(4, rng.integers(0, most, sizes, dtype=np.int32), lengths), queries
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_the_tree_of_many_sequences_that_branch_often_is_found(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 33, 60)
+    table = PageTable(4, rng.integers(0, 1 + seed, (60, 8), dtype=np.int32), lengths)
+    check_tree(table, np.minimum(lengths, 1))
+
+
 @given(batches())
 def test_the_tree_has_every_set_of_sequences_that_share_blocks(batch):
-    table, queries = batch
+    check_tree(*batch)
+
+
+def check_tree(table, queries):
     before = table.block_tables.copy()
     nodes = find_shared_blocks(table, queries)
     found = {(node.begin, node.end, tuple(node.members.tolist())) for node in nodes}
