@@ -53,6 +53,7 @@ IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
 MAX_TILE = 64
 MAX_STAGES = 16
 MANY_ROWS = 256
+VERY_MANY_ROWS = 1024
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
 SMALL_BLOCKS = 4  # up to here the kernel copies by threads, with more warps
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
@@ -130,7 +131,7 @@ def choose_config(
     """Pick how to cut, from bounds that the host knows; measured on an H100.
 
     Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
-    rows, or little to read: one, as each row is then cut between fewer, or none is. 128 KiB in
+    rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
     flight keep the memory busy, and more does not help. Where a program has little, tiles are small
     enough for each warp to have one.
 
@@ -144,7 +145,7 @@ def choose_config(
 
     """
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
-    many = num_rows >= MANY_ROWS and tokens_a_program >= LONG_SHARE
+    many = num_rows >= (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS)
     fit = padded * head_size <= MAX_ACCUMULATORS // 2 and block_size > SMALL_BLOCKS
     programs = 2 if many and fit else 1
     most = IN_FLIGHT // programs // WARPS
