@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +12,15 @@ import torch
 from pagedattn.attention.cascade.schedule import Lengths, Limits, is_short, make_schedule
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pagedattn.attention.batch import AttentionBatch
     from pagedattn.attention.cascade.costs import Layer
     from pagedattn.attention.cascade.schedule import Schedule
     from pagedattn.shared_prefix import SharedBlocks
+
+    _Decisive = tuple[list[SharedBlocks], NDArray[np.int64]]
+    """The tree and the query lengths, from which a schedule follows but for own lengths."""
 
 LEAST_PARTS = 32
 LEAST_ROWS = 1024
@@ -68,6 +73,8 @@ class CascadePlan:
 
     def __init__(self, schedule: Schedule, layer: Layer, batch: AttentionBatch) -> None:
         self.layer = layer
+        self.schedule: Schedule
+        self._made_for: _Decisive | None = None
         num_queries, parts_of_a_token = schedule.parts_of_token.shape
         most = schedule.most_queries
         self.max_queries = num_queries
@@ -109,13 +116,23 @@ class CascadePlan:
     def update(self, nodes: list[SharedBlocks], lengths: Lengths, batch: AttentionBatch) -> None:
         """Plan another batch in place; it shares less than it could where there is no room.
 
+        Where the same sequences share as much as before, as in a step in which all of them grow,
+        the schedule stays.
+
         Args:
             nodes: its tree of shared blocks.
             lengths: its lengths.
             batch: the batch, whose tensors have been updated before.
 
         """
-        self._write(make_schedule(nodes, lengths, self.layer, self._limits), batch)
+        made_for = nodes, lengths.query_lengths
+        if self._made_for is not None and _alike(self._made_for, made_for):
+            own = lengths.num_tokens - self.schedule.skipped * lengths.block_size
+            self.schedule = replace(self.schedule, own_lengths=own)
+            self._follow(batch)
+        else:
+            self._write(make_schedule(nodes, lengths, self.layer, self._limits), batch)
+        self._made_for = made_for
 
     def _write(self, schedule: Schedule, batch: AttentionBatch) -> None:
         self.schedule, limits = schedule, self._limits
@@ -136,9 +153,13 @@ class CascadePlan:
         columns = schedule.parts_of_token.shape[1]
         parts.reshape(-1, limits.parts_of_a_token)[:, :columns] = schedule.parts_of_token
         self._packed.copy_(torch.from_numpy(packed))
+        self._follow(batch)
 
+    def _follow(self, batch: AttentionBatch) -> None:
+        """Take lengths and tables from the batch, on its device."""
         made, tables = self.tensors, batch.block_tables
-        torch.sub(batch.kv_lengths, self._own * schedule.block_size, out=made.own_lengths)
+        own_begins = self._own * self.schedule.block_size
+        torch.sub(batch.kv_lengths, own_begins, out=made.own_lengths)
         self._read_from(tables, self._own, made.own_tables)
         part_sources, part_blocks = self._of_parts
         self._read_from(tables[part_sources], part_blocks, made.tables)
@@ -150,6 +171,20 @@ class CascadePlan:
         """
         places = (first[:, None] + self._columns).clamp_(max=max(0, tables.shape[1] - 1))
         torch.gather(tables, 1, places, out=out)
+
+
+def _alike(one: _Decisive, other: _Decisive) -> bool:
+    """Whether two batches get the same schedule, but for what is each sequence's own."""
+    (nodes, queries), (other_nodes, other_queries) = one, other
+    return (
+        len(nodes) == len(other_nodes)
+        and np.array_equal(queries, other_queries)
+        and all(
+            (a.begin, a.end, a.parent) == (b.begin, b.end, b.parent)
+            and np.array_equal(a.members, b.members)
+            for a, b in zip(nodes, other_nodes, strict=True)
+        )
+    )
 
 
 class Sharing:

@@ -258,6 +258,46 @@ def test_an_update_follows_batches_that_share_less_or_otherwise_or_nothing(
         assert (plan.schedule.rows.size > 0) == (not isinstance(seed, str))
 
 
+@pytest.mark.implementations("torch", *(["cuda"] if HOPPER else []))
+def test_a_step_in_which_all_grow_keeps_its_schedule(implementation, device, monkeypatch):
+    made = []
+
+    def counted(*args):
+        made.append(args)
+        return make_schedule(*args)
+
+    monkeypatch.setattr(plan_module, "make_schedule", counted)
+    torch.manual_seed(0)
+    order = np.random.default_rng(0).permutation(20).astype(np.int32)
+    tables = np.stack([np.r_[order[:3], order[3 + 4 * i : 7 + 4 * i]] for i in range(4)])
+    dtype = torch.bfloat16 if device == "cuda" else torch.float16
+    cache = poisoned_cache(20, device, dtype).layer(0)
+    batch = None
+    for own in (5, 16, 17, 40):  # in a block, filling it, opening the next ones
+        lengths = 48 + own - np.arange(4)
+        if own == 40:
+            tables[:, :3] = tables[:, [2, 0, 1]]  # as much is shared, in other blocks
+        width = -(-int(lengths.max()) // BLOCK)
+        table = PageTable(BLOCK, np.ascontiguousarray(tables[:, :width]), lengths)
+        fill(cache, table)
+        now = AttentionBatch.of(
+            table, 1, device, share=True, max_kv_length=100 if batch is None else None
+        )
+        if batch is None:
+            batch = now
+        else:
+            batch.update(now)
+        query = torch.randn((4, 8, 64), device=device).to(dtype)
+        inputs = AttentionInputs(query, query[:, :2], query[:, :2], cache, batch)
+        out, lse = attend(inputs, implementation)
+        check_attention(out, inputs, lse, implementation)
+    assert len(made) == 2  # the first, and the first that has to keep to its room
+    assert the_plan(batch).schedule.rows.size > 0
+    other = make(device, "four", share=True).batch  # shares otherwise
+    batch.sharing.update(other.sharing, batch)
+    assert len(made) == 3
+
+
 @pytest.mark.gpu
 @pytest.mark.implementations(*FOR_GRAPHS)
 @pytest.mark.parametrize("kind", ["decode", "many", "mixed"])

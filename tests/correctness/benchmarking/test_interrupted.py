@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def test_rows_before_the_end_are_saved(tmp_path, name):
         [*command, f"--benchmark-json={results}"],
         env={name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True, text=True, cwd=ROOT, check=False,
+        # a shell's background jobs are deaf to it, and what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert ran.returncode == 2, ran.stdout + ran.stderr
     assert [row["name"] for row in json.loads(results.read_text())["benchmarks"]] == ["bench_done"]
