@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 HALVES = (torch.float16, torch.bfloat16)
 FP8 = torch.float8_e4m3fn
+TANH_ERROR = 2.0**-11
+"""Of `tanh.approx.f32`, relative (PTX ISA)."""
 _REFUSALS = (AssertionError, NotImplementedError, RuntimeError, ValueError)
 _LONGEST = 160  # letters of a peer's own words
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")

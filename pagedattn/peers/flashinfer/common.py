@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.peers.adapter import FP8, Adapter, is_decode
+from pagedattn.peers.adapter import FP8, TANH_ERROR, Adapter, is_decode
 from pagedattn.peers.flashinfer.modules import failed
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ LN_2 = math.log(2.0)
 COMMON_HEAD_SIZES = (64, 128, 256)
 """Its merge of partial results is compiled for these alone; an FA2 prefill over heads of 80, which
 merges nothing, ends with an illegal instruction on an H100 (FlashInfer 0.6.12)."""
-TANH_ERROR = 2.0**-11
-"""Of `tanh.approx.f32`, relative (PTX ISA)."""
 
 
 def imported(module: str = "flashinfer") -> ModuleType:

@@ -61,6 +61,8 @@ class VllmKernel(Adapter):
             raise UnsupportedError(missing)
         if cache.dtype not in (key.dtype, FP8):
             raise UnsupportedError(f"its KV write does not cast {key.dtype} to {cache.dtype}")
+        if not len(slots):
+            return  # vLLM would launch a grid of no blocks, which CUDA refuses
         ops = imported("vllm._custom_ops")
         key_cache, value_cache = by_token(cache)
         dtype = "auto"

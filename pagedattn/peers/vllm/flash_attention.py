@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention import Launch
-from pagedattn.peers.adapter import FP8
+from pagedattn.peers.adapter import FP8, TANH_ERROR
 from pagedattn.peers.vllm.common import VllmKernel, by_token, imported, scales_of
 
 if TYPE_CHECKING:
     from pagedattn.attention import AttentionCall
+
+_LARGEST_SINK = 88.0  # exp(sink - largest score) is still a float32, for scores from 0 on
 
 
 class VllmFlashAttention3(VllmKernel):
@@ -41,11 +43,18 @@ class VllmFlashAttention3(VllmKernel):
                 return f"with sinks it takes at most 64 query heads, not {query.shape[1]}"
             if (call.sinks.bfloat16() != call.sinks).any():
                 return "its sinks are bfloat16 numbers, and these are not"
+            # exp(sink - largest score) goes into a float32 sum; the result is right if that is inf
+            if call.lse is not None and (call.sinks > _LARGEST_SINK).any():
+                return f"its log-sum-exp may overflow with sinks above {_LARGEST_SINK:g}"
         return None
 
     def rounds_to(self, call: AttentionCall) -> torch.dtype | None:
         """The type in which it multiplies."""
         return FP8 if call.cache.dtype == FP8 else None
+
+    def lse_error(self, call: AttentionCall) -> float:
+        """Error of the log-sum-exp on top of float32's: that of its soft cap's `tanh.approx`."""
+        return (call.soft_cap or 0.0) * TANH_ERROR
 
     def bind(self, call: AttentionCall) -> Launch:
         """Make the schedule; `plan` makes it anew, in place."""

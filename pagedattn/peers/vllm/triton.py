@@ -29,11 +29,19 @@ class VllmTriton(VllmKernel):
     dtypes = (*HALVES, torch.float32)
     takes_strides = True
 
+    def refuse(self, call: AttentionCall) -> str | None:
+        """Say what it cannot take, or None; waits for the GPU where it splits keys."""
+        batch = call.batch
+        splits = batch.max_query_length == 1 and batch.num_sequences <= _most(call)
+        if splits and not batch.kv_lengths.all():
+            return "where it splits keys it gives NaN for sequences without tokens"
+        return None
+
     def bind(self, call: AttentionCall) -> Launch:
         """Allocate the buffers; there is nothing to plan."""
         ops = imported("vllm.v1.attention.ops.triton_unified_attention")
         query, cache, batch = call.query, call.cache, call.batch
-        most = _SPLIT_BELOW // cache.num_kv_heads  # sequences
+        most = _most(call)
         parts = (most, query.shape[1], _SEGMENTS)
         padded = 1 << (cache.head_size - 1).bit_length()
         sums = torch.empty((*parts, padded), dtype=torch.float32, device=query.device)
@@ -72,3 +80,8 @@ class VllmTriton(VllmKernel):
             )
 
         return Launch(run, call.out)
+
+
+def _most(call: AttentionCall) -> int:
+    """Sequences up to which the kernel splits a decode batch's keys."""
+    return _SPLIT_BELOW // call.cache.num_kv_heads

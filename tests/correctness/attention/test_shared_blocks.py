@@ -178,7 +178,7 @@ def test_sequences_that_branch_at_random_get_what_float64_gives(
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["16-bit", "fp8"])
-@pytest.mark.parametrize("kind", ["few", "many"])
+@pytest.mark.parametrize("kind", ["few", pytest.param("many", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options_and_fp8_caches_go_with_shared_blocks(implementation, device, options, kind, fp8):
     inputs = make(device, kind, 1, fp8=fp8, **options)
@@ -229,7 +229,7 @@ def test_each_shared_token_is_read_once_and_not_through_the_sequences_tables(
 
 
 @pytest.mark.usefixtures("is_cut")
-@pytest.mark.parametrize("kind", ["four", "many"])
+@pytest.mark.parametrize("kind", ["four", pytest.param("many", marks=pytest.mark.nightly)])
 def test_an_update_follows_batches_that_share_less_or_otherwise_or_nothing(
     implementation, device, kind
 ):
@@ -238,7 +238,7 @@ def test_an_update_follows_batches_that_share_less_or_otherwise_or_nothing(
     attend(inputs, implementation)
     plan = the_plan(batch)
     places = [tensor.data_ptr() for tensor in vars(plan.tensors).values()]
-    for seed in (1, 2, 3, "nothing", "unknown", 0):
+    for seed in (1, "nothing", 2, "unknown", 0):
         rng = np.random.default_rng(7 if isinstance(seed, str) else seed)
         while True:
             levels = 0 if isinstance(seed, str) else 3

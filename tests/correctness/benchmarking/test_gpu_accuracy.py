@@ -8,7 +8,7 @@ import torch
 
 from pagedattn.benchmarking import LaunchGraph, StopRule, require_cold, time_interleaved
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.undisturbed]
 
 RULE = StopRule(least=20, most=60, seconds=1.0)
 

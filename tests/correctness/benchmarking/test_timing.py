@@ -71,6 +71,7 @@ def test_a_dense_control_refuses_ragged_lengths():
 
 
 @pytest.mark.gpu
+@pytest.mark.undisturbed
 def test_a_copy_of_known_bytes_takes_the_time_that_its_bandwidth_says(roofs):
     torch.cuda.empty_cache()  # memory of its own, not what earlier tests left in pieces
     source = torch.randn(1 << 29, device="cuda")

@@ -1,6 +1,7 @@
 """The check of a machine: the same code twice, and a kernel that really became slower."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 TOOL = ROOT / "tools" / "check_comparison.py"
+REPEATED = ROOT / "figures" / "h100-repeat"
+SLOWED = "decode-B64-4k-triton"
 
 
 def module(path):
@@ -81,6 +84,22 @@ def test_it_passes_if_the_slowed_row_and_nothing_else_is_found(
     assert sentence in capsys.readouterr().out
     assert asked == [[], [], ["--slow-down", "decode-B64-4k-triton"]]
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".html"}
+
+
+def test_three_real_runs_pass_the_check_for_the_row_that_was_slowed():
+    tool = module(TOOL)
+    paths = [REPEATED / f"{name}.json" for name in ("first", "second", "slowed")]
+    slowed = [
+        row["name"]
+        for row in json.loads(paths[2].read_text())["benchmarks"]
+        if "slowed_by" in row["extra_info"]
+    ]
+    assert slowed == [f"bench_attention[{SLOWED}]"]
+    runs = [tool.load_run([path]) for path in paths]
+    same, found = (tool.compare(*pair) for pair in itertools.pairwise(runs))
+    assert tool.too_few_same(same) == []
+    assert tool.wrongly_found(found, SLOWED) == []
+    assert tool.wrongly_found(same, SLOWED) == [f"{SLOWED} is same."]
 
 
 @pytest.mark.undisturbed
