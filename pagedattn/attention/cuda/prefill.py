@@ -6,9 +6,9 @@ query heads that share the head. Tiles are numbered so that sequence s begins at
 counter in memory, the items that see the most keys first, and finds its sequence by a search of
 `query_starts`. Where long and short queries are mixed, items are drawn from both ends of the batch
 by turns, so that some multiprocessors wait for memory while others multiply. Nothing is planned on
-the host, and a captured graph follows new lengths. Parts of shared blocks (`causal=False`, an output
-in float32) are few and cut for about an item a program: there tiles are counted one by one, so that
-the first numbers drawn all have an item.
+the host, and a captured graph follows new lengths. Parts of shared blocks (`causal=False`, an
+output in float32) are few and cut for about an item a program: there tiles are counted one by one,
+so that the first numbers drawn all have an item.
 
 In a program one warp draws items and loads queries, one loads K and one V: the tensor memory
 accelerator brings the tokens of a block with one instruction, already laid out for the matrix
