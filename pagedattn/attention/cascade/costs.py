@@ -56,18 +56,6 @@ GPU = Costs(
 a block at about the same time, so that a prefix that is larger than the L2 is read again as fast.
 """
 
-CPU = Costs(
-    fixed=300e-6,
-    read=5e9,
-    read_again=5e9,
-    multiply=5e10,
-    item=20e-6,
-    divided=20e-6,
-    merge=5e9,
-    margin=1.1,
-)
-"""Two cores under PyTorch, where a gathered key moves several times."""
-
 
 @dataclass(frozen=True)
 class Layer:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from pagedattn.attention.cascade.costs import CPU, GPU, Layer
+from pagedattn.attention.cascade.costs import GPU, Layer
 
 if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch
@@ -49,7 +49,8 @@ def plan_of(implementation: Implementation, call: AttentionCall) -> CascadePlan 
     """Return how to read the batch's shared blocks once, or None to read them for each sequence.
 
     None where the implementation makes no parts, where nothing is shared or it does not pay, and
-    where scores depend on positions: under a window or ALiBi.
+    where scores depend on positions: under a window or ALiBi. On a CPU it does not pay: PyTorch
+    gathers every key anyway.
     """
     sharing = call.batch.sharing
     if (
@@ -62,14 +63,15 @@ def plan_of(implementation: Implementation, call: AttentionCall) -> CascadePlan 
         return None
     cache = call.cache
     device = call.query.device
-    costs = GPU if device.type == "cuda" else CPU
+    if device.type != "cuda" and not sharing.always:
+        return None
     layer = Layer(
         num_query_heads=call.query.shape[1],
         num_kv_heads=cache.num_kv_heads,
         head_size=cache.head_size,
         kv_bytes=cache.key.element_size(),
         processors=_processors(device),
-        costs=None if sharing.always else costs,
+        costs=None if sharing.always else GPU,
     )
     return sharing.plan(layer, call.batch)
 

@@ -384,9 +384,17 @@ def test_an_implementation_without_parts_gets_the_plain_call(monkeypatch):
     assert call.out is out
 
 
-def test_nothing_is_shared_where_it_is_not_wanted_or_does_not_pay():
+@pytest.mark.parametrize("prefix", [None, 128])
+def test_nothing_is_shared_where_it_is_not_wanted_or_does_not_pay(prefix):
     for share in (False, None):
         inputs = make("cpu", "decode", share=share)
+        if prefix is not None:  # on a CPU not even much, as what is gathered costs the time
+            nodes, lengths = one_prefix(prefix, 9, 1)
+            plan = run.plan_of(TorchImplementation(), inputs.call())
+            assert plan is None
+            if inputs.batch.sharing is not None:
+                inputs.batch.sharing.nodes, inputs.batch.sharing.lengths = nodes, lengths
+                assert run.plan_of(TorchImplementation(), inputs.call()) is None
         out, lse = attend(inputs, "torch")
         check_attention(out, inputs, lse)
         sharing = inputs.batch.sharing
