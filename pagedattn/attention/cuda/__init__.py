@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.cuda import decode, prefill
-from pagedattn.attention.cuda.signature import signature_of
+from pagedattn.attention.cuda.launching import signature_of
 from pagedattn.attention.triton import TritonImplementation
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
 HOPPER = 9
-MOST_LAUNCHES = 4096
-"""Kinds of calls that are kept ready; a few kilobytes each."""
+MOST_LAUNCHES = 1024
+"""Kinds of calls that are kept ready; a kilobyte or two each."""
 
 
 @functools.cache

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.module import TensorMap, TensorMaps, load_kernel, tensor_map
-from pagedattn.attention.cuda.signature import set_addresses, set_scale
+from pagedattn.attention.cuda.launching import set_addresses, set_scale
+from pagedattn.attention.cuda.module import TensorMap, load_kernel, maps_of, tensor_map
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -187,7 +187,7 @@ def not_taken(call: AttentionCall) -> str | None:
         t.data_ptr() % (4 * t.element_size()) or t.stride(0) % 4 or t.stride(1) % 4
         for t in (query, call.out)
     ):
-        return "queries or outputs that do not lie at multiples of 8 bytes"
+        return "queries or outputs that do not lie at multiples of 4 elements"
     return None
 
 
@@ -264,7 +264,7 @@ class DecodeLaunch:
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)
         self._weights_at = 4 * places * head_size
-        self._maps = TensorMaps(lambda part: _map_of(part, config.tile))
+        self._maps = maps_of(_map_of, config.tile, cache.key)
         self._fixed = bytes(self._parameters(call))
 
     def __call__(self, call: AttentionCall) -> None:

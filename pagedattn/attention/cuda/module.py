@@ -124,14 +124,15 @@ class TensorMaps:
     """Descriptions of tensors that differ in their address alone, each made once.
 
     Args:
-        describe: makes one of a tensor.
+        describe: makes one of a tensor and `argument`.
+        argument: as `describe` takes it.
 
     """
 
-    MOST = 4096
+    MOST = 1024
 
-    def __init__(self, describe: Callable[[torch.Tensor], TensorMap]) -> None:
-        self._describe = describe
+    def __init__(self, describe: Callable[[torch.Tensor, int], TensorMap], argument: int) -> None:
+        self._describe, self._argument = describe, argument
         self._made: dict[int, TensorMap] = {}
 
     def of(self, tensor: torch.Tensor) -> TensorMap:
@@ -141,8 +142,37 @@ class TensorMaps:
         if found is None:
             if len(self._made) >= self.MOST:
                 self._made.clear()
-            found = self._made[address] = self._describe(tensor)
+            found = self._made[address] = self._describe(tensor, self._argument)
         return found
+
+
+@functools.lru_cache(maxsize=64)
+def _maps(
+    describe: Callable[[torch.Tensor, int], TensorMap],
+    argument: int,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+) -> TensorMaps:
+    del shape, stride, dtype  # of all tensors whose descriptions these are
+    return TensorMaps(describe, argument)
+
+
+def maps_of(
+    describe: Callable[[torch.Tensor, int], TensorMap], argument: int, like: torch.Tensor
+) -> TensorMaps:
+    """Return the descriptions of tensors like this one.
+
+    They are the same for all kinds of calls: a sequence that grows changes how a call is launched
+    and not where the layers' caches lie.
+
+    Args:
+        describe: makes a description of a tensor and `argument`.
+        argument: as `describe` takes it.
+        like: has the shape, strides and dtype of all of them.
+
+    """
+    return _maps(describe, argument, like.shape, like.stride(), like.dtype)
 
 
 def tensor_map(

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.module import TensorMap, TensorMaps, load_kernel, tensor_map
-from pagedattn.attention.cuda.signature import set_addresses, set_scale
+from pagedattn.attention.cuda.launching import set_addresses, set_scale
+from pagedattn.attention.cuda.module import TensorMap, load_kernel, maps_of, tensor_map
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -136,8 +136,8 @@ class PrefillLaunch:
         head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
         tile = _kv_tile(head_size)
-        self._query_maps = TensorMaps(lambda query: _map_of_queries(query, group))
-        self._maps = TensorMaps(lambda part: _map_of(part, tile))
+        self._query_maps = maps_of(_map_of_queries, group, query)
+        self._maps = maps_of(_map_of, tile, cache.key)
         device = query.device
         self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros_of(call), device.index)
         parameters = self._parameters(call)

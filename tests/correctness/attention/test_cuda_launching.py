@@ -1,12 +1,14 @@
 """A call's signature decides how it is launched, and addresses are taken from each call."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 
 from pagedattn.attention.cuda import decode, prefill
-from pagedattn.attention.cuda.signature import signature_of
+from pagedattn.attention.cuda.launching import signature_of
+from pagedattn.attention.cuda.module import _maps as shared_maps
 from pagedattn.testing import make_inputs
 from pagedattn.workloads import AttentionShape
 
@@ -90,15 +92,44 @@ class Recorder:
         self.launched = programs, threads, shared_bytes, parameters
 
 
-@pytest.mark.parametrize(
-    ("module", "kind"), [(decode, decode.DecodeLaunch), (prefill, prefill.PrefillLaunch)]
-)
-def test_a_launch_made_for_one_call_takes_the_addresses_of_another(module, kind, monkeypatch):
-    kernel = Recorder()
-    monkeypatch.setattr(module, "load_kernel", lambda *_: kernel)
-    monkeypatch.setattr(module, "tensor_map", lambda address, *_: module.TensorMap((address,)))
+KINDS = pytest.mark.parametrize("kind", [decode.DecodeLaunch, prefill.PrefillLaunch])
+
+
+@pytest.fixture
+def kernel(kind, monkeypatch):
+    """A recorder, with the driver replaced; `described` has the addresses of described tensors."""
+    module = sys.modules[kind.__module__]
+    recorder = Recorder()
+    recorder.described = []
+
+    def describe(address, *_):
+        recorder.described.append(address)
+        return module.TensorMap((address,))
+
+    monkeypatch.setattr(module, "load_kernel", lambda *_: recorder)
+    monkeypatch.setattr(module, "tensor_map", describe)
     processors = type("Properties", (), {"multi_processor_count": 132})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: processors)
+    shared_maps.cache_clear()
+    yield recorder
+    shared_maps.cache_clear()
+
+
+@KINDS
+def test_a_step_in_which_a_sequence_grows_describes_no_cache_again(kernel, kind):
+    first = call_of()
+    batch = dataclasses.replace(first.batch, max_kv_length=first.batch.max_kv_length + 1)
+    grown = dataclasses.replace(first, batch=batch)
+    assert signature_of(first) != signature_of(grown)
+    kind(first)(first)
+    before = list(kernel.described)
+    assert {first.cache.key.data_ptr(), first.cache.value.data_ptr()} <= set(before)
+    kind(grown)(grown)
+    assert kernel.described == before
+
+
+@KINDS
+def test_a_launch_made_for_one_call_takes_the_addresses_of_another(kernel, kind):
     first, second = call_of(seed=0, lse=True, sinks=True), call_of(seed=1, lse=True, sinks=True)
     launch = kind(first)
     for call in (first, second):

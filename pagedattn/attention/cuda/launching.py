@@ -1,7 +1,8 @@
-"""What decides how a call is launched, so that it is worked out once and not at every call."""
+"""What both launchers share: what decides how a call is launched, and parameters by name."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from pagedattn.attention.call import AttentionCall
 
-LOG2_E = 1.4426950408889634
+LOG2_E = math.log2(math.e)
 
 
 def signature_of(call: AttentionCall) -> Hashable:
