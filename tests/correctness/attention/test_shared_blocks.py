@@ -11,26 +11,17 @@ from pagedattn.attention import AttentionBatch, attention, register, write_kv
 from pagedattn.attention import registry as registry_module
 from pagedattn.attention.cascade import plan as plan_module
 from pagedattn.attention.cascade import run, schedule
-from pagedattn.attention.cascade.costs import GPU, Layer
-from pagedattn.attention.cascade.schedule import Lengths, Limits, make_schedule
+from pagedattn.attention.cascade.costs import GPU
+from pagedattn.attention.cascade.schedule import make_schedule
 from pagedattn.attention.torch_impl import TorchImplementation
 from pagedattn.shared_prefix import find_shared_blocks
 from pagedattn.testing import AttentionInputs, check_attention
 
 from .conftest import HOPPER, require
+from .shared_tables import BLOCK, KINDS, one_prefix, tree_tables
 
-BLOCK = 16
 FOR_GRAPHS = ("triton", *(["cuda"] if HOPPER else []))
 OWN = ("torch", *FOR_GRAPHS)
-# query tokens of each sequence; 0 is a sequence that only waits
-KINDS = {
-    "four": (1,) * 4,
-    "few": (1, 3, 1, 0, 1, 6),
-    "decode": (1,) * 9,
-    "many": (1,) * 20,
-    "verify": (4,) * 6,
-    "mixed": (1, 5, 1, 40, 3, 0, 1, 17, 1),
-}
 OPTIONS = {
     "plain": {},
     "soft cap": {"soft_cap": 2.0},
@@ -69,33 +60,6 @@ def interpret_little(request, monkeypatch):
     if usual is None or any(params[name] != value for name, value in usual.items()):
         pytest.skip("slow under Triton's interpreter; runs with --nightly")
     monkeypatch.setattr(plan_module, "LEAST_PARTS", 2)
-
-
-def tree_tables(rng, queries, *, most_blocks=6, levels=3, own=40):
-    """A page table of sequences that branch from each other at random, their order random too.
-
-    Each goes down a tree for 0 to `levels` nodes of 1 to `most_blocks` blocks, then has 0 to `own`
-    tokens and its query tokens for itself. Returns it and how many blocks the pool needs.
-    """
-    nodes, rows, lengths, used = {(): []}, [], [], 0
-    for queries_of_one in queries:
-        path = tuple(rng.integers(0, 2, rng.integers(0, levels + 1)).tolist())
-        for depth in range(1, len(path) + 1):
-            if path[:depth] not in nodes:
-                size = int(rng.integers(1, most_blocks + 1))
-                nodes[path[:depth]] = list(range(used, used + size))
-                used += size
-        row = [block for depth in range(len(path) + 1) for block in nodes[path[:depth]]]
-        length = len(row) * BLOCK + int(rng.integers(0, own + 1)) + queries_of_one
-        missing = -(-length // BLOCK) - len(row)
-        rows.append(row + list(range(used, used + missing)))
-        lengths.append(length)
-        used += missing
-    names = rng.permutation(used + 1)  # the last is nobody's
-    tables = np.full((len(rows), max(map(len, rows)) + 2), names[used], np.int32)
-    for row, table in zip(rows, tables, strict=True):
-        table[: len(row)] = names[row]
-    return PageTable(BLOCK, tables, np.array(lengths)), used + 1
 
 
 def fill(cache, table):
@@ -384,17 +348,9 @@ def test_an_implementation_without_parts_gets_the_plain_call(monkeypatch):
     assert call.out is out
 
 
-@pytest.mark.parametrize("prefix", [None, 128])
-def test_nothing_is_shared_where_it_is_not_wanted_or_does_not_pay(prefix):
+def test_nothing_is_shared_where_it_is_not_wanted_or_does_not_pay():
     for share in (False, None):
         inputs = make("cpu", "decode", share=share)
-        if prefix is not None:  # on a CPU not even much, as what is gathered costs the time
-            nodes, lengths = one_prefix(prefix, 9, 1)
-            plan = run.plan_of(TorchImplementation(), inputs.call())
-            assert plan is None
-            if inputs.batch.sharing is not None:
-                inputs.batch.sharing.nodes, inputs.batch.sharing.lengths = nodes, lengths
-                assert run.plan_of(TorchImplementation(), inputs.call()) is None
         out, lse = attend(inputs, "torch")
         check_attention(out, inputs, lse)
         sharing = inputs.batch.sharing
@@ -404,80 +360,15 @@ def test_nothing_is_shared_where_it_is_not_wanted_or_does_not_pay(prefix):
     assert shared.batch.without_sharing().block_tables is shared.batch.block_tables
 
 
-def layer_of(costs, **changes):
-    values = {"num_query_heads": 32, "num_kv_heads": 8, "head_size": 128, "kv_bytes": 2}
-    return Layer(**(values | {"processors": 132} | changes), costs=costs)
-
-
-def one_prefix(blocks, members, own):
-    tables = np.arange(members * (blocks + own), dtype=np.int32).reshape(members, -1)
-    tables[:, :blocks] = np.arange(blocks)
-    table = PageTable(BLOCK, tables, np.full(members, (blocks + own) * BLOCK))
-    lengths = Lengths(table.num_tokens, np.ones(members, np.int64), BLOCK)
-    return find_shared_blocks(table), lengths
-
-
-@pytest.mark.parametrize(
-    ("blocks", "members"), [(1024, 128), (128, 256), (1024, 32), (700, 64), (4096, 33)]
-)
-def test_parts_are_cut_so_that_tiles_fill_the_multiprocessors(blocks, members):
-    made = make_schedule(*one_prefix(blocks, members, 16), layer_of(GPU))
-    items = made.lengths.size * layer_of(GPU).tiles(members) * 8
-    rounds = -(-items // 132)
-    assert items / (132 * rounds) > 0.9
-    assert made.lengths.max() - made.lengths.min() <= 128
-    assert made.seconds_saved > 0
-
-
-@pytest.mark.parametrize(
-    ("blocks", "members", "pays"),
-    [
-        *[(8, 2, False), (8, 128, False), (16, 256, False), (32, 8, False), (32, 64, False)],
-        *[(64, 32, False), (128, 16, False), (256, 8, False), (256, 2, False), (1024, 4, False)],
-        *[(64, 128, True), (128, 64, True), (256, 16, True), (256, 32, True), (1024, 8, True)],
-    ],
-)
-def test_blocks_are_shared_where_an_h100_was_found_to_be_faster_for_it(blocks, members, pays):
-    made = make_schedule(*one_prefix(blocks, members, 16), layer_of(GPU))
-    assert (made.seconds_saved > 0) == pays
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("limits", [(3, 50, 2, 8), (1, 10, 1, 3), (9, 1000, 3, 1000), (0, 0, 0, 1)])
-def test_a_schedule_keeps_to_its_limits_and_stays_complete(limits, seed):
-    queries = np.array(KINDS["mixed"])
-    table, _ = tree_tables(np.random.default_rng(seed), queries)
-    lengths = Lengths(table.num_tokens, queries, BLOCK)
-    limits = Limits(*limits)
-    layer = layer_of(None, processors=7)
-    made = make_schedule(find_shared_blocks(table, queries), lengths, layer, limits)
-    assert made.lengths.size <= limits.parts
-    assert made.rows.size <= limits.rows
-    assert made.parts_of_token.shape[1] <= limits.parts_of_a_token
-    assert made.most_queries <= limits.queries
-    starts = lengths.query_starts
-    for sequence in np.flatnonzero(queries):
-        for token in range(starts[sequence], starts[sequence] + queries[sequence]):
-            places = made.parts_of_token[token]
-            places = places[places >= 0]
-            assert (made.rows[places] == token).all()
-            parts = np.searchsorted(made.starts, places, side="right") - 1
-            blocks = [
-                table.block_tables[made.sources[part], made.first_blocks[part] :][
-                    : made.lengths[part] // BLOCK
-                ]
-                for part in parts
-            ]
-            seen = np.concatenate([np.empty(0, int), *blocks])
-            assert (seen == table.block_tables[sequence, : made.skipped[sequence]]).all()
-        own = made.own_lengths[sequence]
-        assert own + made.skipped[sequence] * BLOCK == table.num_tokens[sequence]
-        assert own >= queries[sequence]
-
-
-def test_long_queries_take_no_part_where_costs_count():
-    nodes, lengths = one_prefix(64, 12, 16)
-    queries = lengths.query_lengths.copy()
-    queries[3] = 200
-    made = make_schedule(nodes, dataclasses.replace(lengths, query_lengths=queries), layer_of(GPU))
-    assert made.skipped.tolist() == [64, 64, 64, 0, *[64] * 8]
+def test_on_a_cpu_not_even_a_long_prefix_is_shared_unless_asked_for():
+    table = one_prefix(blocks=1024, members=8, own=1)
+    cache = poisoned_cache(1, "cpu", torch.float16).layer(0)
+    query = torch.zeros(8, 8, 64, dtype=torch.float16)
+    plans = []
+    for share in (None, True):
+        batch = AttentionBatch.of(table, share=share)
+        assert batch.sharing.nodes
+        inputs = AttentionInputs(query, query, query, cache, batch)
+        plans.append(run.plan_of(TorchImplementation(), inputs.call()))
+    assert plans[0] is None
+    assert plans[1].schedule.rows.size == 8

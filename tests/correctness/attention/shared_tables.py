@@ -1,0 +1,50 @@
+"""Page tables whose sequences share blocks."""
+
+import numpy as np
+
+from pagedattn import PageTable
+
+BLOCK = 16
+# query tokens of each sequence; 0 is a sequence that only waits
+KINDS = {
+    "four": (1,) * 4,
+    "few": (1, 3, 1, 0, 1, 6),
+    "decode": (1,) * 9,
+    "many": (1,) * 20,
+    "verify": (4,) * 6,
+    "mixed": (1, 5, 1, 40, 3, 0, 1, 17, 1),
+}
+
+
+def one_prefix(blocks, members, own):
+    """A page table of `members` sequences with `blocks` blocks in common, and `own` each."""
+    tables = np.arange(members * (blocks + own), dtype=np.int32).reshape(members, -1)
+    tables[:, :blocks] = np.arange(blocks)
+    return PageTable(BLOCK, tables, np.full(members, (blocks + own) * BLOCK))
+
+
+def tree_tables(rng, queries, *, most_blocks=6, levels=3, own=40):
+    """A page table of sequences that branch from each other at random, their order random too.
+
+    Each goes down a tree for 0 to `levels` nodes of 1 to `most_blocks` blocks, then has 0 to `own`
+    tokens and its query tokens for itself. Returns it and how many blocks the pool needs.
+    """
+    nodes, rows, lengths, used = {(): []}, [], [], 0
+    for queries_of_one in queries:
+        path = tuple(rng.integers(0, 2, rng.integers(0, levels + 1)).tolist())
+        for depth in range(1, len(path) + 1):
+            if path[:depth] not in nodes:
+                size = int(rng.integers(1, most_blocks + 1))
+                nodes[path[:depth]] = list(range(used, used + size))
+                used += size
+        row = [block for depth in range(len(path) + 1) for block in nodes[path[:depth]]]
+        length = len(row) * BLOCK + int(rng.integers(0, own + 1)) + queries_of_one
+        missing = -(-length // BLOCK) - len(row)
+        rows.append(row + list(range(used, used + missing)))
+        lengths.append(length)
+        used += missing
+    names = rng.permutation(used + 1)  # the last is nobody's
+    tables = np.full((len(rows), max(map(len, rows)) + 2), names[used], np.int32)
+    for row, table in zip(rows, tables, strict=True):
+        table[: len(row)] = names[row]
+    return PageTable(BLOCK, tables, np.array(lengths)), used + 1
