@@ -48,7 +48,7 @@ def find_shared_blocks(page_table: PageTable, query_lengths: ArrayLike = 1) -> l
     (1, 2, members [0, 1], parent 0).
 
     Cost: for each level of the tree a sort by one block and, as far as the level reaches, a
-    comparison of all members with the first: 0.2 ms for 128 tables that share 1024 blocks.
+    comparison of all members with the first.
 
     Args:
         page_table: block tables and lengths; unchanged.

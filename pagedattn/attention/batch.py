@@ -79,7 +79,8 @@ class AttentionBatch:
             max_kv_length: what a sequence may grow to through `update`; the block tables get room
                 for it. None is the longest sequence of now.
             share: read blocks that sequences share once: True always, so that a graph captured
-                over this batch does it after every `update`; False never; None where it pays.
+                over this batch does it after every `update`; False never; None where it pays, which
+                on a CPU is nowhere.
 
         Raises:
             ValueError: a query length is negative or above the sequence's length, or a sequence

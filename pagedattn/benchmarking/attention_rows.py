@@ -190,11 +190,15 @@ def _replan(implementation: Implementation, call: AttentionCall) -> Callable[[],
     """
     if plan_of(implementation, call) is None:
         return None
-    batch = call.batch
-    lengths = batch.kv_lengths.cpu().numpy().astype(np.int64)
-    table = PageTable(call.cache.block_size, batch.block_tables.cpu().numpy(), lengths)
+    batch, table = call.batch, page_table_of(call.batch, call.cache.block_size)
     query_lengths = batch.query_starts.diff().cpu().numpy()
     return lambda: batch.update(AttentionBatch.of(table, query_lengths, batch.device))
+
+
+def page_table_of(batch: AttentionBatch, block_size: int) -> PageTable:
+    """Return the page table that a batch was made from; waits for the GPU."""
+    lengths = batch.kv_lengths.cpu().numpy().astype(np.int64)
+    return PageTable(block_size, batch.block_tables.cpu().numpy(), lengths)
 
 
 def peak_memory(launch: Callable[[], object]) -> int:

@@ -111,7 +111,7 @@ class CascadePlan:
     @property
     def pays(self) -> bool:
         """Whether the batch of now is faster with it than without."""
-        return self.layer.costs is None or self.schedule.seconds_saved > 0
+        return self.schedule.seconds_saved > 0
 
     def update(self, nodes: list[SharedBlocks], lengths: Lengths, batch: AttentionBatch) -> None:
         """Plan another batch in place; it shares less than it could where there is no room.
@@ -126,7 +126,7 @@ class CascadePlan:
 
         """
         made_for = nodes, lengths.query_lengths
-        if self._made_for is not None and _alike(self._made_for, made_for):
+        if self._made_for is not None and _have_one_schedule(self._made_for, made_for):
             own = lengths.num_tokens - self.schedule.skipped * lengths.block_size
             self.schedule = replace(self.schedule, own_lengths=own)
             self._follow(batch)
@@ -173,7 +173,7 @@ class CascadePlan:
         torch.gather(tables, 1, places, out=out)
 
 
-def _alike(one: _Decisive, other: _Decisive) -> bool:
+def _have_one_schedule(one: _Decisive, other: _Decisive) -> bool:
     """Whether two batches get the same schedule, but for what is each sequence's own."""
     (nodes, queries), (other_nodes, other_queries) = one, other
     return (
@@ -224,7 +224,7 @@ class Sharing:
             if batch.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return None
             schedule = make_schedule(self.nodes, self.lengths, layer)
-            pays = layer.costs is None or schedule.seconds_saved > 0
+            pays = schedule.seconds_saved > 0
             self._plans[layer] = CascadePlan(schedule, layer, batch) if pays else None
         found = self._plans[layer]
         return found if found is not None and found.pays else None
@@ -245,7 +245,7 @@ class Sharing:
             queries[:1] = batch.num_query_tokens
             self.nodes, self.lengths = [], Lengths(bound, queries, self.lengths.block_size)
         # where it did not pay, it is looked at anew
-        plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
-        for plan in plans.values():
+        self._plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
+        for plan in self._plans.values():
+            assert plan is not None
             plan.update(self.nodes, self.lengths, batch)
-        self._plans = {**plans}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,8 @@ class Schedule:
         parts_of_token: int64 [num_query_tokens, most parts of a token], for each query token its
             places in `rows`, then -1.
         block_size: tokens a block.
-        seconds_saved: of a launch, as estimated; negative where sharing does not pay.
+        seconds_saved: of a launch, as estimated; negative where sharing does not pay, infinite
+            where costs do not count.
 
     """
 
@@ -336,7 +338,7 @@ def _arrays(
         rows=np.concatenate(rows) if rows else np.empty(0, np.int64),
         parts_of_token=parts_of_token,
         block_size=lengths.block_size,
-        seconds_saved=0.0,
+        seconds_saved=math.inf,
     )
     if layer.costs is None:
         return schedule

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pagedattn.attention.triton.primitives import LOG2_E, natural_lse
+from pagedattn.attention.triton.primitives import LOG2_E, join_sinks, natural_lse
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -108,12 +108,8 @@ def _merge_kernel(
     acc = acc * total
     if sinks_ptr is not None:
         sink = tl.load(sinks_ptr + head) * _LOG2_E
-        highest = tl.maximum(peak, sink)
-        shift = tl.where(highest == float("-inf"), 0.0, highest)
-        decay = tl.exp2(peak - shift)
+        peak, total, decay = join_sinks(peak, total, sink)
         acc = acc * decay
-        total = total * decay + tl.exp2(sink - shift)
-        peak = highest
     start = 0
     more = max_parts > 0
     while more:

@@ -17,7 +17,7 @@ from pagedattn.attention import AttentionBatch, get_implementation
 from pagedattn.attention.api import choose_implementation
 from pagedattn.attention.cascade import plan_of
 from pagedattn.benchmarking import CaseTiming, LaunchGraph, StopRule, require_cold
-from pagedattn.benchmarking.attention_rows import AttentionCase, peak_memory
+from pagedattn.benchmarking.attention_rows import AttentionCase, page_table_of, peak_memory
 from pagedattn.testing import check_attention
 from pagedattn.workloads import AttentionShape
 
@@ -42,12 +42,6 @@ def shape_of(prefix, batch):
 CASES = {shape.name: shape for shape in (shape_of(p, b) for p in PREFIXES for b in BATCHES)}
 
 
-def page_table(inputs):
-    batch = inputs.batch
-    lengths = batch.kv_lengths.cpu().numpy().astype(np.int64)
-    return PageTable(inputs.cache.block_size, batch.block_tables.cpu().numpy(), lengths)
-
-
 class Case:
     """A prefix and a batch, both ways."""
 
@@ -58,7 +52,7 @@ class Case:
         self.implementation = choose_implementation(None, first.cache).name
         self.shares = plan_of(get_implementation(self.implementation), first.call()) is not None
         some = np.unique(np.linspace(0, shape.num_sequences - 1, CHECKED).astype(int))
-        table = page_table(first)
+        table = page_table_of(first.batch, shape.block_size)
         part = PageTable(table.block_size, table.block_tables[some], table.num_tokens[some])
         self.some = torch.from_numpy(some).cuda()
         self.checked = dataclasses.replace(
@@ -107,7 +101,8 @@ class Case:
 def _batch(inputs, way):
     if way == "each_sequence":
         return inputs.batch.without_sharing()
-    return AttentionBatch.of(page_table(inputs), device="cuda", share=True)
+    table = page_table_of(inputs.batch, inputs.cache.block_size)
+    return AttentionBatch.of(table, device="cuda", share=True)
 
 
 @pytest.fixture(scope="module")
