@@ -32,14 +32,18 @@ from pagedattn.attention import clashes, get_implementation  # noqa: E402
 from pagedattn.benchmarking import describe_machine, machine_identity, measure_roofs  # noqa: E402
 from pagedattn.benchmarking.environment import query_gpu  # noqa: E402
 from pagedattn.peers import FLASHINFER_KERNELS, register_kernels  # noqa: E402
+from pagedattn.testing.workers import run_in_workers  # noqa: E402
 
 register_kernels()
 
 ROOFS = pytest.StashKey()
-FINDINGS = pytest.StashKey()
 BUILD = pytest.StashKey()
 GPU_BEFORE = pytest.StashKey()
 LOCKS = pytest.StashKey()
+
+READY = 10.0  # seconds in which modules that are compiled already are found
+LEAST_CASES_FOR_WORKERS = 200
+MOST_WORKERS = 15  # each has some 2 GB of a GPU's memory
 
 hypothesis.settings.register_profile(
     "default", max_examples=300, stateful_step_count=40, deadline=None
@@ -88,7 +92,7 @@ def pytest_configure(config):
     """Find what --impl names; refuse to save benchmarks that pytest-xdist will switch off."""
     config.option.impl = _named(config.option.impl)
     config.option.nightly |= "nightly" in re.sub(r"\bnot\s+nightly\b", "", config.option.markexpr)
-    config.stash[FINDINGS] = []
+    config.pluginmanager.register(Findings(), "findings")
     if threading.current_thread() is threading.main_thread():
         # who is told to end saves what was timed, as after Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -113,6 +117,71 @@ def refuse_to_save_what_is_not_timed(option):
             f"{given[0]} and -n {option.numprocesses} do not go together: pytest-xdist runs "
             "tests beside each other, where nothing can be timed; leave -n away"
         )
+
+
+class Findings:
+    """Collects what `keep_finding` kept, wherever and whenever the case ran."""
+
+    def __init__(self):
+        self._found = {}
+        self._nodeids = []
+
+    def pytest_collection_finish(self, session):
+        """Note the order of the cases."""
+        self._nodeids = [item.nodeid for item in session.items]
+
+    def pytest_runtest_logreport(self, report):
+        """Take what a case kept."""
+        if report.when == "call":
+            found = [value for name, value in report.user_properties if name == "finding"]
+            self._found[report.nodeid] = found
+
+    @property
+    def found(self):
+        """Findings in the order of the session's cases."""
+        return [one for nodeid in self._nodeids for one in self._found.get(nodeid, ())]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    """On a GPU, run many cases in workers first; what is timed has the machine to itself then."""
+    config = session.config
+    cases = [item for item in session.items if _may_run_in_a_worker(item)]
+    build = config.stash.get(BUILD, None)
+    if build is not None and not build.is_ready(within=READY):
+        # what is compiled is compiled once, beside the others, and for this process
+        cases = [item for item in cases if _implementation(item) not in FLASHINFER_KERNELS]
+    count = workers_for(config.option, len(cases)) if GPU and not session.testsfailed else 0
+    if count:
+        given = config.option
+        arguments = ["--nightly"] * given.nightly
+        arguments += ["--impl", ",".join(given.impl)] if given.impl is not None else []
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(
+                f"{len(cases):,} cases run in {count} workers, beside one another; "
+                "with -n 0 they run in this process"
+            )
+        run_in_workers(session, cases, count, arguments)
+    return (yield)
+
+
+def _may_run_in_a_worker(item):
+    """Whether a case needs the GPU and times nothing."""
+    is_timed = item.path.name.startswith("bench_") or item.get_closest_marker("undisturbed")
+    return bool(item.get_closest_marker("gpu")) and not is_timed
+
+
+def workers_for(option, num_cases):
+    """How many workers a session's cases are run in; 0 where they stay in its process."""
+    watched = option.usepdb or option.trace or option.capture == "no" or option.collectonly
+    shown = option.setupshow or option.setuponly or option.setupplan
+    # pytest-xdist's own -n, even 0, says what to do; without pytest-xdist there is no such option
+    says = getattr(option, "numprocesses", 0) is not None or fcntl is None
+    if watched or shown or says or option.benchmark_only or num_cases < LEAST_CASES_FOR_WORKERS:
+        return 0
+    spare = len(os.sched_getaffinity(0)) - 1
+    return min(spare, MOST_WORKERS) if spare > 1 else 0
 
 
 def pytest_unconfigure(config):
@@ -289,10 +358,10 @@ def flashinfer_modules(request):
         build.wait(None if reporter is None else reporter.write_line)
 
 
-@pytest.fixture(scope="session")
-def findings(request):
-    """List of what implementations were found to support; kept for the results file."""
-    return request.config.stash[FINDINGS]
+@pytest.fixture
+def keep_finding(request):
+    """Function that keeps what an implementation was found to support for the results file."""
+    return lambda found: request.node.user_properties.append(("finding", dataclasses.asdict(found)))
 
 
 @pytest.fixture(scope="session")
@@ -326,9 +395,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_benchmark_update_json(config, output_json):
-    found = config.stash[FINDINGS]
+    found = config.pluginmanager.get_plugin("findings").found
     if found:
-        output_json["support"] = [dataclasses.asdict(finding) for finding in found]
+        output_json["support"] = found
 
 
 def pytest_benchmark_update_commit_info(commit_info):

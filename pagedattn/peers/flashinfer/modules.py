@@ -88,6 +88,17 @@ class Build:
         if self._error is not None:
             raise self._error
 
+    def is_ready(self, within: float) -> bool:
+        """Whether all can be loaded by any process, looked at for a time at most.
+
+        Args:
+            within: seconds.
+
+        """
+        self._thread.join(within)
+        done = not self._thread.is_alive() and self._error is None
+        return done and not any(failed(spec) for spec in self._specs)
+
     def _run(self) -> None:
         begin = time.perf_counter()
         try:

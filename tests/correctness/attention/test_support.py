@@ -9,10 +9,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # peers warn of their own aff
 
 
 @pytest.mark.parametrize("feature", features())
-def test_a_feature_is_right_or_refused(runnable, implementation, device, feature, findings):
+def test_a_feature_is_right_or_refused(runnable, implementation, device, feature, keep_finding):
     del runnable
     found = probe(implementation, feature, device)
-    findings.append(found)
+    keep_finding(found)
     if found.status == "unsupported":
         pytest.skip(found.detail)
     if implementation in PEERS and found.status != "passed":

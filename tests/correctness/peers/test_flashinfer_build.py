@@ -46,6 +46,21 @@ def test_nothing_is_told_where_nobody_has_to_wait(compiler):
     assert told == []
 
 
+def test_modules_are_ready_once_all_are_compiled(compiler):
+    build = Build([]).start()
+    assert not build.is_ready(within=0.01)
+    compiler.set()
+    assert build.is_ready(within=60)
+
+
+def test_modules_of_which_one_cannot_be_compiled_are_never_ready(monkeypatch):
+    broken = modules.Spec("module", "function", ())
+    monkeypatch.setattr(modules, "compile_all", lambda *_: None)
+    monkeypatch.setitem(modules._failures, broken, "it does not compile")
+    assert not Build([broken]).start().is_ready(within=60)
+    assert Build([]).start().is_ready(within=60)
+
+
 def test_what_keeps_the_compiler_from_running_is_raised(monkeypatch):
     def compile_all(*_):
         raise FileNotFoundError("there is no ninja")
