@@ -172,6 +172,10 @@ def _may_run_in_a_worker(item):
     return bool(item.get_closest_marker("gpu")) and not is_timed
 
 
+def _needs_the_gpu_alone(item):
+    return item.get_closest_marker("gpu") and item.get_closest_marker("undisturbed")
+
+
 def workers_for(option, num_cases):
     """How many workers a session's cases are run in; 0 where they stay in its process."""
     watched = option.usepdb or option.trace or option.capture == "no" or option.collectonly
@@ -267,10 +271,12 @@ def pytest_collection_modifyitems(config, items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):  # keywords hold folders' names too
                 item.add_marker(pytest.mark.skip(reason=reason))
+        if GPU and hasattr(config, "workerinput") and _needs_the_gpu_alone(item):
+            item.add_marker(pytest.mark.skip(reason="measures time; other workers hold the GPU"))
     if config.option.impl is not None:
         _keep(config, items, _runs_on_an_implementation)
-    # a wrong kernel is told before any is timed, and what a session compiles is ready by then
-    items.sort(key=_turn)
+    if not hasattr(config, "workerinput"):  # workers take cases in the order they are told
+        items.sort(key=_turn)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -294,9 +300,15 @@ def _implementation(item):
 
 
 def _turn(item):
-    # all implementations of a row are timed together, so their rows are not taken apart
-    is_timed = item.path.name.startswith("bench_")
-    return is_timed, not is_timed and _implementation(item) in FLASHINFER_KERNELS
+    """Place a case among the session's: the longest first, then what is quick, then what is timed.
+
+    A wrong kernel is told before any is timed, and what a session compiles is ready by then.
+    """
+    if item.path.name.startswith("bench_"):
+        return 3  # all implementations of a row are timed together, so they are not taken apart
+    if _implementation(item) is not None:
+        return 2 if _implementation(item) in FLASHINFER_KERNELS else 1
+    return 0 if item.get_closest_marker("vllm") else 1  # a whole engine starts
 
 
 def pytest_collection_finish(session):
@@ -314,6 +326,8 @@ def pytest_collection_finish(session):
     specs = set()
     for item in session.items:
         name = _implementation(item)
+        if name == "flashinfer":
+            specs |= needs.of_kv_writes()
         if name not in FLASHINFER_KERNELS:
             continue
         if item.path.name.startswith("bench_"):

@@ -28,6 +28,7 @@ class Implementation(Protocol):
       `write_kv` is called;
     - `rounds_to(call) -> torch.dtype | None`: a lower type than the query's that queries and
       softmax weights are rounded to; the error that is allowed is that of such a computation;
+    - `rounds_parts = True`: partial results are rounded to the query's type before they are merged;
     - `lse_error(call) -> float`: absolute error that its log-sum-exp may have on top of that of a
       computation in float32, where its way of computing it is known to be coarser;
     - `gather_rows` and `merge_parts`: see `pagedattn.attention.cascade.run.PartsImplementation`;

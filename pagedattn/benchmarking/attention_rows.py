@@ -43,7 +43,7 @@ class AttentionCase:
         rotation: batches over disjoint blocks, together larger than twice the L2 on a GPU.
         roofs: measured limits of the GPU; None on a CPU.
         is_finite: whether unused slots hold zeros, and not NaN any more.
-        budgets: errors allowed, by the type that is rounded to.
+        budgets: errors allowed, by the type that is rounded to and whether parts are rounded.
 
     """
 
@@ -51,7 +51,7 @@ class AttentionCase:
     rotation: list[AttentionInputs]
     roofs: Roofs | None
     is_finite: bool = False
-    budgets: dict[torch.dtype | None, ErrorBudget] = field(default_factory=dict)
+    budgets: dict[tuple[torch.dtype | None, bool], ErrorBudget] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shape: AttentionShape, device: str, roofs: Roofs | None = None) -> AttentionCase:
@@ -112,12 +112,15 @@ class AttentionCase:
         return [launch(inputs) for inputs in self.rotation]
 
     def budget(self, name: str) -> ErrorBudget:
-        """Error allowed to an implementation on the first batch: larger if it rounds to fp8."""
+        """Error allowed to an implementation on the first batch: larger if it is known to round."""
         rounds_to = getattr(get_implementation(name), "rounds_to", None)
         lower = None if rounds_to is None else rounds_to(self.rotation[0].call())
-        if lower not in self.budgets:
-            self.budgets[lower] = error_budget(self.rotation[0], self.exact, lower)
-        return self.budgets[lower]
+        rounds_parts = getattr(get_implementation(name), "rounds_parts", False)
+        if (lower, rounds_parts) not in self.budgets:
+            self.budgets[lower, rounds_parts] = error_budget(
+                self.rotation[0], self.exact, lower, rounds_parts=rounds_parts
+            )
+        return self.budgets[lower, rounds_parts]
 
     def error(self, name: str, result: torch.Tensor) -> ErrorBudget:
         """Error of an implementation's result on the first batch.

@@ -137,7 +137,8 @@ def _checked(
     rounds_to = getattr(made, "rounds_to", None)
     lower = None if rounds_to is None else rounds_to(call)
     exact, exact_lse = reference_attention(inputs.call(), torch.float64)
-    budget = error_budget(inputs, exact, rounded_to=lower)
+    rounds_parts = getattr(made, "rounds_parts", False)
+    budget = error_budget(inputs, exact, rounded_to=lower, rounds_parts=rounds_parts)
     notes = [] if lower is None else [f"rounds to {str(lower).removeprefix('torch.')}"]
     _attend(made, call, feature)
     if not call.out.isfinite().all():

@@ -60,7 +60,11 @@ def error_of(result: torch.Tensor, exact: torch.Tensor) -> ErrorBudget:
 
 
 def error_budget(
-    inputs: AttentionInputs, exact: torch.Tensor, rounded_to: torch.dtype | None = None
+    inputs: AttentionInputs,
+    exact: torch.Tensor,
+    rounded_to: torch.dtype | None = None,
+    *,
+    rounds_parts: bool = False,
 ) -> ErrorBudget:
     """Error that attention over these inputs may have.
 
@@ -69,6 +73,8 @@ def error_budget(
         exact: its result in float64.
         rounded_to: type that the ordinary computation rounds queries and softmax weights to; None
             is the queries' own.
+        rounds_parts: whether partial results may be rounded before they are merged, which errs as
+            rounding the result once more does.
 
     Returns:
         FACTOR times the error of the ordinary computation, and the roundings of sums in order;
@@ -81,6 +87,11 @@ def error_budget(
         call = replace(call, query=call.query.to(rounded_to).to(dtype))
     rounded, _ = reference_attention(call, torch.float32, weights_dtype=rounded_to or dtype)
     ordinary = error_of(rounded.to(dtype), exact)
+    if rounds_parts:
+        once = error_of(exact.to(dtype), exact)
+        ordinary = ErrorBudget(
+            math.hypot(ordinary.relative, once.relative), math.hypot(ordinary.largest, once.largest)
+        )
     in_order = math.sqrt(inputs.cache.head_size) / 2 * torch.finfo(torch.float32).eps
     largest = float(exact.abs().max()) if exact.numel() else 0.0
     spacing = 2.0 ** math.floor(math.log2(largest)) * torch.finfo(dtype).eps if largest else 0.0

@@ -7,6 +7,7 @@ what is timed stays with the session and has the machine to itself.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
@@ -64,7 +65,7 @@ def run_in_workers(
 
     Args:
         session: whose items they are; it goes on without them.
-        items: which; fixtures of a wide scope are made anew by each worker.
+        items: which, the longest first; fixtures of a wide scope are made anew by each worker.
         count: of workers.
         arguments: of the command line, for the other pytest besides.
 
@@ -81,7 +82,10 @@ def run_in_workers(
     read, write = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         cases, printed = Path(folder, "cases"), Path(folder, "printed")
-        cases.write_text("\n".join(waiting), encoding="utf-8")
+        # each worker begins with as long a run of neighbours; so all begin with the first cases
+        names = list(waiting)
+        dealt = itertools.chain.from_iterable(names[first::count] for first in range(count))
+        cases.write_text("\n".join(dealt), encoding="utf-8")
         words = [sys.executable, "-m", "pytest", f"@{cases}", *_options(config), *arguments]
         words += ["-n", str(count), "--dist", "worksteal", "-p", __name__, "--benchmark-disable"]
         # what is asked of this session is not asked of the other one

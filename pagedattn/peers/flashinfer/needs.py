@@ -10,11 +10,11 @@ import torch
 
 from pagedattn.attention import get_implementation
 from pagedattn.peers.flashinfer.common import FlashInferKernel, Traits
+from pagedattn.peers.flashinfer.modules import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pagedattn.peers.flashinfer.modules import Spec
     from pagedattn.workloads import AttentionShape
 
 _TORCH_NAMES = {"float8_e4m3": "float8_e4m3fn"}
@@ -40,6 +40,14 @@ def of_benchmarks(name: str, shapes: Iterable[AttentionShape]) -> set[Spec]:
         and (shape.shared_prefix or not kernel.needs_shared_prefix)
         and kernel.suits(traits_of(shape))
         for spec in kernel.specs(traits_of(shape))
+    }
+
+
+def of_kv_writes() -> set[Spec]:
+    """Modules that turn Q and K, and write K and V."""
+    return {
+        Spec("flashinfer.jit.rope", "gen_rope_module", ()),
+        Spec("flashinfer.jit.page", "gen_page_module", ()),
     }
 
 

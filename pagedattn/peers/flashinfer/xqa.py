@@ -26,12 +26,15 @@ def _workspace(device: torch.device) -> torch.Tensor:
 class FlashInferXqa(FlashInferKernel):
     """`xqa_batch_decode_with_kv_cache`; one query token a sequence.
 
-    Over an fp8 cache it rounds queries and weights to fp8 itself.
+    Over an fp8 cache it rounds queries and weights to fp8 itself. What several programs make of one
+    sequence is handed on in the type of the queries (its mha.cu copies the tile that holds the
+    result in 16 bits to its scratch memory), and merged from there.
     """
 
     name = "flashinfer_xqa"
     features = frozenset({"fp8", "window", "sinks"})
     decode_only = True
+    rounds_parts = True
     block_sizes = (16, 32, 64, 128)
 
     def specs(self, traits: Traits) -> tuple[Spec, ...]:

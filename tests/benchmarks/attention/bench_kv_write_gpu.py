@@ -224,6 +224,7 @@ def timing(case, selected, clock_probe):
     return CaseTiming(selected("case", case.workload), case.ready, RULE, clock_probe)
 
 
+@pytest.mark.usefixtures("flashinfer_modules")  # compilers would disturb what is timed
 def bench_kv_write(benchmark, report_rounds, case, timing, implementation, roofs):
     benchmark.group = case.workload
     if benchmark.disabled:

@@ -69,7 +69,7 @@ class Case:
         assert (launches[0].plan is not None) == (way == "read_once")
         out = launches[0]()
         error, budget = check_attention(out[self.some], self.checked)
-        self.case.budgets[None] = budget
+        self.case.budgets[None, False] = budget
         peak_bytes = peak_memory(launches[0])
         graph = LaunchGraph([launch.run for launch in launches])
         more = {

@@ -25,6 +25,8 @@ def test_small_cases_are_clean(tool):
     words = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     # PyTorch's own kernels are not looked at
     words += ["--kernel-name-exclude", "kernel_substring=at::"]
+    # the bindings ask the driver for functions that it may not have
+    words += ["--report-api-errors", "no"]
     # each tensor an allocation of its own, past whose end is nothing
     own = {"PYTHONPATH": str(HERE.parents[2]), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(

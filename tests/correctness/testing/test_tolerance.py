@@ -55,6 +55,17 @@ def test_a_wrong_result_is_refused(dtype, wrong):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_parts_is_allowed_as_one_rounding_more_where_it_is_known(dtype):
+    inputs = make_inputs(shape(dtype))
+    exact, _ = reference_attention(inputs.call(), torch.float64)
+    once = error_of(exact.to(inputs.query.dtype), exact)
+    plain = error_budget(inputs, exact)
+    more = error_budget(inputs, exact, rounds_parts=True)
+    assert plain.relative < more.relative < plain.relative + 2 * once.relative
+    assert plain.largest <= more.largest <= plain.largest + 2 * once.largest
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_largest_element_may_be_one_rounding_off_and_not_three(dtype):
     # the first token sees itself alone: its result, the largest, is its V, which the ordinary
     # computation has exactly
