@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 TENSOR_MAP_BYTES = 128
+
+T = TypeVar("T", bound=Hashable)
 
 
 class CudaError(RuntimeError):
@@ -120,7 +123,7 @@ def load_kernel(
     return Kernel(source, name, macros, device)
 
 
-class TensorMaps:
+class TensorMaps(Generic[T]):
     """Descriptions of tensors that differ in their address alone, each made once.
 
     Args:
@@ -131,7 +134,7 @@ class TensorMaps:
 
     MOST = 1024
 
-    def __init__(self, describe: Callable[[torch.Tensor, int], TensorMap], argument: int) -> None:
+    def __init__(self, describe: Callable[[torch.Tensor, T], TensorMap], argument: T) -> None:
         self._describe, self._argument = describe, argument
         self._made: dict[int, TensorMap] = {}
 
@@ -148,19 +151,19 @@ class TensorMaps:
 
 @functools.lru_cache(maxsize=64)
 def _maps(
-    describe: Callable[[torch.Tensor, int], TensorMap],
-    argument: int,
+    describe: Callable[[torch.Tensor, T], TensorMap],
+    argument: T,
     shape: torch.Size,
     stride: tuple[int, ...],
     dtype: torch.dtype,
-) -> TensorMaps:
+) -> TensorMaps[T]:
     del shape, stride, dtype  # of all tensors whose descriptions these are
     return TensorMaps(describe, argument)
 
 
 def maps_of(
-    describe: Callable[[torch.Tensor, int], TensorMap], argument: int, like: torch.Tensor
-) -> TensorMaps:
+    describe: Callable[[torch.Tensor, T], TensorMap], argument: T, like: torch.Tensor
+) -> TensorMaps[T]:
     """Return the descriptions of tensors like this one.
 
     They are the same for all kinds of calls: a sequence that grows changes how a call is launched

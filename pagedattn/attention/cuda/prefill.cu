@@ -5,7 +5,8 @@
 // columns innermost along the product's depth ("K-major"), V with them along its width
 // ("MN-major"), so that neither is transposed.
 //
-// Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, QUERY_STAGES, BF16,
+// Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that
+// multiply (2 or 3), QUERY_STAGES, BF16,
 // OUT_F32 (an output in float32), CAUSAL (else queries see all keys), and the switches WINDOW,
 // SOFT_CAP, ALIBI, SINKS, LSE.
 
@@ -43,7 +44,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
     }
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
     prefill_kernel(const __grid_constant__ Parameters p) {
     // so aligned, it lies at a place that is known when this is compiled
     extern __shared__ __align__(PIECE) unsigned char memory[];
@@ -69,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     // the same in all lanes, as the compiler sees from the shuffle
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 2 ? 40 : 32));
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         if (warp == 0)
             schedule(p, shared, lane);
@@ -78,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
         else if (warp == 2)
             load_tiles<true>(p, shared, lane);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 2 ? 232 : 160));
         consume(p, shared, warpgroup - 1, threadIdx.x % 128);
     }
 }

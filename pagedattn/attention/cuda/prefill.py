@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
-ROWS = 128
 STAGES = 2
-THREADS = 384
 SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 
 
@@ -89,7 +87,7 @@ def not_taken(call: AttentionCall) -> str | None:
         return f"head_size {cache.head_size}"
     if block_size % 8 or (tile % block_size and block_size % tile):
         return f"block_size {block_size}"
-    if group > ROWS:
+    if group > 64 * _warpgroups(call):
         return f"{group} query heads a KV head"
     if not call.scale > 0:
         return f"scale {call.scale}"
@@ -111,6 +109,7 @@ def macros_of(call: AttentionCall) -> tuple[tuple[str, int], ...]:
         ("BLOCK_SIZE", cache.block_size),
         ("GROUP", query.shape[1] // cache.num_kv_heads),
         ("KV_TILE", _kv_tile(cache.head_size)),
+        ("WARPGROUPS", _warpgroups(call)),
         ("QUERY_STAGES", _query_stages(cache.head_size)),
         ("BF16", int(query.dtype == torch.bfloat16)),
         ("OUT_F32", int(call.out.dtype == torch.float32)),
@@ -136,7 +135,10 @@ class PrefillLaunch:
         head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
         tile = _kv_tile(head_size)
-        self._query_maps = maps_of(_map_of_queries, group, query)
+        warpgroups = _warpgroups(call)
+        self._threads = (warpgroups + 1) * 128
+        self._rows = rows = 64 * warpgroups
+        self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
         self._maps = maps_of(_map_of, tile, cache.key)
         device = query.device
         self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros_of(call), device.index)
@@ -146,7 +148,7 @@ class PrefillLaunch:
             parameters.num_tiles * cache.num_kv_heads,
         )
         padded = -(-head_size // 64) * 128
-        tiles = _query_stages(head_size) * ROWS + 2 * STAGES * tile
+        tiles = _query_stages(head_size) * rows + 2 * STAGES * tile
         # 1024: the tiles begin at a multiple of it; 256: items and barriers
         self._shared_bytes = 1024 + tiles * padded + 256
         self._fixed = bytes(parameters)
@@ -175,7 +177,7 @@ class PrefillLaunch:
                 ("tickets", batch.counters(2)),
             ),
         )
-        self._kernel.launch(self._num_programs, THREADS, self._shared_bytes, parameters)
+        self._kernel.launch(self._num_programs, self._threads, self._shared_bytes, parameters)
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""
@@ -187,7 +189,7 @@ class PrefillLaunch:
         parameters.window = call.window or 0
         parameters.num_sequences = batch.num_sequences
         parameters.num_kv_heads = cache.num_kv_heads
-        parameters.num_tiles = num_tokens // (ROWS // self._group) + batch.num_sequences
+        parameters.num_tiles = num_tokens // (self._rows // self._group) + batch.num_sequences
         head_bytes = 4 * cache.head_size * max(1, batch.max_kv_length)
         parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
         # few of the longest query: chunks, which the matrix units limit, among decodes, which the
@@ -211,6 +213,15 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
     return max(n for n in range(1, min(fitting, num_kv_heads) + 1) if num_kv_heads % n == 0)
 
 
+def _warpgroups(call: AttentionCall) -> int:
+    """Return how many warpgroups multiply, 64 rows each.
+
+    Small heads leave registers for a third, which multiplies while the softmax of the others, as
+    long there as the products, runs. Parts of shared blocks are cut for tiles of two.
+    """
+    return 3 if call.cache.head_size <= 64 and call.causal else 2
+
+
 def _kv_tile(head_size: int) -> int:
     return 128 if head_size <= 128 else 64
 
@@ -219,8 +230,12 @@ def _query_stages(head_size: int) -> int:
     return 1 if head_size > 192 else 2
 
 
-def _map_of_queries(query: torch.Tensor, group: int) -> TensorMap:
-    """Describe the queries: columns, heads of a group, tokens, groups; a box is 64 columns."""
+def _map_of_queries(query: torch.Tensor, tile: tuple[int, int]) -> TensorMap:
+    """Describe the queries: columns, heads of a group, tokens, groups.
+
+    A box is 64 columns of `tile`: tokens and heads of a group.
+    """
+    tokens, group = tile
     num_tokens, num_heads, head_size = query.shape
     token_stride, head_stride = (2 * stride for stride in query.stride()[:2])
     return tensor_map(
@@ -228,7 +243,7 @@ def _map_of_queries(query: torch.Tensor, group: int) -> TensorMap:
         2,
         (head_size, group, num_tokens, num_heads // group),
         (head_stride, token_stride, group * head_stride),
-        (64, group, ROWS // group, 1),
+        (64, group, tokens, 1),
         128,
     )
 

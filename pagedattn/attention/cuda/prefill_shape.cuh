@@ -28,7 +28,7 @@ struct Parameters {
     int from_both_ends;     // draw tiles from both ends of the batch by turns
 };
 
-constexpr int ROWS = 128;  // of a query tile: tokens times heads of a group
+constexpr int ROWS = 64 * WARPGROUPS;  // of a query tile: tokens times heads of a group
 constexpr int TILE_TOKENS = ROWS / GROUP;
 constexpr int HALVES = (HEAD_SIZE + 63) / 64;  // pieces of 64 columns; zeros fill the last
 constexpr int STAGES = 2;
@@ -47,7 +47,7 @@ constexpr bool WHOLE_ROWS = HEAD_SIZE % 64 == 0;
 constexpr int OCTET_STRIDE = WHOLE_ROWS ? HALVES * PIECE : PIECE;       // to the next 8 tokens
 constexpr int HALF_STRIDE = WHOLE_ROWS ? PIECE : KV_TILE / 8 * PIECE;  // to the next 64 columns
 
-constexpr int CONSUMER_WARPS = 8;
+constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
 constexpr int LOADER_WARPS = 2;
 
 // ---- shared memory
