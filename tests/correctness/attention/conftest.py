@@ -33,6 +33,7 @@ GROUPS = {"own": OWN, "peers": PEERS if torch.cuda.is_available() else ()}
 """What a marker's words stand for; no peer runs without a GPU."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures' parameters, so that a name is always the same
 def pytest_generate_tests(metafunc):
     """Run each test over all implementations that are under test, and over rows of its axes."""
     if "implementation" in metafunc.fixturenames:

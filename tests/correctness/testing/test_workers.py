@@ -220,3 +220,20 @@ def test_many_cases_take_a_worker_for_each_processor_but_one(policy, monkeypatch
 )
 def test_who_watches_or_says_so_has_the_cases_in_one_process(policy, given):
     assert policy(**given) == 0
+
+
+def test_a_case_of_attention_has_one_name_whatever_the_session_is_given(pytestconfig):
+    folder = "tests/correctness/attention"
+    words = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    names = []
+    for given in (folder, f"{folder}/test_write_kv.py"):
+        found = subprocess.run(
+            [*words, given, "-k", "test_what_is_nan_stays_nan_in_fp8"],
+            capture_output=True,
+            text=True,
+            cwd=pytestconfig.rootpath,
+            check=False,
+        )
+        names.append(sorted(line for line in found.stdout.splitlines() if "::" in line))
+    assert names[0]
+    assert names[0] == names[1]
