@@ -10,12 +10,11 @@ import torch
 
 from pagedattn.attention.cascade.plan import Sharing
 from pagedattn.attention.cascade.schedule import Lengths
+from pagedattn.page_table import PageTable
 from pagedattn.shared_prefix import find_shared_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-    from pagedattn.page_table import PageTable
 
 NUM_ARRIVALS = 8192
 """Counters of a batch: 16 a program of the decode kernel, two programs a multiprocessor."""
@@ -162,9 +161,15 @@ class AttentionBatch:
                 within this batch's bounds; its block tables may be narrower.
 
         Raises:
+            TypeError: it is a page table, of which a batch has to be made first.
             ValueError: it does not fit; nothing was changed.
 
         """
+        if isinstance(other, PageTable):
+            raise TypeError(
+                "update takes an AttentionBatch and was given a PageTable: make a batch of it "
+                "first, with AttentionBatch.of(page_table)"
+            )
         for name in ("max_query_length", "max_kv_length"):
             if getattr(other, name) > getattr(self, name):
                 raise ValueError(

@@ -235,3 +235,9 @@ def test_an_update_that_does_not_fit_changes_nothing(other, sentence):
     with pytest.raises(ValueError, match=sentence):
         batch.update(other())
     assert batch.kv_lengths.tolist() == [9, 9]
+
+
+def test_an_update_with_a_page_table_says_to_make_a_batch_of_it():
+    batch = AttentionBatch.of(page_table([9, 9]))
+    with pytest.raises(TypeError, match="given a PageTable: make a batch of it first"):
+        batch.update(page_table([10, 10]))
