@@ -9,9 +9,7 @@ import numpy as np
 import torch
 
 from pagedattn.attention.cascade.plan import Sharing
-from pagedattn.attention.cascade.schedule import Lengths
 from pagedattn.page_table import PageTable
-from pagedattn.shared_prefix import find_shared_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -101,11 +99,7 @@ class AttentionBatch:
         lengths = np.broadcast_to(np.asarray(query_lengths, np.int64), page_table.num_tokens.shape)
         sharing = None
         if share is not False:
-            sharing = Sharing(
-                find_shared_blocks(page_table, lengths),
-                Lengths(page_table.num_tokens.copy(), lengths, page_table.block_size),
-                always=share is True,
-            )
+            sharing = Sharing(page_table, lengths, always=share is True)
         starts = np.zeros(lengths.size + 1, dtype=np.int32)
         np.cumsum(lengths, out=starts[1:])
         return cls(
