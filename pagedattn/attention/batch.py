@@ -103,7 +103,8 @@ class AttentionBatch:
         starts = np.zeros(lengths.size + 1, dtype=np.int32)
         np.cumsum(lengths, out=starts[1:])
         return cls(
-            block_tables=torch.from_numpy(tables).to(device),
+            # also on a CPU a copy, since `update` writes there
+            block_tables=torch.from_numpy(tables).to(device, copy=True),
             kv_lengths=torch.from_numpy(page_table.num_tokens.astype(np.int32)).to(device),
             query_starts=torch.from_numpy(starts).to(device),
             slots=torch.from_numpy(slots).to(device),
