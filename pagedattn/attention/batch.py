@@ -9,13 +9,10 @@ import numpy as np
 import torch
 
 from pagedattn.attention.cascade.plan import Sharing
-from pagedattn.attention.cascade.schedule import Lengths
-from pagedattn.shared_prefix import find_shared_blocks
+from pagedattn.page_table import PageTable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-    from pagedattn.page_table import PageTable
 
 NUM_ARRIVALS = 8192
 """Counters of a batch: 16 a program of the decode kernel, two programs a multiprocessor."""
@@ -102,15 +99,12 @@ class AttentionBatch:
         lengths = np.broadcast_to(np.asarray(query_lengths, np.int64), page_table.num_tokens.shape)
         sharing = None
         if share is not False:
-            sharing = Sharing(
-                find_shared_blocks(page_table, lengths),
-                Lengths(page_table.num_tokens.copy(), lengths, page_table.block_size),
-                always=share is True,
-            )
+            sharing = Sharing(page_table, lengths, always=share is True)
         starts = np.zeros(lengths.size + 1, dtype=np.int32)
         np.cumsum(lengths, out=starts[1:])
         return cls(
-            block_tables=torch.from_numpy(tables).to(device),
+            # also on a CPU a copy, since `update` writes there
+            block_tables=torch.from_numpy(tables).to(device, copy=True),
             kv_lengths=torch.from_numpy(page_table.num_tokens.astype(np.int32)).to(device),
             query_starts=torch.from_numpy(starts).to(device),
             slots=torch.from_numpy(slots).to(device),
@@ -162,9 +156,15 @@ class AttentionBatch:
                 within this batch's bounds; its block tables may be narrower.
 
         Raises:
+            TypeError: it is a page table, of which a batch has to be made first.
             ValueError: it does not fit; nothing was changed.
 
         """
+        if isinstance(other, PageTable):
+            raise TypeError(
+                "update takes an AttentionBatch and was given a PageTable: make a batch of it "
+                "first, with AttentionBatch.of(page_table)"
+            )
         for name in ("max_query_length", "max_kv_length"):
             if getattr(other, name) > getattr(self, name):
                 raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pagedattn.attention.cascade.schedule import Lengths, Limits, is_short, make_schedule
+from pagedattn.shared_prefix import PrefixTree
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch
     from pagedattn.attention.cascade.costs import Layer
     from pagedattn.attention.cascade.schedule import Schedule
+    from pagedattn.page_table import PageTable
     from pagedattn.shared_prefix import SharedBlocks
-
-    _Decisive = tuple[list[SharedBlocks], NDArray[np.int64]]
-    """The tree and the query lengths, from which a schedule follows but for own lengths."""
 
 LEAST_PARTS = 32
 LEAST_ROWS = 1024
@@ -74,7 +73,6 @@ class CascadePlan:
     def __init__(self, schedule: Schedule, layer: Layer, batch: AttentionBatch) -> None:
         self.layer = layer
         self.schedule: Schedule
-        self._made_for: _Decisive | None = None
         num_queries, parts_of_a_token = schedule.parts_of_token.shape
         most = schedule.most_queries
         self.max_queries = num_queries
@@ -116,23 +114,28 @@ class CascadePlan:
     def update(self, nodes: list[SharedBlocks], lengths: Lengths, batch: AttentionBatch) -> None:
         """Plan another batch in place; it shares less than it could where there is no room.
 
-        Where the same sequences share as much as before, as in a step in which all of them grow,
-        the schedule stays.
-
         Args:
             nodes: its tree of shared blocks.
             lengths: its lengths.
             batch: the batch, whose tensors have been updated before.
 
         """
-        made_for = nodes, lengths.query_lengths
-        if self._made_for is not None and _have_one_schedule(self._made_for, made_for):
-            own = lengths.num_tokens - self.schedule.skipped * lengths.block_size
-            self.schedule = replace(self.schedule, own_lengths=own)
-            self._follow(batch)
-        else:
-            self._write(make_schedule(nodes, lengths, self.layer, self._limits), batch)
-        self._made_for = made_for
+        self._write(make_schedule(nodes, lengths, self.layer, self._limits), batch)
+
+    def grow(self, lengths: Lengths, batch: AttentionBatch) -> None:
+        """Follow the batch, in place, to a step with the same tree and query lengths.
+
+        The schedule stays but for what is each sequence's own. So do the tables of the parts: their
+        entries up to the parts' lengths are the tree's, and what is behind is never read.
+
+        Args:
+            lengths: the step's lengths.
+            batch: the batch, whose tensors have been updated before.
+
+        """
+        own = lengths.num_tokens - self.schedule.skipped * lengths.block_size
+        self.schedule = replace(self.schedule, own_lengths=own)
+        self._follow(batch)
 
     def _write(self, schedule: Schedule, batch: AttentionBatch) -> None:
         self.schedule, limits = schedule, self._limits
@@ -153,60 +156,64 @@ class CascadePlan:
         columns = schedule.parts_of_token.shape[1]
         parts.reshape(-1, limits.parts_of_a_token)[:, :columns] = schedule.parts_of_token
         self._packed.copy_(torch.from_numpy(packed))
+        part_sources, part_blocks = self._of_parts
+        tables = batch.block_tables[part_sources]
+        torch.gather(tables, 1, self._places(part_blocks), out=self.tensors.tables)
+        self._own_places = self._places(self._own)
         self._follow(batch)
 
     def _follow(self, batch: AttentionBatch) -> None:
-        """Take lengths and tables from the batch, on its device."""
-        made, tables = self.tensors, batch.block_tables
-        own_begins = self._own * self.schedule.block_size
-        torch.sub(batch.kv_lengths, own_begins, out=made.own_lengths)
-        self._read_from(tables, self._own, made.own_tables)
-        part_sources, part_blocks = self._of_parts
-        self._read_from(tables[part_sources], part_blocks, made.tables)
+        """Take own lengths and own tables from the batch, on its device: two launches."""
+        made, block_size = self.tensors, self.schedule.block_size
+        torch.sub(batch.kv_lengths, self._own, alpha=block_size, out=made.own_lengths)
+        torch.gather(batch.block_tables, 1, self._own_places, out=made.own_tables)
 
-    def _read_from(self, tables: torch.Tensor, first: torch.Tensor, out: torch.Tensor) -> None:
-        """Write each table's entries from its first one on; behind a table's end is anything.
+    def _places(self, first: torch.Tensor) -> torch.Tensor:
+        """Where to read tables from their first entries on; int64 [len(first), max_blocks].
 
-        Worked example: the tables [[5, 2, 7]] with first [1] become [[2, 7, 7]].
+        Worked example: first [1] in tables of 3 blocks gives [[1, 2, 2]], which reads [5, 2, 7]
+        as [2, 7, 7]. Behind a table's end is anything.
         """
-        places = (first[:, None] + self._columns).clamp_(max=max(0, tables.shape[1] - 1))
-        torch.gather(tables, 1, places, out=out)
-
-
-def _have_one_schedule(one: _Decisive, other: _Decisive) -> bool:
-    """Whether two batches get the same schedule, but for what is each sequence's own."""
-    (nodes, queries), (other_nodes, other_queries) = one, other
-    return (
-        len(nodes) == len(other_nodes)
-        and np.array_equal(queries, other_queries)
-        and all(
-            (a.begin, a.end, a.parent) == (b.begin, b.end, b.parent)
-            and np.array_equal(a.members, b.members)
-            for a, b in zip(nodes, other_nodes, strict=True)
-        )
-    )
+        last = max(0, self._columns.shape[0] - 1)
+        return (first[:, None] + self._columns).clamp_(max=last)
 
 
 class Sharing:
     """Which blocks a batch's sequences share, and a plan for each kind of layer that attends.
 
-    Args:
-        nodes: the tree of shared blocks.
+    It keeps copies of all it needs: the tree is searched for when a layer first asks for a plan.
+
+    Attributes:
+        tree: of shared blocks, or None where there are none.
         lengths: of the batch.
         always: share whatever can be, even nothing, and not only where it pays.
 
+    Args:
+        page_table: of the batch.
+        query_lengths: int64 [num_sequences].
+        always: as above.
+
     """
 
-    def __init__(self, nodes: list[SharedBlocks], lengths: Lengths, *, always: bool) -> None:
-        self.nodes = nodes
-        self.lengths = lengths
+    def __init__(
+        self, page_table: PageTable, query_lengths: NDArray[np.int64], *, always: bool
+    ) -> None:
+        self.tree = PrefixTree.of(page_table, query_lengths)
+        self.lengths = Lengths(
+            page_table.num_tokens.copy(), query_lengths.copy(), page_table.block_size
+        )
         self.always = always
         self._plans: dict[Layer, CascadePlan | None] = {}
 
     @property
+    def nodes(self) -> list[SharedBlocks]:
+        """The tree's nodes, searched for at the first call."""
+        return [] if self.tree is None else self.tree.nodes
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to share, and no plan that was made when there was."""
-        return not self.nodes and not self.always and not self._plans
+        return self.tree is None and not self.always and not self._plans
 
     def plan(self, layer: Layer, batch: AttentionBatch) -> CascadePlan | None:
         """Return the plan for a layer, made at the first call; None where there is none to follow.
@@ -232,20 +239,33 @@ class Sharing:
     def update(self, other: Sharing | None, batch: AttentionBatch) -> None:
         """Plan what another batch shares, in place.
 
+        Where the tree still holds and queries are as long, as in a step of decode in which all
+        sequences grow, schedules stay, and so does whether they pay.
+
         Args:
             other: what it shares; None is nothing.
             batch: the one that shares, whose tensors have been updated before.
 
         """
+        tree, queries = self.tree, self.lengths.query_lengths
         if other is not None:
-            self.nodes, self.lengths = other.nodes, other.lengths
+            self.tree, self.lengths = other.tree, other.lengths
         else:  # where nothing is shared the lengths only bound
             bound = np.full(batch.num_sequences, batch.max_kv_length)
-            queries = np.zeros_like(bound)
-            queries[:1] = batch.num_query_tokens
-            self.nodes, self.lengths = [], Lengths(bound, queries, self.lengths.block_size)
-        # where it did not pay, it is looked at anew
-        self._plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
+            of_queries = np.zeros_like(bound)
+            of_queries[:1] = batch.num_query_tokens
+            self.tree, self.lengths = None, Lengths(bound, of_queries, self.lengths.block_size)
+        if not self._plans:
+            return
+        if tree is None or self.tree is None:
+            holds = tree is self.tree
+        elif holds := tree.still_holds(self.tree):
+            self.tree = tree  # which has been searched for
+        grows = holds and np.array_equal(queries, self.lengths.query_lengths)
+        if not grows:  # where it did not pay, it is looked at anew
+            self._plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
         for plan in self._plans.values():
-            assert plan is not None
-            plan.update(self.nodes, self.lengths, batch)
+            if plan is not None and grows:
+                plan.grow(self.lengths, batch)
+            elif plan is not None:
+                plan.update(self.nodes, self.lengths, batch)

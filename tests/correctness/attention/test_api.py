@@ -218,6 +218,16 @@ def test_a_batch_is_updated_in_place():
     ]
 
 
+def test_an_update_leaves_the_page_tables_as_they_are():
+    tables = page_table([9, 9]), page_table([3, 8])
+    before = [table.block_tables.copy() for table in tables]
+    first, second = (AttentionBatch.of(table) for table in tables)
+    first.update(second)
+    first.block_tables.fill_(7)
+    for table, expected in zip(tables, before, strict=True):
+        assert (table.block_tables == expected).all()
+
+
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
@@ -235,3 +245,9 @@ def test_an_update_that_does_not_fit_changes_nothing(other, sentence):
     with pytest.raises(ValueError, match=sentence):
         batch.update(other())
     assert batch.kv_lengths.tolist() == [9, 9]
+
+
+def test_an_update_with_a_page_table_says_to_make_a_batch_of_it():
+    batch = AttentionBatch.of(page_table([9, 9]))
+    with pytest.raises(TypeError, match="given a PageTable: make a batch of it first"):
+        batch.update(page_table([10, 10]))

@@ -237,9 +237,10 @@ def test_a_step_in_which_all_grow_keeps_its_schedule(implementation, device, mon
     dtype = torch.bfloat16 if device == "cuda" else torch.float16
     cache = poisoned_cache(20, device, dtype).layer(0)
     batch = None
-    for own in (5, 16, 17, 40):  # in a block, filling it, opening the next ones
+    # in a block, filling it, with a whole own block, opening the next ones, and moved
+    for own, num_made in ((5, 1), (16, 1), (20, 2), (40, 2), (41, 3)):
         lengths = 48 + own - np.arange(4)
-        if own == 40:
+        if own == 41:
             tables[:, :3] = tables[:, [2, 0, 1]]  # as much is shared, in other blocks
         width = -(-int(lengths.max()) // BLOCK)
         table = PageTable(BLOCK, np.ascontiguousarray(tables[:, :width]), lengths)
@@ -255,11 +256,11 @@ def test_a_step_in_which_all_grow_keeps_its_schedule(implementation, device, mon
         inputs = AttentionInputs(query, query[:, :2], query[:, :2], cache, batch)
         out, lse = attend(inputs, implementation)
         check_attention(out, inputs, lse, implementation)
-    assert len(made) == 2  # the first, and the first that has to keep to its room
+        assert len(made) == num_made
     assert the_plan(batch).schedule.rows.size > 0
     other = make(device, "four", share=True).batch  # shares otherwise
     batch.sharing.update(other.sharing, batch)
-    assert len(made) == 3
+    assert len(made) == 4
 
 
 @pytest.mark.gpu
