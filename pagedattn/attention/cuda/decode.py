@@ -4,11 +4,11 @@ Schedule. A *row* is one sequence and one KV head; its work is the sequence's ti
 query sees. All sequences' tiles, laid end to end, are cut into equal ranges (Stream-K, Osama et al.
 2023, applied to attention), so a ragged batch takes as long as an even one of as many tokens. Each
 range goes to as many neighbouring programs as there are KV heads, which read the same blocks at the
-same time; where that would leave many programs without work, heads are laid end to end too. Ranges
-end where rows do if all sequences are as long and few programs then have less to do, or the batch
-is so small that merging parts would take longer than the programs without work could save. A
-program finds its range from the lengths by itself: nothing is planned on the host, and a captured
-graph follows new lengths.
+same time. Where that would leave many programs without work, fewer heads are read side by side, and
+such groups are laid end to end. Ranges end where rows do if all sequences are as long and few
+programs then have less to do, or the batch is so small that merging parts would take longer than
+the programs without work could save. A program finds its range from the lengths by itself: nothing
+is planned on the host, and a captured graph follows new lengths.
 
 In a program one warp does nothing but have the tensor memory accelerator bring blocks through the
 page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows; a
@@ -329,12 +329,16 @@ class DecodeLaunch:
 
 
 def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
-    """Return how many programs read the same blocks: one a KV head, or 1.
+    """Return how many programs read the same blocks, each for a KV head.
 
-    All heads, where no more than one program in twenty is left without work by it.
+    As many as divide the heads and leave no more than one program in twenty without work: of 40
+    heads 10 where there are 132 programs, 2 of which then have nothing to do.
     """
-    used = num_programs // num_kv_heads * num_kv_heads
-    return num_kv_heads if 20 * (num_programs - used) <= num_programs else 1
+    return max(
+        heads
+        for heads in range(1, num_kv_heads + 1)
+        if num_kv_heads % heads == 0 and 20 * (num_programs % heads) <= num_programs
+    )
 
 
 def _map_of(part: torch.Tensor, tile: int) -> TensorMap:

@@ -55,7 +55,7 @@ struct Parameters {
     float scale_log2;  // of the scores; with a soft cap, of its argument
     float cap_log2;
     int num_sequences, num_query_heads, num_kv_heads, window, num_programs;
-    int parallel_heads;  // 1, or num_kv_heads: then neighbouring programs have the heads of a sequence
+    int parallel_heads;  // neighbouring programs have so many heads of a sequence; divides num_kv_heads
     int table_lines;     // of 128 bytes, that a row of the block tables has at most
     int query_lines;     // of the queries
 };

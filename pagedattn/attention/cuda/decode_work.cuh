@@ -20,13 +20,13 @@ DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
     return tiles;
 }
 
-// What a program works on is a range of tiles. Either all sequences' tiles, once a KV head, are laid
-// end to end and cut into a range a program. Or they are so laid once, and each range goes to as many
-// programs as there are KV heads: they read the same blocks at the same time, and what the heads have
-// of a block lies together.
+// What a program works on is a range of tiles. KV heads form groups of `parallel_heads`, neighbours.
+// All sequences' tiles, once a group, are laid end to end and cut into ranges, and each range goes to
+// as many programs as a group has heads: they read the same blocks at the same time, and what they
+// read of a block lies together.
 struct Batch {
     int parallel_heads;
-    int heads;  // of a sequence that are laid end to end
+    int heads;  // groups of a sequence, laid end to end
     int total, ranges;
     int each, extra;  // tiles of a range, and how many ranges have one more
     int lane_end;     // tiles of the sequences of this lane and of those before, one head
@@ -101,7 +101,7 @@ struct Segment {
         }
         int before_head = (tile - row_begin) / tiles.count;
         row_begin += before_head * tiles.count;
-        head = before_head + batch.head_of_program(program);
+        head = before_head * batch.parallel_heads + batch.head_of_program(program);
         begin = tile;
         end = min(row_end(), range_end);
     }
@@ -109,8 +109,9 @@ struct Segment {
     // Go on to the next row; there is one if `end` is not the end of the range.
     DEVICE void next(const Parameters &p, int range_end) {
         begin = row_begin = end;
-        if (p.parallel_heads > 1 || ++head == p.num_kv_heads) {
-            if (p.parallel_heads == 1) head = 0;
+        head += p.parallel_heads;
+        if (head >= p.num_kv_heads) {
+            head -= p.num_kv_heads;
             do tiles = tiles_of(p, ++sequence);
             while (tiles.count == 0);
         }

@@ -142,6 +142,14 @@ def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
     assert num_programs % parallel <= num_programs / 20
 
 
+@pytest.mark.parametrize(
+    ("num_kv_heads", "num_programs", "parallel"),
+    [(8, 132, 8), (3, 132, 3), (12, 132, 12), (40, 132, 10), (40, 264, 20), (52, 132, 26)],
+)
+def test_as_many_heads_as_possible_are_read_side_by_side(num_kv_heads, num_programs, parallel):
+    assert decode.heads_in_parallel(num_kv_heads, num_programs) == parallel
+
+
 @pytest.mark.gpu
 @pytest.mark.pairs(
     kv_lengths={
@@ -150,7 +158,7 @@ def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
         "one and 59": (40_000, *range(1, 60)),
         "64": (513,) * 64,
     },
-    heads=[(8, 1), (8, 2), (6, 3), (16, 16)],
+    heads=[(8, 1), (8, 2), (6, 3), (16, 16), (40, 40)],
     programs=[1, 2],
 )
 def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, heads, programs):
