@@ -151,7 +151,7 @@ def pytest_runtestloop(session):
     if build is not None and not build.is_ready(within=READY):
         # what is compiled is compiled once, beside the others, and for this process
         cases = [item for item in cases if _implementation(item) not in FLASHINFER_KERNELS]
-    count = workers_for(config.option, len(cases)) if GPU and not session.testsfailed else 0
+    count = workers_for(config, len(cases)) if GPU and not session.testsfailed else 0
     if count:
         given = config.option
         arguments = ["--nightly"] * given.nightly
@@ -176,12 +176,15 @@ def _needs_the_gpu_alone(item):
     return item.get_closest_marker("gpu") and item.get_closest_marker("undisturbed")
 
 
-def workers_for(option, num_cases):
+def workers_for(config, num_cases):
     """How many workers a session's cases are run in; 0 where they stay in its process."""
+    option = config.option
     watched = option.usepdb or option.trace or option.capture == "no" or option.collectonly
     shown = option.setupshow or option.setuponly or option.setupplan
-    # pytest-xdist's own -n, even 0, says what to do; without pytest-xdist there is no such option
+    # pytest-xdist's own -n, even 0, says what to do; without pytest-xdist there is no such option,
+    # and in its workers there is, but not what was given
     says = getattr(option, "numprocesses", 0) is not None or fcntl is None
+    says |= hasattr(config, "workerinput")
     if watched or shown or says or option.benchmark_only or num_cases < LEAST_CASES_FOR_WORKERS:
         return 0
     spare = len(os.sched_getaffinity(0)) - 1

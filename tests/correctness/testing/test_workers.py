@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import pytest
 
@@ -192,9 +193,10 @@ def policy(request, monkeypatch):
         ("usepdb", "trace", "collectonly", "setupshow", "setuponly", "setupplan", "benchmark_only")
     )
 
-    def workers_for(num_cases=1000, **given):
+    def workers_for(num_cases=1000, of_config=(), **given):
         options = {**usual, "capture": "fd", "numprocesses": None, **given}
-        return root.workers_for(type("Options", (), options), num_cases)
+        config = SimpleNamespace(option=SimpleNamespace(**options), **dict(of_config))
+        return root.workers_for(config, num_cases)
 
     return workers_for
 
@@ -215,6 +217,7 @@ def test_many_cases_take_a_worker_for_each_processor_but_one(policy, monkeypatch
         {"benchmark_only": True},
         {"setupplan": True},
         {"num_cases": 199},
+        {"of_config": {"workerinput": {}}},
     ],
     ids=json.dumps,
 )
