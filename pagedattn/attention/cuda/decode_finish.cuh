@@ -87,20 +87,24 @@ struct Finish {
     }
 
     // Add up `count` parts of a row, every `step`-th range's from range `from` on, which lie
-    // `offset` places from their own; `first` is where the row begins.
+    // `offset` places from their own; `first` is where the row begins. No load is behind a branch, so
+    // that all are on their way at once: where there are fewer, the last is loaded again.
     DEVICE Sum add_parts(int offset, int from, int step, int count, int first, int column, int at) {
         float2 weight[FAN_IN];
         float4 x[FAN_IN];
+        int one = (offset + part_of(from, first)) * COLUMNS + column;
+        int next = (offset + part_of(from + step, first)) * COLUMNS + column;
+        int stride = 2 * step * p.parallel_heads * COLUMNS;
 #pragma unroll
         for (int i = 0; i < FAN_IN; ++i) {
-            weight[i] = make_float2(MINUS_INFINITY, 0);
-            x[i] = make_float4(0, 0, 0, 0);
-            if (i < count) {
-                i64 place = (i64)(offset + part_of(from + i * step, first)) * COLUMNS + column;
-                weight[i] = __ldcg(p.part_weight + place * WARPS + thread / 32);
-                x[i] = __ldcg((const float4 *)(p.part + place * HEAD_SIZE + at));
-            }
+            // they lie evenly, but for the row's first
+            int j = min(i, count - 1), place = j == 0 ? one : next + (j - 1) * stride;
+            weight[i] = __ldcg(p.part_weight + place * WARPS + thread / 32);
+            x[i] = __ldcg((const float4 *)(p.part + place * HEAD_SIZE + at));
         }
+#pragma unroll
+        for (int i = 1; i < FAN_IN; ++i)
+            if (i >= count) weight[i] = make_float2(MINUS_INFINITY, 0);
         Sum sum = {MINUS_INFINITY, 0, {}};
 #pragma unroll
         for (int i = 0; i < FAN_IN; ++i) sum.peak = fmaxf(sum.peak, weight[i].x);
