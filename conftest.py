@@ -43,6 +43,7 @@ LOCKS = pytest.StashKey()
 
 READY = 10.0  # seconds in which modules that are compiled already are found
 LEAST_CASES_FOR_WORKERS = 200
+KEPT_BYTES = 1 << 30  # of a GPU's memory, by a worker between its cases
 MOST_WORKERS = 15  # each has some 2 GB of a GPU's memory
 
 hypothesis.settings.register_profile(
@@ -162,7 +163,8 @@ def pytest_runtestloop(session):
                 f"{len(cases):,} cases run in {count} workers, beside one another; "
                 "with -n 0 they run in this process"
             )
-        run_in_workers(session, cases, count, arguments)
+        whole_engines = [item for item in cases if _turn(item) == 0]
+        run_in_workers(session, cases, count, arguments, whole_engines)
     return (yield)
 
 
@@ -213,6 +215,8 @@ def pytest_runtest_protocol(item):
     try:
         return (yield)
     finally:
+        if GPU and torch.cuda.memory_reserved() > KEPT_BYTES:
+            torch.cuda.empty_cache()  # the other workers need it
         fcntl.flock(room, fcntl.LOCK_UN)
 
 

@@ -56,6 +56,7 @@ def run_in_workers(
     items: Iterable[pytest.Item],
     count: int,
     arguments: Sequence[str] = (),
+    apart: Iterable[pytest.Item] = (),
 ) -> None:
     """Run items of a session in workers, and report them as if they had run here.
 
@@ -65,9 +66,10 @@ def run_in_workers(
 
     Args:
         session: whose items they are; it goes on without them.
-        items: which, the longest first; fixtures of a wide scope are made anew by each worker.
+        items: which; fixtures of a wide scope are made anew by each worker.
         count: of workers.
         arguments: of the command line, for the other pytest besides.
+        apart: those of them that take long, and should not all be one worker's.
 
     Raises:
         pytest.Session.Failed: after too many failures, or the workers ended before their cases.
@@ -82,10 +84,8 @@ def run_in_workers(
     read, write = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         cases, printed = Path(folder, "cases"), Path(folder, "printed")
-        # each worker begins with as long a run of neighbours; so all begin with the first cases
-        names = list(waiting)
-        dealt = itertools.chain.from_iterable(names[first::count] for first in range(count))
-        cases.write_text("\n".join(dealt), encoding="utf-8")
+        in_order = _dealt(list(waiting), {item.nodeid for item in apart}, count)
+        cases.write_text("\n".join(in_order), encoding="utf-8")
         words = [sys.executable, "-m", "pytest", f"@{cases}", *_options(config), *arguments]
         words += ["-n", str(count), "--dist", "worksteal", "-p", __name__, "--benchmark-disable"]
         # what is asked of this session is not asked of the other one
@@ -117,6 +117,22 @@ def run_in_workers(
                 [f"the workers ended before {len(waiting)} cases; the last they said:", *said]
             )
             raise session.Failed(session.shouldfail)
+
+
+def _dealt(names: list[str], apart: set[str], count: int) -> list[str]:
+    """Order names so that each of `count` runs of equal length begins with its share of some.
+
+    A worker begins with such a run; neighbours, which may need much memory, stay in one.
+    Worked example: of a, b, c, d, e, f with c and e apart, two get c, a, b and e, d, f.
+    """
+    first = [name for name in names if name in apart]
+    rest = iter([name for name in names if name not in apart])
+    ordered: list[str] = []
+    for worker in range(count):
+        ordered += first[worker::count]
+        end = len(names) * (worker + 1) // count
+        ordered += itertools.islice(rest, max(0, end - len(ordered)))
+    return ordered + list(rest)
 
 
 def _options(config: pytest.Config) -> list[str]:

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pagedattn.testing.workers import _dealt
+
 pytest.importorskip("xdist", reason="pytest-xdist is not installed")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it hands no open files on")
 
@@ -155,6 +157,24 @@ def test_what_is_timed_and_how_long_it_took_comes_along(ran):
     assert "slowest 3 durations" in ran[0].stdout
     times = [float(case.get("time")) for case in ran[1].iter("testcase")]
     assert sum(time >= 0.02 for time in times) >= 8
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("num_apart", [0, 1, 5, 20])
+def test_every_case_is_dealt_once_and_neighbours_stay_together(count, num_apart):
+    names = [f"{number:02}" for number in range(20)]
+    apart = set(names[3 : 3 + num_apart])
+    dealt = _dealt(names, apart, count)
+    assert sorted(dealt) == names
+    assert [name for name in dealt if name not in apart] == sorted(set(names) - apart)
+    for worker in range(count):
+        own = dealt[20 * worker // count : 20 * (worker + 1) // count]
+        assert len(apart & set(own)) <= -(-num_apart // count)
+        assert all(name in apart for name in own[: len(apart & set(own))])
+
+
+def test_an_example_of_dealing():
+    assert _dealt(list("abcdef"), {"c", "e"}, 2) == list("cabedf")
 
 
 def test_a_session_that_ends_early_ends_its_workers(tmp_path):
