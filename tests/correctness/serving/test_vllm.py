@@ -39,7 +39,8 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def smollm2():
-    assert SMOLLM2.is_dir(), "there is no real model here: run python tools/fetch_model.py"
+    if not SMOLLM2.is_dir():  # tox -e vllm-cpu, which CI runs, fetches it before, or fails
+        pytest.skip("there is no real model here: run python tools/fetch_model.py")
     return SMOLLM2
 
 
