@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; return 0, 1 on a regression, or raise ResultsError."""
     options = _parser().parse_args(arguments)
     from pagedattn.report.compare import compare, comparison_tables, summary_sentence
-    from pagedattn.report.doubts import doubts
+    from pagedattn.report.doubts import doubts_of_comparison
 
     require_no_source((options.html, options.markdown), (options.before, options.after))
     before, after = (load_run([path]) for path in (options.before, options.after))
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     comparison = compare(before, after, margin=margin)
     found = [] if options.limit is None else comparison.regressions(options.limit)
     tables = comparison_tables(comparison, every=options.all)
-    warnings = doubts(before, after, comparison)
+    warnings = doubts_of_comparison(before, after, comparison)
     if options.html is not None:
         write_file(options.html, _page(options, before, after, comparison, found, warnings))
     if options.markdown is not None:

@@ -1,4 +1,4 @@
-"""What a reader must know before the verdicts of a comparison are taken for those on the code."""
+"""What a reader must know before numbers are taken as they stand, of a row, a run, a comparison."""
 
 from __future__ import annotations
 
@@ -6,29 +6,73 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
+from pagedattn.report.medians import FEWEST
 from pagedattn.report.noise import FEWEST_ROWS
+from pagedattn.report.text import percent, plural, times
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pagedattn.report.compare import Comparison
-    from pagedattn.report.results import Run
+    from pagedattn.report.results import ResultsFile, Run
+    from pagedattn.report.rows import Row
 
 MOST_LOAD = 1.25
 """Processes that want to run, a core: benchmarks by themselves keep the cores busy, no more."""
 
 
-def doubts(before: Run, after: Run, comparison: Comparison) -> list[str]:
+WIDE = 0.1
+"""Distance of a row's quartiles over its median from which on it is doubted."""
+
+WHAT_IS_DOUBTED = (
+    f"A row gets a doubt if it had fewer than {FEWEST} rounds, if its quartiles are "
+    f"{100 * WIDE:.0f} % of its median apart or more, if it is faster than its limit allows, or if "
+    f"its error is above its budget."
+)
+
+
+def doubts_of_row(row: Row) -> list[str]:
+    """Say why a row should not be trusted as it stands; empty if nothing speaks against it."""
+    found = []
+    if row.rounds < FEWEST:
+        found.append(plural(row.rounds, "round"))
+    if spread_of(row) >= WIDE:
+        found.append(f"spread {percent(spread_of(row))}")
+    share = share_of_limit(row)
+    if share is not None and share > 1:
+        found.append(f"{times(share)} faster than its limit")
+    if row.error is not None and row.error_budget is not None and row.error > row.error_budget:
+        found.append("error above its budget")
+    return found
+
+
+def spread_of(row: Row) -> float:
+    """Return the distance of a row's quartiles over its median."""
+    return (row.q3_us - row.q1_us) / row.median_us
+
+
+def share_of_limit(row: Row) -> float | None:
+    """Return the least time that the roofs allow over the median."""
+    return None if not row.limit_us else row.limit_us / row.median_us
+
+
+def busy_machines(files: Iterable[ResultsFile]) -> list[str]:
+    """Say of which files the machine was busy with more than the benchmarks; a sentence each."""
+    return [
+        f"{file.name} ended with {file.load:.1f} processes at a time on {file.num_cores} cores: "
+        f"its times may be those of a busy machine."
+        for file in files
+        if file.load is not None and file.num_cores and file.load > MOST_LOAD * file.num_cores
+    ]
+
+
+def doubts_of_comparison(before: Run, after: Run, comparison: Comparison) -> list[str]:
     """Say which run's machine was busy, and whether all rows moved alike; a sentence each.
 
     A machine that was slow for the whole of a run makes all rows slow, and the rows alone cannot
     tell that from a change of the code that they share.
     """
-    found = [
-        f"{file.name} ended with {file.load:.1f} processes at a time on {file.num_cores} cores: "
-        f"its times may be those of a busy machine."
-        for run in (before, after)
-        for file in run.files
-        if file.load is not None and file.num_cores and file.load > MOST_LOAD * file.num_cores
-    ]
+    found = busy_machines((*before.files, *after.files))
     if len(comparison.changes) >= FEWEST_ROWS:
         middle = statistics.median(math.log(change.ratio.value) for change in comparison.changes)
         if abs(middle) >= math.log1p(comparison.margin):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pagedattn.report.comparison import comparison_tables, hit_rate_tables
+from pagedattn.report.doubts import WHAT_IS_DOUBTED, busy_machines, doubts_of_row
 from pagedattn.report.serving import serving_tables
 from pagedattn.report.support import SUPPORT_ABOUT, support_tables
-from pagedattn.report.tables import Table, bookkeeping_tables, full_tables, headline_tables
+from pagedattn.report.tables import DOUBT, Table, bookkeeping_tables, full_tables, headline_tables
 from pagedattn.report.text import MISSING, escape, plural
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def make_report(run: Run, summary: Summary, plots: list[Plot], command: str) -> 
         parts.append(
             "A line per workload. Medians are microseconds of one launch. The share is the best "
             "implementation's, of the measured read bandwidth; work of 100 operations a byte or "
-            "more has its TFLOP/s instead."
+            f"more has its TFLOP/s instead. {_doubted(summary)}"
         )
         parts += _with_titles(headline)
     bookkeeping = bookkeeping_tables(summary)
@@ -92,6 +93,7 @@ def _opening(run: Run, summary: Summary) -> str:
         lines.append(
             "**The files come from different machines: compare rows of different files with care.**"
         )
+    lines += [f"**{escape(sentence)}**" for sentence in busy_machines(run.files)]
     if run.num_replaced:
         lines.append(
             f"{plural(run.num_replaced, 'row')} of earlier files gave way to a later file's row "
@@ -105,6 +107,14 @@ def _opening(run: Run, summary: Summary) -> str:
     if summary.baseline is not None:
         lines.append(f"The baseline is {escape(summary.baseline)}.")
     return " ".join(lines)
+
+
+def _doubted(summary: Summary) -> str:
+    """Say how many rows have a doubt, and what that is."""
+    rows = [row for group in summary.data for case in group.cases for row in case.rows.values()]
+    found = sum(bool(doubts_of_row(row)) for row in rows)
+    marked = f", marked with {DOUBT}" if found else ""
+    return f"{found} of {plural(len(rows), 'row')} have a doubt{marked}. {WHAT_IS_DOUBTED}"
 
 
 def _with_titles(tables: list[Table]) -> list[str]:

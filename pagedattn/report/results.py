@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,8 @@ def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataF
 
     `paths` are one or more JSON files of pytest-benchmark, with or without raw samples. A later
     file's row replaces an earlier one's of the same ``fullname``. Files of different machines are
-    not refused here. Raises ResultsError if a file is missing, unreadable, not pytest-benchmark's
-    or broken, or if no row is ours.
+    joined with a UserWarning. Raises ResultsError if a file is missing, unreadable, broken or not
+    pytest-benchmark's, or if no row is ours.
 
     The columns are those of `COLUMNS`, in that order; `pagedattn.report.DEFINITIONS` and
     docs/DATA.md have the type, the unit and the meaning of each. What a benchmark does not say is
@@ -86,7 +87,13 @@ def load(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> pd.DataF
     """
     if isinstance(paths, str) or not hasattr(paths, "__iter__"):
         paths = [paths]
-    return to_frame(load_run([Path(path) for path in paths]).rows)
+    run = load_run([Path(path) for path in paths])
+    if (other := _of_another_machine(run)) is not None:
+        warnings.warn(
+            f"{_apart(run.files[0], other)}: times of different machines do not compare.",
+            stacklevel=2,
+        )
+    return to_frame(run.rows)
 
 
 def load_run(paths: list[Path]) -> Run:
@@ -118,14 +125,22 @@ def load_run(paths: list[Path]) -> Run:
 
 def require_one_machine(run: Run) -> None:
     """Raise ResultsError if the run's files come from different machines."""
-    first = run.files[0]
-    for file in run.files[1:]:
-        if file.machine != first.machine:
-            raise ResultsError(
-                f"{_quoted(first.path)} and {_quoted(file.path)} come from different machines "
-                f"({_named(first)}; {_named(file)}): "
-                f"give --allow-different-machines to join them anyway."
-            )
+    if (other := _of_another_machine(run)) is not None:
+        raise ResultsError(
+            f"{_apart(run.files[0], other)}: give --allow-different-machines to join them anyway."
+        )
+
+
+def _of_another_machine(run: Run) -> ResultsFile | None:
+    first, *others = run.files
+    return next((file for file in others if file.machine != first.machine), None)
+
+
+def _apart(first: ResultsFile, other: ResultsFile) -> str:
+    return (
+        f"{_quoted(first.path)} and {_quoted(other.path)} come from different machines "
+        f"({_named(first)}; {_named(other)})"
+    )
 
 
 def newest_file(folder: Path) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pagedattn.report.doubts import doubts_of_row
 from pagedattn.report.text import (
     MISSING,
     cut,
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pagedattn.report.rows import Row
     from pagedattn.report.summary import Case, Group, Summary
 
+
+DOUBT = "?"
+"""Behind a median that should not be taken as it stands; see `pagedattn.report.doubts`."""
 
 _WIDEST = 120  # letters of a name that a terminal shows
 
@@ -59,7 +63,7 @@ def headline_tables(summary: Summary) -> list[Table]:
     """Make a table for each area and device: a line per workload with its best implementation.
 
     Medians are microseconds. "of the limit" is the best one's share of the measured read
-    bandwidth, or its TFLOP/s where work has 100 operations a byte or more.
+    bandwidth, or its TFLOP/s where work has 100 operations a byte or more. `DOUBT` marks medians.
     """
     return [_headline(group, summary.baseline) for group in summary.data]
 
@@ -73,12 +77,14 @@ def _headline(group: Group, baseline: str | None) -> Table:
     for case in group.cases:
         best = case.best
         ratio = [times(case.speedup(best.implementation, baseline or ""))] if compares else []
-        medians = [
-            number(case.rows[name].median_us) if name in case.rows else MISSING for name in names
-        ]
-        line = [case.label, best.implementation, number(best.median_us), _quality(best)]
+        medians = [_median(case.rows[name]) if name in case.rows else MISSING for name in names]
+        line = [case.label, best.implementation, _median(best), _quality(best)]
         lines.append([*line, *ratio, *medians])
     return Table(group.title, [*header, *(f"{name} µs" for name in names)], lines, 2)
+
+
+def _median(row: Row) -> str:
+    return number(row.median_us) + (f" {DOUBT}" if doubts_of_row(row) else "")
 
 
 def _quality(row: Row) -> str:

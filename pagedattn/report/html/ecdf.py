@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from pagedattn.report.doubts import spread_of
 from pagedattn.report.html.figure import DataTable, Entry, Figure, Panel
 from pagedattn.report.html.svg import Chart
 from pagedattn.report.style import COLOURS
@@ -46,11 +47,6 @@ def rows_with_samples(summary: Summary) -> list[tuple[str, Row]]:
 def most_spread(rows: list[tuple[str, Row]]) -> list[tuple[str, Row]]:
     """Return named rows by the width of their quartiles over the median, the widest first."""
     return sorted(rows, key=lambda found: (-spread_of(found[1]), found[0]))
-
-
-def spread_of(row: Row) -> float:
-    """Return the distance of a row's quartiles over its median."""
-    return (row.q3_us - row.q1_us) / row.median_us
 
 
 def draw_ecdf(rows: list[tuple[str, Row]], first: int = FIRST_DRAWN) -> Figure:

@@ -5,24 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pagedattn.report.html.ecdf import spread_of
+from pagedattn.report.doubts import WHAT_IS_DOUBTED, doubts_of_row, share_of_limit
 from pagedattn.report.html.figure import DataTable, share_text
-from pagedattn.report.medians import FEWEST
-from pagedattn.report.text import MISSING, clean, duration, number, plural, times
+from pagedattn.report.text import MISSING, clean, duration, number, plural
 
 if TYPE_CHECKING:
     from pagedattn.report.rows import Row
     from pagedattn.report.summary import Case, Summary
 
 _OWN = ("triton", "torch", "cuda", "reference", "pagedattn")
-_WIDE = 0.1
 ABOUT = (
     "A line per workload, the worst first. «Ours / peer» is the median of this project's fastest "
     "implementation over that of the fastest of the others: 2 means twice the time, below 1 this "
     "project is faster; lines without both come last. The shares are the best one's: of the limit "
-    "that the measured roofs set, and of the measured read bandwidth. A row gets a doubt if it "
-    f"had fewer than {FEWEST} rounds, if its quartiles are {100 * _WIDE:.0f} % of its median apart "
-    "or more, if it is faster than its limit allows, or if its error is above its budget."
+    "that the measured roofs set, and of the measured read bandwidth. "
+    f"{WHAT_IS_DOUBTED}"
 )
 
 
@@ -116,28 +113,10 @@ def _cells(line: Line) -> list[str]:
 def _doubts(line: Line) -> list[str]:
     rows = {id(row): row for row in (line.case.best, line.own, line.peer) if row is not None}
     return [
-        f"{clean(row.implementation)}: {doubt}" for row in rows.values() for doubt in doubts(row)
+        f"{clean(row.implementation)}: {doubt}"
+        for row in rows.values()
+        for doubt in doubts_of_row(row)
     ]
-
-
-def share_of_limit(row: Row) -> float | None:
-    """Return the least time that the roofs allow over the median."""
-    return None if not row.limit_us else row.limit_us / row.median_us
-
-
-def doubts(row: Row) -> list[str]:
-    """Say why a row should not be trusted as it stands; empty if nothing speaks against it."""
-    found = []
-    if row.rounds < FEWEST:
-        found.append(plural(row.rounds, "round"))
-    if spread_of(row) >= _WIDE:
-        found.append(f"spread {share_text(spread_of(row))}")
-    share = share_of_limit(row)
-    if share is not None and share > 1:
-        found.append(f"{times(share)} faster than its limit")
-    if row.error is not None and row.error_budget is not None and row.error > row.error_budget:
-        found.append("error above its budget")
-    return found
 
 
 def rows_table(summary: Summary) -> DataTable:
@@ -160,7 +139,7 @@ def rows_table(summary: Summary) -> DataTable:
                 for value in (row.error, row.error_budget)
             ),
             number(row.host_us),
-            ", ".join(doubts(row)) or MISSING,
+            ", ".join(doubts_of_row(row)) or MISSING,
             group.title,
         ]
         for group in (*summary.data, *summary.bookkeeping)

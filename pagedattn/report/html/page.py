@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pagedattn.report.comparison import hit_rate_tables
+from pagedattn.report.doubts import busy_machines
 from pagedattn.report.html.changes import comparison_data, draw_changes, verdict_counts
 from pagedattn.report.html.ecdf import draw_ecdf, most_spread, rows_with_samples
 from pagedattn.report.html.figure import DataTable, Figure
@@ -175,6 +176,7 @@ def _opening(run: Run, summary: Summary) -> list[str]:
         texts.append(
             "The files come from different machines: compare rows of different files with care."
         )
+    texts += busy_machines(run.files)
     if run.num_replaced:
         texts.append(
             f"{plural(run.num_replaced, 'row')} of earlier files gave way to a later file's row of "

@@ -219,6 +219,27 @@ def test_files_of_different_machines_are_joined_only_on_request(made, tmp_path, 
     assert "The files come from different machines" in Path("out/report.md").read_text("utf-8")
 
 
+def test_a_busy_machine_and_rows_with_a_doubt_are_told_in_both_reports(made, tmp_path, capsys):
+    content = made.small()
+    content["machine_info"]["pagedattn"] |= {"num_cpus": 2, "cpu": {"load_1min": 2.0}}
+    wide = content["benchmarks"][0]["stats"]
+    for is_bad in (False, True):
+        if is_bad:
+            content["machine_info"]["pagedattn"]["cpu"] = {"load_1min": 5.7}
+            low, high = 0.8 * wide["median"], 1.2 * wide["median"]
+            wide |= {"min": low, "q1": low, "q3": high, "max": high}
+        made.write(tmp_path / "run.json", content)
+        assert cli.main(["run.json", "--out", "out"]) == 0
+        capsys.readouterr()
+        report, page = (Path(f"out/report.{kind}").read_text("utf-8") for kind in ("md", "html"))
+        for text in (report, page):
+            assert ("ended with 5.7 processes at a time on 2 cores" in text) is is_bad
+        assert ("1 of 4 rows have a doubt, marked with ?." in report) is is_bad
+        assert ("0 of 4 rows have a doubt. A row gets" in report) is not is_bad
+        assert (" ? |" in report) is is_bad
+        assert ("spread 40 %" in page) is is_bad
+
+
 def test_replaced_and_skipped_rows_are_told(made, tmp_path, capsys):
     content = made.small()
     made.write(tmp_path / "one.json", content)
