@@ -114,7 +114,8 @@ def _doubted(summary: Summary) -> str:
     rows = [row for group in summary.data for case in group.cases for row in case.rows.values()]
     found = sum(bool(doubts_of_row(row)) for row in rows)
     marked = f", marked with {DOUBT}" if found else ""
-    return f"{found} of {plural(len(rows), 'row')} have a doubt{marked}. {WHAT_IS_DOUBTED}"
+    verb = "has" if found == 1 else "have"
+    return f"{found} of {plural(len(rows), 'row')} {verb} a doubt{marked}. {WHAT_IS_DOUBTED}"
 
 
 def _with_titles(tables: list[Table]) -> list[str]:

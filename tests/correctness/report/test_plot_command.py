@@ -234,7 +234,7 @@ def test_a_busy_machine_and_rows_with_a_doubt_are_told_in_both_reports(made, tmp
         report, page = (Path(f"out/report.{kind}").read_text("utf-8") for kind in ("md", "html"))
         for text in (report, page):
             assert ("ended with 5.7 processes at a time on 2 cores" in text) is is_bad
-        assert ("1 of 4 rows have a doubt, marked with ?." in report) is is_bad
+        assert ("1 of 4 rows has a doubt, marked with ?." in report) is is_bad
         assert ("0 of 4 rows have a doubt. A row gets" in report) is not is_bad
         assert (" ? |" in report) is is_bad
         assert ("spread 40 %" in page) is is_bad
