@@ -9,18 +9,11 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 import threading
-from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
-
-try:
-    import fcntl
-except ImportError:  # Windows has none: there, pytest-xdist disturbs what measures time
-    fcntl = None
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -32,6 +25,12 @@ from pagedattn.attention import clashes, get_implementation  # noqa: E402
 from pagedattn.benchmarking import describe_machine, machine_identity, measure_roofs  # noqa: E402
 from pagedattn.benchmarking.environment import query_gpu  # noqa: E402
 from pagedattn.peers import FLASHINFER_KERNELS, register_kernels  # noqa: E402
+from pagedattn.testing.session import (  # noqa: E402
+    Findings,
+    may_run_in_a_worker,
+    room_of,
+    workers_for,
+)
 from pagedattn.testing.workers import run_in_workers  # noqa: E402
 
 register_kernels()
@@ -39,12 +38,8 @@ register_kernels()
 ROOFS = pytest.StashKey()
 BUILD = pytest.StashKey()
 GPU_BEFORE = pytest.StashKey()
-LOCKS = pytest.StashKey()
 
 READY = 10.0  # seconds in which modules that are compiled already are found
-LEAST_CASES_FOR_WORKERS = 200
-KEPT_BYTES = 1 << 30  # of a GPU's memory, by a worker between its cases
-MOST_WORKERS = 15  # each has some 2 GB of a GPU's memory
 
 hypothesis.settings.register_profile(
     "default", max_examples=300, stateful_step_count=40, deadline=None
@@ -97,13 +92,8 @@ def pytest_configure(config):
     if threading.current_thread() is threading.main_thread():
         # who is told to end saves what was timed, as after Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    worker = getattr(config, "workerinput", None)
-    if worker is not None and fcntl is not None:
-        paths = [
-            Path(tempfile.gettempdir()) / f"pagedattn-{worker['testrunuid']}-{name}"
-            for name in ("gate", "room")
-        ]
-        config.stash[LOCKS] = [path.open("w") for path in paths]
+    if (room := room_of(config)) is not None:
+        config.pluginmanager.register(room, "room")
     refuse_to_save_what_is_not_timed(config.option)
 
 
@@ -120,39 +110,16 @@ def refuse_to_save_what_is_not_timed(option):
         )
 
 
-class Findings:
-    """Collects what `keep_finding` kept, wherever and whenever the case ran."""
-
-    def __init__(self):
-        self._found = {}
-        self._nodeids = []
-
-    def pytest_collection_finish(self, session):
-        """Note the order of the cases."""
-        self._nodeids = [item.nodeid for item in session.items]
-
-    def pytest_runtest_logreport(self, report):
-        """Take what a case kept."""
-        if report.when == "call":
-            found = [value for name, value in report.user_properties if name == "finding"]
-            self._found[report.nodeid] = found
-
-    @property
-    def found(self):
-        """Findings in the order of the session's cases."""
-        return [one for nodeid in self._nodeids for one in self._found.get(nodeid, ())]
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session):
     """On a GPU, run many cases in workers first; what is timed has the machine to itself then."""
     config = session.config
-    cases = [item for item in session.items if _may_run_in_a_worker(item)]
+    cases = [item for item in session.items if may_run_in_a_worker(item)]
+    count = workers_for(config, len(cases)) if GPU and not session.testsfailed else 0
     build = config.stash.get(BUILD, None)
-    if build is not None and not build.is_ready(within=READY):
+    if count and build is not None and not build.is_ready(within=READY):
         # what is compiled is compiled once, beside the others, and for this process
         cases = [item for item in cases if _implementation(item) not in FLASHINFER_KERNELS]
-    count = workers_for(config, len(cases)) if GPU and not session.testsfailed else 0
     if count:
         given = config.option
         arguments = ["--nightly"] * given.nightly
@@ -168,56 +135,8 @@ def pytest_runtestloop(session):
     return (yield)
 
 
-def _may_run_in_a_worker(item):
-    """Whether a case needs the GPU and times nothing."""
-    is_timed = item.path.name.startswith("bench_") or item.get_closest_marker("undisturbed")
-    return bool(item.get_closest_marker("gpu")) and not is_timed
-
-
 def _needs_the_gpu_alone(item):
     return item.get_closest_marker("gpu") and item.get_closest_marker("undisturbed")
-
-
-def workers_for(config, num_cases):
-    """How many workers a session's cases are run in; 0 where they stay in its process."""
-    option = config.option
-    watched = option.usepdb or option.trace or option.capture == "no" or option.collectonly
-    shown = option.setupshow or option.setuponly or option.setupplan
-    # pytest-xdist's own -n, even 0, says what to do; without pytest-xdist there is no such option,
-    # and in its workers there is, but not what was given
-    says = getattr(option, "numprocesses", 0) is not None or fcntl is None
-    says |= hasattr(config, "workerinput")
-    if watched or shown or says or option.benchmark_only or num_cases < LEAST_CASES_FOR_WORKERS:
-        return 0
-    spare = len(os.sched_getaffinity(0)) - 1
-    return min(spare, MOST_WORKERS) if spare > 1 else 0
-
-
-def pytest_unconfigure(config):
-    for lock in config.stash.get(LOCKS, ()):
-        lock.close()
-        Path(lock.name).unlink(missing_ok=True)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Under pytest-xdist, keep the room to a test marked undisturbed; others share it.
-
-    Who waits holds the gate, so that nobody enters before.
-    """
-    locks = item.config.stash.get(LOCKS, None)
-    if locks is None:
-        return (yield)
-    gate, room = locks
-    fcntl.flock(gate, fcntl.LOCK_EX)
-    fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("undisturbed") else fcntl.LOCK_SH)
-    fcntl.flock(gate, fcntl.LOCK_UN)
-    try:
-        return (yield)
-    finally:
-        if GPU and torch.cuda.memory_reserved() > KEPT_BYTES:
-            torch.cuda.empty_cache()  # the other workers need it
-        fcntl.flock(room, fcntl.LOCK_UN)
 
 
 def _named(given):

@@ -105,7 +105,9 @@ def test_what_is_no_results_file_is_refused_in_a_sentence(tmp_path, text, messag
 def test_files_of_different_machines_are_joined_with_a_warning(made, tmp_path):
     one = made.write(tmp_path / "one.json", made.small())
     other = made.write(tmp_path / "other.json", made.file(made.cpu()["benchmarks"], uuid="bb"))
-    with pytest.warns(UserWarning, match=r"one\.json and .*other\.json come from different") as told:
+    with pytest.warns(
+        UserWarning, match=r"one\.json and .*other\.json come from different"
+    ) as told:
         table = load([one, other])
     assert len(table) == len(load(one)) + len(load(other))
     assert told[0].filename == __file__

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pagedattn.testing.session import workers_for
 from pagedattn.testing.workers import _dealt
 
 pytest.importorskip("xdist", reason="pytest-xdist is not installed")
@@ -205,20 +206,19 @@ def test_workers_that_end_before_their_cases_end_the_session_with_what_they_said
 
 
 @pytest.fixture
-def policy(request, monkeypatch):
+def policy(monkeypatch):
     """How many workers the suite takes for options and a number of cases, on 16 processors."""
-    root = request.config.pluginmanager.get_plugin(str(request.config.rootpath / "conftest.py"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     usual = dict.fromkeys(
         ("usepdb", "trace", "collectonly", "setupshow", "setuponly", "setupplan", "benchmark_only")
     )
 
-    def workers_for(num_cases=1000, of_config=(), **given):
+    def count(num_cases=1000, of_config=(), **given):
         options = {**usual, "capture": "fd", "numprocesses": None, **given}
         config = SimpleNamespace(option=SimpleNamespace(**options), **dict(of_config))
-        return root.workers_for(config, num_cases)
+        return workers_for(config, num_cases)
 
-    return workers_for
+    return count
 
 
 def test_many_cases_take_a_worker_for_each_processor_but_one(policy, monkeypatch):
