@@ -144,20 +144,19 @@ def describe_machine() -> dict[str, Any]:
 
     Returns:
         machine: what tells machines apart (cpu, gpu, gpu_uuid_sha256); gpu: None, or
-        `query_gpu` with cuda, num_sms, l2_bytes and memory_bytes; versions; num_cpus; cpu, which
-        is `query_cpu`.
+        `query_gpu` with cuda, num_sms, l2_bytes and memory_bytes; versions; num_cpus; num_threads
+        that PyTorch computes with on a CPU; cpu, which is `query_cpu`.
 
     """
-    gpu = query_gpu()
-    if gpu is not None:
-        import torch
+    import torch  # here: what is said of a GPU or a CPU alone needs none
 
-        if torch.cuda.is_available():
-            properties = torch.cuda.get_device_properties(0)
-            gpu["cuda"] = torch.version.cuda
-            gpu["num_sms"] = properties.multi_processor_count
-            gpu["l2_bytes"] = properties.L2_cache_size
-            gpu["memory_bytes"] = properties.total_memory
+    gpu = query_gpu()
+    if gpu is not None and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu["cuda"] = torch.version.cuda
+        gpu["num_sms"] = properties.multi_processor_count
+        gpu["l2_bytes"] = properties.L2_cache_size
+        gpu["memory_bytes"] = properties.total_memory
     return {
         "machine": {
             "cpu": _cpu_name(),
@@ -167,6 +166,7 @@ def describe_machine() -> dict[str, Any]:
         "gpu": gpu,
         "versions": _versions(),
         "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
         "cpu": query_cpu(),
     }
 

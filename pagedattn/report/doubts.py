@@ -21,6 +21,15 @@ MOST_LOAD = 1.25
 """Processes that want to run, a core: benchmarks by themselves keep the cores busy, no more."""
 
 
+VARYING = frozenset(
+    {
+        *("SM clock", "memory clock", "temperature", "clocks held back by", "CPU clock"),
+        *("measured read bandwidth", "measured copy bandwidth", "load when it ended"),
+        *("commit", "measured at", "pagedattn"),
+    }
+)
+"""What is different from run to run, or meant to be: not to be told of a comparison."""
+
 WIDE = 0.1
 """Distance of a row's quartiles over its median from which on it is doubted."""
 
@@ -66,13 +75,26 @@ def busy_machines(files: Iterable[ResultsFile]) -> list[str]:
     ]
 
 
+def differences(before: ResultsFile, after: ResultsFile) -> str | None:
+    """Say in which settings and versions two runs differ, in a sentence; None if in none."""
+    one, other = dict(before.about), dict(after.about)
+    found = [
+        f"{label} ({one[label]}; {other[label]})"
+        for label in one
+        if label in other and label not in VARYING and one[label] != other[label]
+    ]
+    return f"The runs differ in {', '.join(found)}." if found else None
+
+
 def doubts_of_comparison(before: Run, after: Run, comparison: Comparison) -> list[str]:
-    """Say which run's machine was busy, and whether all rows moved alike; a sentence each.
+    """Say what differs, which machine was busy, and whether all rows moved alike; a sentence each.
 
     A machine that was slow for the whole of a run makes all rows slow, and the rows alone cannot
     tell that from a change of the code that they share.
     """
     found = busy_machines((*before.files, *after.files))
+    if (sentence := differences(before.files[0], after.files[0])) is not None:
+        found.insert(0, sentence)
     if len(comparison.changes) >= FEWEST_ROWS:
         middle = statistics.median(math.log(change.ratio.value) for change in comparison.changes)
         if abs(middle) >= math.log1p(comparison.margin):

@@ -272,6 +272,7 @@ def _about(
         ("measured copy bandwidth", measured.get("copy_gb_per_s"), " GB/s"),
         ("CPU", dict(_machine(info, own)).get("cpu"), ""),
         ("CPU cores", own.get("num_cpus"), ""),
+        ("PyTorch's CPU threads", own.get("num_threads"), ""),
         ("CPU governor", cpu.get("governor"), ""),
         ("CPU clock", cpu.get("mhz"), " MHz"),
         ("load when it ended", cpu.get("load_1min"), ""),

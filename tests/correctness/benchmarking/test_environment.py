@@ -4,6 +4,7 @@ import json
 import platform
 
 import pytest
+import torch
 
 from pagedattn.benchmarking import describe_machine, environment, machine_identity
 
@@ -47,6 +48,7 @@ def test_a_machine_is_described_without_its_host_name():
     described = describe_machine()
     assert described["machine"]["cpu"]
     assert described["num_cpus"] >= 1
+    assert described["num_threads"] == torch.get_num_threads()
     assert {"python", "torch", "numpy"} <= set(described["versions"])
     host = platform.node()
     if host and host not in described["machine"]["cpu"]:

@@ -438,6 +438,21 @@ def test_a_busy_machine_is_told_and_so_are_rows_that_all_moved_alike(tmp_path, c
     assert "Half of the rows" not in capsys.readouterr().out
 
 
+def test_settings_in_which_the_runs_differ_are_told_and_what_always_varies_is_not(tmp_path, capsys):
+    paths = [run_file(tmp_path / f"{name}.json", measured(0)) for name in ("one", "two")]
+    content = json.loads(paths[1].read_text())
+    own = content["machine_info"]["pagedattn"]
+    own |= {"num_threads": 2, "versions": {"torch": "2.13.0"}, "cpu": {"mhz": 2100, "load_1min": 1}}
+    paths[0].write_text(json.dumps(content))
+    own |= {"num_threads": 1, "versions": {"torch": "2.12.0"}, "cpu": {"mhz": 3000, "load_1min": 2}}
+    paths[1].write_text(json.dumps(content))
+    assert cli.main(["compare", *map(str, paths)]) == 0
+    said = capsys.readouterr().out
+    assert "The runs differ in PyTorch's CPU threads (2; 1), torch (2.13.0; 2.12.0)." in said
+    assert cli.main(["compare", str(paths[0]), str(paths[0])]) == 0
+    assert "The runs differ" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
