@@ -1,21 +1,22 @@
 """Prefill, chunks and mixed batches on Hopper: warp-specialised, K and V through the page table.
 
-Schedule. A *work item* is a tile of 128 rows of one KV head: consecutive query tokens times the
-query heads that share the head. Tiles are numbered so that sequence s begins at tile
-`query_starts[s] // tokens_a_tile + s`; a program, one a multiprocessor, draws its next item from a
-counter in memory, the items that see the most keys first, and finds its sequence by a search of
-`query_starts`. Where long and short queries are mixed, items are drawn from both ends of the batch
-by turns, so that some multiprocessors wait for memory while others multiply. Nothing is planned on
-the host, and a captured graph follows new lengths. Parts of shared blocks (`causal=False`, an
-output in float32) are few and cut for about an item a program: there tiles are counted one by one,
-so that the first numbers drawn all have an item.
+Schedule. A *work item* is a tile of 128 rows of one KV head, 192 over heads of 64: consecutive
+query tokens times the query heads that share the head. Tiles are numbered so that sequence s begins
+at tile `query_starts[s] // tokens_a_tile + s`; a program, one a multiprocessor, draws its next item
+from a counter in memory, the items that see the most keys first, and finds its sequence by a search
+of `query_starts`. Where long and short queries are mixed, items are drawn from both ends of the
+batch by turns, so that some multiprocessors wait for memory while others multiply. Nothing is
+planned on the host, and a captured graph follows new lengths. Parts of shared blocks
+(`causal=False`, an output in float32) are few and cut for about an item a program: there tiles are
+counted one by one, so that the first numbers drawn all have an item.
 
 In a program one warp draws items and loads queries, one loads K and one V: the tensor memory
 accelerator brings the tokens of a block with one instruction, already laid out for the matrix
-units, so a small block costs an instruction and no more. Two warpgroups of 64 rows each multiply:
-the scores of one tile of keys are computed while the outputs of the tile before are, and the
-softmax of one warpgroup runs beside the products of the other. Weights pass from one product to
-the next in registers. Only tiles on the diagonal, or at a window's edge, are masked.
+units, so a small block costs an instruction and no more. Warpgroups of 64 rows each multiply, two
+of them, and three over heads of 64, whose softmax takes as long as their products: the scores of
+one tile of keys are computed while the outputs of the tile before are, and the softmax of one
+warpgroup runs beside the products of another. Weights pass from one product to the next in
+registers. Only tiles on the diagonal, or at a window's edge, are masked.
 
 Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
 units, beside which the softmax takes its time, and then the board's power.

@@ -14,12 +14,13 @@ CASES = {
     "fp8": ((1,) * 3, (7, 33, 500), {"kv_dtype": "float8_e4m3"}),
     "prefill": ((1, 70, 300), (1, 70, 300), {}),
     "chunk": ((40, 1, 130), (333, 64, 500), {}),
+    "chunk of small heads": ((40, 1, 230), (333, 64, 500), {"head_size": 64}),
 }
 
 
 def main():
     for name, (query_lengths, kv_lengths, changes) in CASES.items():
-        shape = AttentionShape(name, query_lengths, kv_lengths, 8, 2, 128, **changes)
+        shape = AttentionShape(name, query_lengths, kv_lengths, 8, 2, **changes)
         inputs = make_inputs(shape, device="cuda")
         out = torch.full_like(inputs.query, torch.nan)
         attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation="cuda")
