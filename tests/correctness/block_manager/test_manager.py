@@ -8,6 +8,8 @@ import pytest
 from pagedattn import BlockManager, OutOfBlocksError, UnknownSequenceError
 from pagedattn.block_manager import manager as manager_module
 
+from .managers import tables
+
 
 def state(manager):
     """All that an operation could change, as bytes."""
@@ -29,12 +31,6 @@ def state(manager):
         lists.limit,
     )
     return [pool.num_free, *(array.tobytes() for array in arrays)]
-
-
-def tables(manager, ids):
-    padded, lengths = manager.block_tables(ids)
-    blocks = -(-lengths // manager.block_size)
-    return [row[:count].tolist() for row, count in zip(padded, blocks, strict=True)]
 
 
 @pytest.mark.parametrize(("num_tokens", "blocks"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
@@ -261,6 +257,26 @@ def test_an_impossible_block_or_number_of_forks_is_refused():
     (sequence,) = manager.allocate([1])
     with pytest.raises(ValueError, match="num_forks is 0"):
         manager.fork(sequence, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"watermark": 1.5}, "watermark is 1.5"),
+        ({"watermark": -0.1}, "watermark is -0.1"),
+        ({"num_host_blocks": -1}, "num_host_blocks is -1"),
+        ({"watermark": "x"}, "watermark is 'x'"),
+        ({"num_host_blocks": 1.5}, "num_host_blocks is 1.5"),
+        ({"num_blocks": "8"}, "num_blocks is '8'"),
+        ({"block_size": True}, "block_size is True"),
+        ({"windows": ()}, r"windows is \(\)"),
+        ({"windows": 16}, "windows is 16"),
+        ({"windows": (0,)}, "a window is 0"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        BlockManager(**{"num_blocks": 4, "block_size": 4} | options)
 
 
 def test_asking_whether_prompts_fit_changes_nothing():

@@ -5,11 +5,7 @@ import pytest
 
 from pagedattn import BlockManager, CacheKeys, OutOfBlocksError, PageTable
 
-
-def tables(manager, ids, layer_group=0):
-    padded, lengths = manager.block_tables(ids, layer_group)
-    blocks = -(-lengths // manager.block_size)
-    return [row[:count].tolist() for row, count in zip(padded, blocks, strict=True)]
+from .managers import tables
 
 
 def cached(manager, *prompts, **options):
