@@ -294,8 +294,9 @@ def _command(run: Run, options: argparse.Namespace) -> str:
 
 def _print_outcome(run: Run, summary: Summary, plots: list[Plot]) -> None:
     from pagedattn.report.comparison import comparison_tables, hit_rate_tables
+    from pagedattn.report.doubts import WHAT_IS_DOUBTED, busy_machines, doubts_of_row
     from pagedattn.report.serving import serving_tables
-    from pagedattn.report.tables import bookkeeping_tables, headline_tables
+    from pagedattn.report.tables import DOUBT, bookkeeping_tables, headline_tables
 
     names = ", ".join(file.name for file in run.files)
     _say(f"{plural(len(run.rows), 'row')} of {names}")
@@ -303,6 +304,10 @@ def _print_outcome(run: Run, summary: Summary, plots: list[Plot]) -> None:
         _say(f"{plural(run.num_replaced, 'row')} of earlier files replaced by a later file's")
     if run.num_skipped:
         _say(f"{plural(run.num_skipped, 'benchmark')} of other suites skipped")
+    for sentence in busy_machines(run.files):
+        _say(sentence)
+    if any(doubts_of_row(row) for row in run.rows):
+        _say(f"{DOUBT} marks a median with a doubt: {WHAT_IS_DOUBTED}")
     makers = (
         *(headline_tables, bookkeeping_tables, comparison_tables, hit_rate_tables),
         serving_tables,

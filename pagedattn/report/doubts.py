@@ -87,7 +87,7 @@ def differences(before: ResultsFile, after: ResultsFile) -> str | None:
 
 
 def doubts_of_comparison(before: Run, after: Run, comparison: Comparison) -> list[str]:
-    """Say what differs, which machine was busy, and whether all rows moved alike; a sentence each.
+    """Say what differs, what is in doubt, and whether all rows moved alike; a sentence each.
 
     A machine that was slow for the whole of a run makes all rows slow, and the rows alone cannot
     tell that from a change of the code that they share.
@@ -95,7 +95,25 @@ def doubts_of_comparison(before: Run, after: Run, comparison: Comparison) -> lis
     found = busy_machines((*before.files, *after.files))
     if (sentence := differences(before.files[0], after.files[0])) is not None:
         found.insert(0, sentence)
-    if len(comparison.changes) >= FEWEST_ROWS:
+    both = {row.fullname for row in before.rows} & {row.fullname for row in after.rows}
+    doubted = {
+        row.fullname
+        for run in (before, after)
+        for row in run.rows
+        if row.fullname in both and doubts_of_row(row)
+    }
+    if doubted:
+        verb = "has" if len(doubted) == 1 else "have"
+        found.append(
+            f"{len(doubted)} of {plural(len(both), 'row')} {verb} a doubt in one of the runs, such "
+            f"as {min(doubted).rpartition('::')[2]}: a report of each run says which and why."
+        )
+    if 0 < len(comparison.changes) < FEWEST_ROWS:
+        found.append(
+            f"From {plural(len(comparison.changes), 'row')} it cannot be told whether rows scatter "
+            f"between runs or all moved alike, as on a busy machine: that takes {FEWEST_ROWS}."
+        )
+    elif comparison.changes:
         middle = statistics.median(math.log(change.ratio.value) for change in comparison.changes)
         if abs(middle) >= math.log1p(comparison.margin):
             found.append(

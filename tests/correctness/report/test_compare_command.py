@@ -163,3 +163,24 @@ def test_no_file_that_is_read_is_written_over(tmp_path, capsys, monkeypatch, wor
     assert sentence in shown.err
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+
+
+def test_rows_with_a_doubt_and_too_few_rows_are_told(tmp_path, capsys):
+    paths = [run_file(tmp_path / f"{name}.json", measured(0, rows=9)) for name in ("one", "two")]
+    content = json.loads(paths[1].read_text())
+    for number, row in enumerate(content["benchmarks"]):
+        row.pop("data", None)
+        row["stats"].pop("data", None)
+        if number < 2:
+            times = row["stats"]
+            low, high = 0.8 * times["median"], 1.2 * times["median"]
+            times |= {"min": low, "q1": low, "q3": high, "max": high}
+    paths[1].write_text(json.dumps(content))
+    for after, is_bad in ((paths[0], False), (paths[1], True)):
+        assert cli.main(["compare", str(paths[0]), str(after)]) == 0
+        said = capsys.readouterr().out
+        assert ("2 of 9 rows have a doubt in one of the runs, such as " in said) is is_bad
+        assert "From 9 rows it cannot be told whether rows scatter between runs" in said
+    many = run_file(tmp_path / "many.json", measured(0, rows=10))
+    assert cli.main(["compare", str(many), str(many)]) == 0
+    assert "it cannot be told" not in capsys.readouterr().out

@@ -224,9 +224,10 @@ def test_a_busy_machine_and_rows_with_a_doubt_are_told_in_both_reports(made, tmp
             wide |= {"min": low, "q1": low, "q3": high, "max": high}
         made.write(tmp_path / "run.json", content)
         assert cli.main(["run.json", "--out", "out"]) == 0
-        capsys.readouterr()
+        said = capsys.readouterr().out
         report, page = (Path(f"out/report.{kind}").read_text("utf-8") for kind in ("md", "html"))
-        for text in (report, page):
+        assert ("? marks a median with a doubt: A row gets" in said) is is_bad
+        for text in (said, report, page):
             assert ("ended with 5.7 processes at a time on 2 cores" in text) is is_bad
         assert ("1 of 4 rows has a doubt, marked with ?." in report) is is_bad
         assert ("0 of 4 rows have a doubt. A row gets" in report) is not is_bad
