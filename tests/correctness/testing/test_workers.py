@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pagedattn.testing import workers
 from pagedattn.testing.session import workers_for
 from pagedattn.testing.workers import _dealt
 
@@ -21,7 +23,7 @@ import os
 
 import pytest
 
-from pagedattn.testing.workers import run_in_workers
+from workers import run_in_workers
 
 KEPT = []
 
@@ -105,11 +107,14 @@ def test_names_are_taken_as_they_are(text):
 
 
 def session(folder, cases, *arguments, **environment):
+    # the module by itself, without the package's torch, which five processes would import
+    shutil.copy(workers.__file__, folder / "workers.py")
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_cases.py").write_text(cases)
     (folder / "pytest.ini").write_text("[pytest]\n")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
+    own["PYTHONPATH"] = str(folder)
     return subprocess.run(
         words, capture_output=True, text=True, cwd=folder, check=False, env=own | environment
     )
