@@ -1,6 +1,8 @@
-"""Where a test saves a block manager's state."""
+"""Where a test saves a block manager's state; asserts of the oracle are explained as a test's."""
 
 import pytest
+
+pytest.register_assert_rewrite(f"{__package__}.manager_oracle")
 
 
 @pytest.fixture
