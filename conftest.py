@@ -27,6 +27,7 @@ from pagedattn.benchmarking.environment import query_gpu  # noqa: E402
 from pagedattn.peers import FLASHINFER_KERNELS, register_kernels  # noqa: E402
 from pagedattn.testing.session import (  # noqa: E402
     Findings,
+    is_row,
     may_run_in_a_worker,
     room_of,
     workers_for,
@@ -114,12 +115,14 @@ def refuse_to_save_what_is_not_timed(option):
 def pytest_runtestloop(session):
     """On a GPU, run many cases in workers first; what is timed has the machine to itself then."""
     config = session.config
+    if not GPU or session.testsfailed:
+        return (yield)
     cases = [item for item in session.items if may_run_in_a_worker(item)]
-    count = workers_for(config, len(cases)) if GPU and not session.testsfailed else 0
     build = config.stash.get(BUILD, None)
-    if count and build is not None and not build.is_ready(within=READY):
+    if workers_for(config, len(cases)) and build is not None and not build.is_ready(within=READY):
         # what is compiled is compiled once, beside the others, and for this process
         cases = [item for item in cases if _implementation(item) not in FLASHINFER_KERNELS]
+    count = workers_for(config, len(cases))
     if count:
         given = config.option
         arguments = ["--nightly"] * given.nightly
@@ -230,7 +233,7 @@ def _turn(item):
 
     A wrong kernel is told before any is timed, and what a session compiles is ready by then.
     """
-    if item.path.name.startswith("bench_"):
+    if is_row(item):
         return 3  # all implementations of a row are timed together, so they are not taken apart
     if _implementation(item) is not None:
         return 2 if _implementation(item) in FLASHINFER_KERNELS else 1
@@ -256,7 +259,7 @@ def pytest_collection_finish(session):
             specs |= needs.of_kv_writes()
         if name not in FLASHINFER_KERNELS:
             continue
-        if item.path.name.startswith("bench_"):
+        if is_row(item):
             specs |= needs.of_benchmarks(name, [find_shape(item.callspec.params["case"])])
         else:
             specs |= needs.of_correctness(name, HEAD_SIZES, BLOCK_SIZES)

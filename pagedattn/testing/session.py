@@ -19,7 +19,7 @@ except ImportError:  # Windows has none: there, pytest-xdist disturbs what measu
     fcntl = None  # type: ignore[assignment]
 
 LEAST_CASES_FOR_WORKERS = 200
-MOST_WORKERS = 15  # each has some 2 GB of a GPU's memory
+MOST_WORKERS = 15  # as many have room on a GPU of 80 GB
 KEPT_BYTES = 1 << 30  # of a GPU's memory, by a worker between its cases
 
 
@@ -92,9 +92,14 @@ def room_of(config: pytest.Config) -> Room | None:
     return None if worker is None or fcntl is None else Room(f"pagedattn-{worker['testrunuid']}")
 
 
+def is_row(item: pytest.Item) -> bool:
+    """Whether a case is a row of a benchmark."""
+    return item.path.name.startswith("bench_")
+
+
 def may_run_in_a_worker(item: pytest.Item) -> bool:
     """Whether a case needs the GPU and times nothing."""
-    is_timed = item.path.name.startswith("bench_") or item.get_closest_marker("undisturbed")
+    is_timed = is_row(item) or item.get_closest_marker("undisturbed")
     return item.get_closest_marker("gpu") is not None and not is_timed
 
 

@@ -66,7 +66,7 @@ def run_in_workers(
 
     Args:
         session: whose items they are; it goes on without them.
-        items: which; fixtures of a wide scope are made anew by each worker.
+        items: which, one at least; fixtures of a wide scope are made anew by each worker.
         count: of workers.
         arguments: of the command line, for the other pytest besides.
         apart: those of them that take long, and should not all be one worker's.
@@ -80,6 +80,7 @@ def run_in_workers(
     # a loop that begins with failures takes them for broken modules, and ends
     config.option.continue_on_collection_errors = True
     waiting = {item.nodeid: item for item in items}
+    assert waiting, "without names the other pytest would run all there is"
     session.items[:] = [item for item in session.items if item.nodeid not in waiting]
     read, write = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
