@@ -19,6 +19,7 @@ from pagedattn.testing import (
     ErrorBudget,
     error_budget,
     error_of,
+    known_roundings,
     make_rotation,
     zero_nan,
 )
@@ -113,14 +114,10 @@ class AttentionCase:
 
     def budget(self, name: str) -> ErrorBudget:
         """Error allowed to an implementation on the first batch: larger if it is known to round."""
-        rounds_to = getattr(get_implementation(name), "rounds_to", None)
-        lower = None if rounds_to is None else rounds_to(self.rotation[0].call())
-        rounds_parts = getattr(get_implementation(name), "rounds_parts", False)
-        if (lower, rounds_parts) not in self.budgets:
-            self.budgets[lower, rounds_parts] = error_budget(
-                self.rotation[0], self.exact, lower, rounds_parts=rounds_parts
-            )
-        return self.budgets[lower, rounds_parts]
+        known = known_roundings(get_implementation(name), self.rotation[0].call())
+        if known not in self.budgets:
+            self.budgets[known] = error_budget(self.rotation[0], self.exact, *known)
+        return self.budgets[known]
 
     def error(self, name: str, result: torch.Tensor) -> ErrorBudget:
         """Error of an implementation's result on the first batch.

@@ -9,6 +9,7 @@ from pagedattn.testing.tolerance import (
     check_attention,
     error_budget,
     error_of,
+    known_roundings,
     lse_budget,
     lse_error,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "error_of",
     "features",
     "finite",
+    "known_roundings",
     "lse_budget",
     "lse_error",
     "make_inputs",

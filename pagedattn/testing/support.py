@@ -14,7 +14,13 @@ from pagedattn.attention.reference import reference_attention
 from pagedattn.kv_cache import FP8, LayerCache, quantised
 from pagedattn.testing.finite import finite
 from pagedattn.testing.inputs import AttentionInputs, make_inputs
-from pagedattn.testing.tolerance import error_budget, error_of, lse_budget, lse_error
+from pagedattn.testing.tolerance import (
+    error_budget,
+    error_of,
+    known_roundings,
+    lse_budget,
+    lse_error,
+)
 from pagedattn.workloads import AttentionShape
 
 if TYPE_CHECKING:
@@ -134,11 +140,9 @@ def _run(made: Implementation, batch: str, feature: str, device: str) -> tuple[s
 def _checked(
     made: Implementation, inputs: AttentionInputs, call: AttentionCall, feature: str
 ) -> tuple[str, str]:
-    rounds_to = getattr(made, "rounds_to", None)
-    lower = None if rounds_to is None else rounds_to(call)
+    lower, rounds_parts = known_roundings(made, call)
     exact, exact_lse = reference_attention(inputs.call(), torch.float64)
-    rounds_parts = getattr(made, "rounds_parts", False)
-    budget = error_budget(inputs, exact, rounded_to=lower, rounds_parts=rounds_parts)
+    budget = error_budget(inputs, exact, lower, rounds_parts)
     notes = [] if lower is None else [f"rounds to {str(lower).removeprefix('torch.')}"]
     _attend(made, call, feature)
     if not call.out.isfinite().all():

@@ -26,6 +26,8 @@ from pagedattn.attention.registry import get_implementation
 from pagedattn.kv_cache import dequantised
 
 if TYPE_CHECKING:
+    from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.registry import Implementation
     from pagedattn.testing.inputs import AttentionInputs
 
 FACTOR = 2.0
@@ -59,11 +61,25 @@ def error_of(result: torch.Tensor, exact: torch.Tensor) -> ErrorBudget:
     return ErrorBudget(relative, float(difference.abs().max()))
 
 
+def known_roundings(
+    implementation: Implementation, call: AttentionCall
+) -> tuple[torch.dtype | None, bool]:
+    """Return what an implementation says that it rounds: `rounded_to`, `rounds_parts`.
+
+    Args:
+        implementation: may have `rounds_to` and `rounds_parts`, see `Implementation`.
+        call: of it.
+
+    """
+    rounds_to = getattr(implementation, "rounds_to", None)
+    lower = None if rounds_to is None else rounds_to(call)
+    return lower, getattr(implementation, "rounds_parts", False)
+
+
 def error_budget(
     inputs: AttentionInputs,
     exact: torch.Tensor,
     rounded_to: torch.dtype | None = None,
-    *,
     rounds_parts: bool = False,
 ) -> ErrorBudget:
     """Error that attention over these inputs may have.

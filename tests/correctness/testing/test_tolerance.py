@@ -1,5 +1,7 @@
 """The error budget refuses what is wrong and lets through what is only rounded."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from pagedattn.testing import (
     check_attention,
     error_budget,
     error_of,
+    known_roundings,
     lse_budget,
     lse_error,
     make_inputs,
@@ -224,3 +227,10 @@ def test_the_same_seed_gives_the_same_inputs():
     assert torch.equal(first.query, second.query)
     assert torch.equal(first.batch.block_tables, second.batch.block_tables)
     assert not torch.equal(first.query, other.query)
+
+
+def test_what_an_implementation_rounds_is_what_it_says():
+    call = make_inputs(shape()).call()
+    rounding = SimpleNamespace(rounds_to=lambda _: torch.float8_e4m3fn, rounds_parts=True)
+    assert known_roundings(SimpleNamespace(), call) == (None, False)
+    assert known_roundings(rounding, call) == (torch.float8_e4m3fn, True)
