@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HOPPER = 9
 MOST_LAUNCHES = 1024
-"""Kinds of calls that are kept ready; a kilobyte or two each."""
+"""Kinds of calls that are kept ready."""
 
 
 @functools.cache

@@ -92,13 +92,13 @@ struct Finish {
     DEVICE Sum add_parts(int offset, int from, int step, int count, int first, int column, int at) {
         float2 weight[FAN_IN];
         float4 x[FAN_IN];
-        int one = (offset + part_of(from, first)) * COLUMNS + column;
-        int next = (offset + part_of(from + step, first)) * COLUMNS + column;
+        int first_place = (offset + part_of(from, first)) * COLUMNS + column;
+        int next_place = (offset + part_of(from + step, first)) * COLUMNS + column;
         int stride = 2 * step * p.parallel_heads * COLUMNS;
 #pragma unroll
         for (int i = 0; i < FAN_IN; ++i) {
             // they lie evenly, but for the row's first
-            int j = min(i, count - 1), place = j == 0 ? one : next + (j - 1) * stride;
+            int j = min(i, count - 1), place = j == 0 ? first_place : next_place + (j - 1) * stride;
             weight[i] = __ldcg(p.part_weight + place * WARPS + thread / 32);
             x[i] = __ldcg((const float4 *)(p.part + place * HEAD_SIZE + at));
         }

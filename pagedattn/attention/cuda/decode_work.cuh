@@ -26,7 +26,7 @@ DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
 // read of a block lies together.
 struct Batch {
     int parallel_heads;
-    int heads;  // groups of a sequence, laid end to end
+    int groups;  // of heads of a sequence, laid end to end
     int total, ranges;
     int each, extra;  // tiles of a range, and how many ranges have one more
     int lane_end;     // tiles of the sequences of this lane and of those before, one head
@@ -45,15 +45,15 @@ struct Batch {
             if (lane >= step) lane_end += before;
         }
         parallel_heads = p.parallel_heads;
-        heads = p.num_kv_heads / parallel_heads;
+        groups = p.num_kv_heads / parallel_heads;
         int of_head = __shfl_sync(~0u, lane_end, 31);
-        total = of_head * heads;
+        total = of_head * groups;
         ranges = max(1, min(p.num_programs / parallel_heads, total));
         each = (u32)total / (u32)ranges;
         extra = total - each * ranges;
         // sequences of one length: whole rows, if that leaves few ranges with less, or little that
         // those without work could have read: less than merging takes
-        int row = tiles_of(p, 0).count, rows = p.num_sequences * heads;
+        int row = tiles_of(p, 0).count, rows = p.num_sequences * groups;
         bool even = true;
         for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
             even = even && tiles_of(p, sequence).count == row;
@@ -89,19 +89,19 @@ struct Segment {
 
     DEVICE Segment(const Parameters &p, const Batch &batch, int program, int tile, int range_end) {
         int each = (p.num_sequences + 31) / 32;
-        u32 beyond = __ballot_sync(~0u, (i64)batch.lane_end * batch.heads > tile);
+        u32 beyond = __ballot_sync(~0u, (i64)batch.lane_end * batch.groups > tile);
         int lane = __ffs(beyond) - 1;  // the tile exists, so a lane has it
         int before = __shfl_sync(~0u, batch.lane_end, max(lane - 1, 0));
-        row_begin = (lane ? before : 0) * batch.heads;
+        row_begin = (lane ? before : 0) * batch.groups;
         sequence = lane * each;
         tiles = tiles_of(p, sequence);
-        while (row_begin + tiles.count * batch.heads <= tile) {
-            row_begin += tiles.count * batch.heads;
+        while (row_begin + tiles.count * batch.groups <= tile) {
+            row_begin += tiles.count * batch.groups;
             tiles = tiles_of(p, ++sequence);
         }
-        int before_head = (tile - row_begin) / tiles.count;
-        row_begin += before_head * tiles.count;
-        head = before_head * batch.parallel_heads + batch.head_of_program(program);
+        int groups_before = (tile - row_begin) / tiles.count;
+        row_begin += groups_before * tiles.count;
+        head = groups_before * batch.parallel_heads + batch.head_of_program(program);
         begin = tile;
         end = min(row_end(), range_end);
     }

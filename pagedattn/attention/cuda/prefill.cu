@@ -5,9 +5,8 @@
 // columns innermost along the product's depth ("K-major"), V with them along its width
 // ("MN-major"), so that neither is transposed.
 //
-// Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that
-// multiply (2 or 3), QUERY_STAGES, BF16,
-// OUT_F32 (an output in float32), CAUSAL (else queries see all keys), and the switches WINDOW,
+// Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
+// (2 or 3), QUERY_STAGES, BF16, OUT_F32 (an output in float32), CAUSAL (else queries see all keys), and the switches WINDOW,
 // SOFT_CAP, ALIBI, SINKS, LSE.
 
 #include "prefill_consumer.cuh"
@@ -67,7 +66,8 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
     wait_for_the_launch_before();
     allow_the_next_launch();
     __syncthreads();
-    // the same in all lanes, as the compiler sees from the shuffle
+    // All of a multiprocessor's 65,536 registers: few for those that load, the rest for those that
+    // multiply. The same in all lanes, as the compiler sees from the shuffle.
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 2 ? 40 : 32));
