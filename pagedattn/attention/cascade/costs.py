@@ -51,7 +51,8 @@ GPU = Costs(
 )
 """An H100 SXM: fitted to both ways over prefixes of 128 to 16 k tokens and batches of 2 to 256.
 
-32 query heads on 8 KV heads of size 128, bfloat16, 256 tokens of each sequence its own. `bench_shared_prefix_gpu.py` times both ways on either side of where they cross, and fails where the
+32 query heads on 8 KV heads of size 128, bfloat16, 256 tokens of each sequence its own.
+`bench_shared_prefix_gpu.py` times both ways on either side of where they cross, and fails where the
 choice loses. All sequences read a block at about the same time, so that a prefix that is larger
 than the L2 is read again as fast.
 """
