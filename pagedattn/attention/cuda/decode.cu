@@ -22,6 +22,8 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         for (int i = (warp - round % WARPS + WARPS) % WARPS; i < tiles; i += WARPS) {
             int stage = (round + i) % STAGES;
             barrier_wait(shared_address(&shared.full[stage]), (round + i) / STAGES & 1);
+            if (i == 0) mark(Moment::FIRST_THERE);
+            if (i + WARPS >= tiles) mark(Moment::LAST_THERE);
             u32 key = shared_address(shared.tiles[stage][0]), value = shared_address(shared.tiles[stage][1]);
             int token = (tile + i) * TILE;
             bool masked = token + TILE > row.least_end;
@@ -35,6 +37,7 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
             __syncwarp();
             if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
         }
+        mark(Moment::LAST_FOLDED);
         round += tiles;
         Finish{p, shared, batch, program, warp * 32 + lane}.run(row, segment, parity);
         parity ^= 1;
@@ -91,6 +94,7 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
         barrier_init_fence();
     }
     wait_for_the_launch_before();
+    mark(Moment::STARTED);
     allow_the_next_launch();
     prefetch(p, program);
     Batch batch(p, lane);
@@ -98,6 +102,7 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     int range = batch.range_of_program(program);
     int begin = batch.begin(range), end = batch.begin(range + 1);
     if (begin < end) {
+        mark(Moment::LENGTHS_KNOWN);
         Segment segment(p, batch, program, begin, end);
         if (warp >= WARPS)
             Producer{p, shared, warp - WARPS, lane, evict_first()}.run(segment, end);
@@ -105,4 +110,5 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
             consume(p, shared, batch, segment, end, program, warp, lane);
     }
     write_nothing(p, program, threadIdx.x, blockDim.x);
+    mark(Moment::ENDED);
 }

@@ -38,11 +38,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.launching import set_addresses, set_scale
+from pagedattn.attention.cuda.launching import (
+    macros_of_trace,
+    marks_of,
+    set_addresses,
+    set_scale,
+)
 from pagedattn.attention.cuda.module import TensorMap, load_kernel, maps_of, tensor_map
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from pagedattn.attention.call import AttentionCall
 
@@ -227,10 +235,13 @@ class DecodeLaunch:
     Args:
         call: one of them.
         config: how to cut and compile; None chooses.
+        trace: note when warps come to named moments, see `marks`.
 
     """
 
-    def __init__(self, call: AttentionCall, config: DecodeConfig | None = None) -> None:
+    def __init__(
+        self, call: AttentionCall, config: DecodeConfig | None = None, *, trace: bool = False
+    ) -> None:
         query, cache, batch = call.query, call.cache, call.batch
         num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
         kv_bytes = cache.key.element_size()
@@ -257,8 +268,10 @@ class DecodeLaunch:
             features=call.features,
             out_f32=call.out.dtype == torch.float32,
         )
-        self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
         self._num_programs = num_programs * config.programs
+        if trace:
+            macros += macros_of_trace(self._num_programs)
+        self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
         self._threads = 32 * (WARPS + (4 if cache.block_size <= SMALL_BLOCKS else 1))
         self._config = config
         places = 4 * self._num_programs * config.columns
@@ -301,6 +314,10 @@ class DecodeLaunch:
         self._kernel.launch(
             self._num_programs, self._threads, self._config.shared_bytes, parameters
         )
+
+    def marks(self) -> NDArray[np.int64]:
+        """Return what the last launch noted, if `trace`; see `launching.marks_of`."""
+        return marks_of(self._kernel)
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""

@@ -137,6 +137,7 @@ struct Finish {
         int from = first + (range - first) / FAN_IN * FAN_IN, count = min(FAN_IN, last + 1 - from);
         int offset = 0, step = 1;
         if (!is_last(part_of(from, first), count)) return;
+        mark(Moment::LAST_TO_COME);
         if (bundles > 1) {
             offset = 2 * p.num_programs;
             for_each(columns, [&](int column, int at) {
@@ -152,6 +153,7 @@ struct Finish {
             write_result(segment, first_query, column, at,
                          add_parts(offset, from, step, count, first, column, at));
         });
+        mark(Moment::MERGED);
     }
 
     // Add up what the warps have of a segment, and write it: the result, or a part of it.
@@ -180,6 +182,7 @@ struct Finish {
             named_barrier(1, THREADS);
             // the thread's elements, as `for_each` has them
             int begin = tile * 8 * PER_COLUMN, end = min(columns, tile * 8 + 8) * PER_COLUMN;
+            mark(Moment::SUMS_THERE);
             for (int item = begin + (thread - begin % THREADS + THREADS) % THREADS; item < end;
                  item += THREADS) {
                 int column = item / PER_COLUMN, at = item % PER_COLUMN * 4;
@@ -190,6 +193,7 @@ struct Finish {
                     write_part(part, column, at, sum);
             }
         }
+        mark(Moment::WRITTEN);
         if (!whole) merge(segment, row.first_query, columns);
     }
 

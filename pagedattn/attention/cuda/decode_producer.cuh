@@ -65,6 +65,7 @@ struct Producer {
 #pragma unroll
                     for (int i = 0; i < ENTRIES / 32; ++i) shared.table[warp][i * 32 + lane] = ahead[i];
                     __syncwarp();
+                    mark(Moment::FIRST_ASKED);
                     base = entry;
                     limit = base + ENTRIES;
                     read_ahead(limit);

@@ -1,6 +1,6 @@
 // Sizes, parameters and shared memory of the decode kernel.
 #pragma once
-#include "hopper.cuh"
+#include "trace.cuh"
 
 constexpr int CHUNKS_OF_16 = HEAD_SIZE / 16;
 constexpr int ROW_BYTES = HEAD_SIZE * KV_BYTES;

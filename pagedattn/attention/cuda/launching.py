@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Hashable, Iterable
 
     import torch
+    from numpy.typing import NDArray
 
     from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.cuda.module import Kernel
 
 LOG2_E = math.log2(math.e)
+MOST_WARPS = 16
+MOST_MOMENTS = 16
 
 
 def signature_of(call: AttentionCall) -> Hashable:
@@ -52,3 +58,22 @@ def set_addresses(
     for name, tensor in tensors:
         if tensor is not None:
             setattr(parameters, name, tensor.data_ptr())
+
+
+def macros_of_trace(num_programs: int) -> tuple[tuple[str, int], ...]:
+    """Return what a kernel is compiled with besides, so that its programs note moments."""
+    return (("TRACE", num_programs),)
+
+
+def marks_of(kernel: Kernel) -> NDArray[np.int64]:
+    """Wait for the device and return what the last launch of a traced kernel noted.
+
+    Returns:
+        int64 [num_programs, `MOST_WARPS`, `MOST_MOMENTS`], nanoseconds of the GPU's clock when a
+        warp came to each `Moment` of trace.cuh; 0 or less where it did not.
+
+    Raises:
+        CudaError: the kernel is not traced.
+
+    """
+    return kernel.read("marks").view(np.int64).reshape(-1, MOST_WARPS, MOST_MOMENTS)

@@ -7,12 +7,15 @@ import functools
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from pagedattn.attention.cuda.compiler import compile_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 TENSOR_MAP_BYTES = 128
 
@@ -53,6 +56,7 @@ class Kernel:
 
         self._driver = driver
         cubin = compile_kernel(source, dict(macros))
+        self._device = device
         with torch.cuda.device(device):
             self._module = _checked(driver.cuModuleLoadData(cubin))
             self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
@@ -87,6 +91,21 @@ class Kernel:
         _checked(
             self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0)
         )
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """Wait for the device and return the bytes of a `__device__` variable.
+
+        Raises:
+            CudaError: the kernel has none of this name.
+
+        """
+        driver = self._driver
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.device(self._device):
+            address, size = _checked(driver.cuModuleGetGlobal(self._module, name.encode()))
+            found = np.empty(size, dtype=np.uint8)
+            _checked(driver.cuMemcpyDtoH(found.ctypes.data, address, size))
+        return found
 
     def _config(self, programs: int, threads: int, shared_bytes: int) -> Any:
         key = (programs, threads, shared_bytes)

@@ -35,6 +35,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
             fence_for_tma();
 #endif
             __syncwarp();
+            mark(Moment::WRITTEN);
         } else {
             consumer.pass(item);
         }
@@ -64,6 +65,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
         barrier_init_fence();
     }
     wait_for_the_launch_before();
+    mark(Moment::STARTED);
     allow_the_next_launch();
     __syncthreads();
     // All of a multiprocessor's 65,536 registers: few for those that load, the rest for those that
@@ -82,4 +84,5 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 2 ? 232 : 160));
         consume(p, shared, warpgroup - 1, threadIdx.x % 128);
     }
+    mark(Moment::ENDED);
 }

@@ -34,10 +34,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.launching import set_addresses, set_scale
+from pagedattn.attention.cuda.launching import (
+    macros_of_trace,
+    marks_of,
+    set_addresses,
+    set_scale,
+)
 from pagedattn.attention.cuda.module import TensorMap, load_kernel, maps_of, tensor_map
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pagedattn.attention.call import AttentionCall
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
@@ -128,10 +136,11 @@ class PrefillLaunch:
 
     Args:
         call: one of them.
+        trace: note when warps come to named moments, see `marks`.
 
     """
 
-    def __init__(self, call: AttentionCall) -> None:
+    def __init__(self, call: AttentionCall, *, trace: bool = False) -> None:
         query, cache = call.query, call.cache
         head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
@@ -142,12 +151,15 @@ class PrefillLaunch:
         self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
         self._maps = maps_of(_map_of, tile, cache.key)
         device = query.device
-        self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros_of(call), device.index)
         parameters = self._parameters(call)
         self._num_programs = min(
             torch.cuda.get_device_properties(device).multi_processor_count,
             parameters.num_tiles * cache.num_kv_heads,
         )
+        macros = macros_of(call)
+        if trace:
+            macros += macros_of_trace(self._num_programs)
+        self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, device.index)
         padded = -(-head_size // 64) * 128
         tiles = _query_stages(head_size) * rows + 2 * STAGES * tile
         # 1024: the tiles begin at a multiple of it; 256: items and barriers
@@ -179,6 +191,10 @@ class PrefillLaunch:
             ),
         )
         self._kernel.launch(self._num_programs, self._threads, self._shared_bytes, parameters)
+
+    def marks(self) -> NDArray[np.int64]:
+        """Return what the last launch noted, if `trace`; see `launching.marks_of`."""
+        return marks_of(self._kernel)
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""

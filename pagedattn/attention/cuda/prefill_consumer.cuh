@@ -145,6 +145,7 @@ struct Consumer {
     DEVICE void first(u64 query, const int (&own)[2]) {
         float decay[2];
         barrier_wait(shared.key_full(key.stage), key.parity);
+        mark(Moment::FIRST_THERE);
         pin(scores);
         issue_scores(query);
         wait_for_products<0>();
@@ -182,10 +183,12 @@ struct Consumer {
     // The last tile's outputs.
     DEVICE void last() {
         barrier_wait(shared.value_full(value.stage), value.parity);
+        mark(Moment::LAST_THERE);
         pin(outputs);
         issue_outputs();
         wait_for_products<0>();
         pin(outputs);
+        mark(Moment::LAST_FOLDED);
         release(shared.value_empty(value.stage));
         value.next<STAGES>();
     }

@@ -88,6 +88,7 @@ DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
         u32 ticket = 0;
         if (lane == 0) ticket = atomicAdd(p.tickets, 1);
         if (find_item(p, index, lane, item)) {
+            mark(Moment::LENGTHS_KNOWN);
             barrier_wait(shared.query_empty(place.stage), place.parity);
             if (elected()) {
                 item.write(shared.item(place.stage));
@@ -140,6 +141,7 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
             int hidden = WINDOW ? max(first_key - tile * KV_TILE, 0) : 0;
             int begin = hidden / LOAD_TOKENS;
             int end = (held + LOAD_TOKENS - 1) / LOAD_TOKENS;
+            if (!OF_VALUES && tile == item.tile_end - 1) mark(Moment::FIRST_ASKED);
             if (!OF_VALUES || (hidden == 0 && held == KV_TILE)) {
                 load_tile(map, to, full, octet, begin, end, item.head);
             } else {

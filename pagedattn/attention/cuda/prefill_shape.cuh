@@ -1,6 +1,6 @@
 // Sizes, parameters and shared memory of the prefill kernel.
 #pragma once
-#include "hopper.cuh"
+#include "trace.cuh"
 
 struct Parameters {
     TensorMap query;  // columns, heads of a group, tokens, groups
