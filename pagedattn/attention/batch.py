@@ -30,8 +30,8 @@ class AttentionBatch:
     follows what `update` writes into them.
 
     Attributes:
-        block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's end are
-            never read.
+        block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's end mean
+            nothing.
         kv_lengths: int32 [num_sequences], tokens of each sequence, the query tokens included.
             0 marks a padding sequence: its query tokens get zeros.
         query_starts: int32 [num_sequences + 1], starting at 0, never falling.
@@ -39,6 +39,8 @@ class AttentionBatch:
             the cache is not written: the way to pad a batch.
         max_query_length: no sequence has more query tokens (a bound, known to the host).
         max_kv_length: no sequence has more tokens (a bound, known to the host).
+        is_full: whether all sequences have `max_kv_length` tokens, as far as the host knows. A
+            kernel begins earlier if it is told; results do not depend on it.
         arrivals: int32 [NUM_ARRIVALS] of zeros on a GPU, or None. Kernels count here who has come
             to merge a sequence, or which piece of work is next, and leave zeros: so launches of
             one batch must run one after the other, as a step's layers do. Without, a kernel that
@@ -54,6 +56,7 @@ class AttentionBatch:
     slots: torch.Tensor
     max_query_length: int
     max_kv_length: int
+    is_full: bool = False
     arrivals: torch.Tensor | None = None
     sharing: Sharing | None = None
 
@@ -110,6 +113,7 @@ class AttentionBatch:
             slots=torch.from_numpy(slots).to(device),
             max_query_length=int(lengths.max(initial=0)),
             max_kv_length=max_kv_length,
+            is_full=bool((page_table.num_tokens == max_kv_length).all()),
             arrivals=(
                 torch.zeros(NUM_ARRIVALS, dtype=torch.int32, device=device)
                 if torch.device(device).type == "cuda"

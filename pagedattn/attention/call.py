@@ -58,7 +58,7 @@ class AttentionCall:
             logarithm of the sum of exp(s), the sink included; -inf where no key is seen and
             there are no sinks.
         window: most keys that a query sees, its own the last of them; at least 1. Block table
-            entries of blocks that no query sees any more mean nothing and are never read.
+            entries of blocks that no query sees any more mean nothing.
         soft_cap: bound of the scores, above 0.
         alibi_slopes: float32 [num_query_heads], contiguous.
         sinks: float32 [num_query_heads], contiguous.

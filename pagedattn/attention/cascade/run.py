@@ -113,6 +113,7 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         # what a captured graph holds for has room for other batches too
         max_query_length=plan.max_queries if batch.device.type == "cuda" else schedule.most_queries,
         max_kv_length=int(schedule.lengths.max(initial=0)),
+        is_full=False,
         sharing=None,
     )
     of_own = replace(
@@ -120,6 +121,7 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         block_tables=made.own_tables,
         kv_lengths=made.own_lengths,
         max_kv_length=int(schedule.own_lengths.max(initial=0)),
+        is_full=False,
         sharing=None,
     )
     return of_parts, of_own

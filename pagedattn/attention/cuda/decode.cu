@@ -11,13 +11,30 @@
 #include "decode_finish.cuh"
 
 DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Segment segment,
-                    int range_end, int program, int warp, int lane) {
-    int round = 0, parity = 0;
+                    int range_end, int round, int program, int warp, int lane) {
+    int parity = 0;
+    Finish finish{p, shared, batch, program, warp * 32 + lane};
+    Cut before = {}, cut = {};  // the row that began in an earlier range, and the one that goes on
     Row row;
+    row.look_ahead(p, segment);
+    if (FETCHES_EARLY) row.fetch(p, segment, lane);
     while (true) {
+        if (!FETCHES_EARLY) row.fetch(p, segment, lane);
+        // while the queries are on their way, all that would hold up the segment's end
+        bool goes_on = segment.end < range_end;
+        if (!segment.is_whole()) {
+            if (goes_on)
+                before = finish.cut_of(row, segment);
+            else
+                cut = finish.cut_of(row, segment);
+        }
         row.start(p, segment, lane);
-        int tiles = segment.end - segment.begin;
-        int tile = segment.tiles.first + segment.begin - segment.row_begin;
+        Segment next = segment;
+        if (goes_on) {
+            next.next(p, range_end);
+            row.look_ahead(p, next);
+        }
+        int tiles = segment.end - segment.begin, tile = segment.first_tile();
         // the first of the segment's rounds that is this warp's
         for (int i = (warp - round % WARPS + WARPS) % WARPS; i < tiles; i += WARPS) {
             int stage = (round + i) % STAGES;
@@ -39,11 +56,15 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         }
         mark(Moment::LAST_FOLDED);
         round += tiles;
-        Finish{p, shared, batch, program, warp * 32 + lane}.run(row, segment, parity);
+        // tiles that are there wait, and fewer are on their way: the next queries are read beside
+        // what follows, and merging is left to the range's end
+        if (FETCHES_EARLY && goes_on) row.fetch(p, next, lane);
+        finish.run(row, segment, parity);
         parity ^= 1;
-        if (segment.end >= range_end) return;
-        segment.next(p, range_end);
+        if (!goes_on) break;
+        segment = next;
     }
+    finish.merge(before, cut);
 }
 
 // Zeros for the queries of sequences without tokens.
@@ -78,6 +99,14 @@ DEVICE void prefetch(const Parameters &p, int program) {
         prefetch_l2(p.query + (i64)(line - tables - starts) * 64);
 }
 
+// Free a stage of what a wrong guess brings; by the warp whose it is, which then waits for the next
+// phase of its barrier.
+DEVICE void throw_away(Shared &shared, int stage, int lane) {
+    barrier_wait(shared_address(&shared.full[stage]), 0);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+}
+
 // Grid: [num_programs]; WARPS + PRODUCERS warps.
 extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     decode_kernel(const __grid_constant__ Parameters p) {
@@ -93,22 +122,32 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
         }
         barrier_init_fence();
     }
+    __syncthreads();
+    Guess guess(p, program);
+    Producer producer(p, shared, max(0, warp - WARPS), lane);
+    if (warp == 0) producer.expect(guess);
     wait_for_the_launch_before();
     mark(Moment::STARTED);
     allow_the_next_launch();
+    // another warp than the producer, which goes on to what is true at once
+    if (warp == 0 && guess.count) producer.bring(guess);
+    if (warp == WARPS && guess.count) producer.read_ahead(guess);
     prefetch(p, program);
-    Batch batch(p, lane);
-    __syncthreads();
+    Batch batch = Batch::read(p, lane);
     int range = batch.range_of_program(program);
     int begin = batch.begin(range), end = batch.begin(range + 1);
     if (begin < end) {
         mark(Moment::LENGTHS_KNOWN);
         Segment segment(p, batch, program, begin, end);
+        bool holds = guess.holds(segment);
+        if (!holds && warp < guess.count) throw_away(shared, warp, lane);
+        int round = holds ? 0 : guess.count;
         if (warp >= WARPS)
-            Producer{p, shared, warp - WARPS, lane, evict_first()}.run(segment, end);
+            producer.run(segment, end, round, holds ? guess.count : 0);
         else
-            consume(p, shared, batch, segment, end, program, warp, lane);
-    }
+            consume(p, shared, batch, segment, end, round, program, warp, lane);
+    } else if (warp < guess.count)
+        throw_away(shared, warp, lane);
     write_nothing(p, program, threadIdx.x, blockDim.x);
     mark(Moment::ENDED);
 }

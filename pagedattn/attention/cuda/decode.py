@@ -10,6 +10,10 @@ programs then have less to do, or the batch is so small that merging parts would
 the programs without work could save. A program finds its range from the lengths by itself: nothing
 is planned on the host, and a captured graph follows new lengths.
 
+Where the host made the batch of sequences that all have as many tokens as it allows, a program asks
+for its first tiles before it has read a length, and does not wait for that and for finding out what
+is whose. The lengths decide all the same: if they are others by now, what comes is thrown away.
+
 In a program one warp does nothing but have the tensor memory accelerator bring blocks through the
 page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows; a
 block's K of one head is one instruction and one contiguous piece of memory. Four warps take the
@@ -98,9 +102,10 @@ class _Parameters(ctypes.Structure):
             for name in (
                 *("num_sequences", "num_query_heads", "num_kv_heads"),
                 *("window", "num_programs", "parallel_heads", "table_lines", "query_lines"),
+                *("max_kv_length", "max_query_length", "is_full"),
             )
         ),
-        ("_padding", ctypes.c_char * 32),
+        ("_padding", ctypes.c_char * 20),
     )
 
 
@@ -135,13 +140,14 @@ def choose_config(
     block_size: int = 16,
     num_rows: int = 1,
     tokens_a_program: int = 1 << 30,
+    max_kv_length: int = 1 << 30,
 ) -> DecodeConfig:
     """Pick how to cut, from bounds that the host knows; measured on an H100.
 
     Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
     rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
-    flight keep the memory busy, and more does not help. Where a program has little, tiles are small
-    enough for each warp to have one.
+    flight keep the memory busy, and more does not help. Where a program or a row has little, tiles
+    are small enough for each warp to have one.
 
     Args:
         head_size: elements of a head.
@@ -150,6 +156,7 @@ def choose_config(
         block_size: tokens a block.
         num_rows: sequences times KV heads.
         tokens_a_program: KV tokens of one head that a program has at most.
+        max_kv_length: KV tokens that a sequence has at most.
 
     """
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
@@ -162,7 +169,7 @@ def choose_config(
         4 * tile * head_size * kv_bytes <= most
         and tile < MAX_TILE
         and tile * padded < 1024
-        and tile * WARPS < tokens_a_program
+        and tile * WARPS < min(tokens_a_program, max_kv_length)
     ):
         tile *= 2
     stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
@@ -257,6 +264,7 @@ class DecodeLaunch:
                 tokens_a_program=(
                     batch.num_sequences * batch.max_kv_length * num_kv_heads // num_programs
                 ),
+                max_kv_length=batch.max_kv_length,
             )
         macros = macros_of(
             config,
@@ -338,8 +346,12 @@ class DecodeLaunch:
             parameters.token_stride,
         ) = (stride * cache.key.element_size() for stride in cache.key.stride()[:3])
         parameters.parallel_heads = heads_in_parallel(cache.num_kv_heads, self._num_programs)
+        width = batch.block_tables.shape[1]
+        parameters.max_kv_length = min(batch.max_kv_length, width * cache.block_size)
+        parameters.max_query_length = batch.max_query_length
+        parameters.is_full = batch.is_full
         blocks = -(-batch.max_kv_length // cache.block_size)
-        parameters.table_lines = min(-(-blocks // 32), max(1, batch.block_tables.shape[1] // 32))
+        parameters.table_lines = min(-(-blocks // 32), max(1, width // 32))
         if query.is_contiguous():
             parameters.query_lines = query.shape[0] * query.stride(0) // 64
         return parameters

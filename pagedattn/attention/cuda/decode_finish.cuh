@@ -37,6 +37,13 @@ struct Sum {
     float peak, total, of[4];
 };
 
+// A row that is cut, of which this program has a part; `count` is 0 where there is none.
+struct Cut {
+    int head, first_query, columns;
+    int first, last;  // range in which the row begins, and in which it ends
+    int from, count;  // of the bundle that this program's part is in: first range, and parts
+};
+
 struct Finish {
     const Parameters &p;
     Shared &shared;
@@ -46,13 +53,6 @@ struct Finish {
     static constexpr int THREADS = WARPS * 32;
     static constexpr int PER_COLUMN = HEAD_SIZE / 4;
 
-    // Call `work` with each column and place in it that are this thread's.
-    template <class Work>
-    DEVICE void for_each(int columns, Work work) {
-        for (int item = thread; item < columns * PER_COLUMN; item += THREADS)
-            work(item / PER_COLUMN, item % PER_COLUMN * 4);
-    }
-
     DEVICE void write_part(int part, int column, int at, const Sum &sum) {
         i64 place = (i64)part * COLUMNS + column;
         *(float4 *)(p.part + place * HEAD_SIZE + at) =
@@ -61,8 +61,8 @@ struct Finish {
         p.part_weight[place * WARPS + thread / 32] = make_float2(sum.peak, sum.total);
     }
 
-    DEVICE void write_result(const Segment &segment, int first_query, int column, int at, Sum sum) {
-        int head = segment.head * GROUP + column % GROUP;
+    DEVICE void write_result(int kv_head, int first_query, int column, int at, Sum sum) {
+        int head = kv_head * GROUP + column % GROUP;
         i64 token = first_query + column / GROUP;
         float factor = add_sink(p, head, sum.peak, sum.total);
         factor = sum.total > 0 ? factor / sum.total : 0;
@@ -74,43 +74,72 @@ struct Finish {
 #endif
     }
 
-    // Whether this warp is the last of `count` programs' to come to a place; then it sees what they
-    // wrote before. Leaves a zero.
+    // Whether this lane's warp is the last of `count` programs' to come to a place; then the warp sees
+    // what they wrote before. Leaves a zero. What the warp wrote has to be known to the lane.
     DEVICE bool is_last(int place, int count) {
-        int *counter = p.arrived + place * WARPS + thread / 32, last = 0;
-        __syncwarp();
-        if (thread % 32 == 0) {
-            last = add_in_order(counter, 1) == count - 1;
-            if (last) *counter = 0;
-        }
-        return __shfl_sync(~0u, last, 0);
+        int *counter = p.arrived + place * WARPS + thread / 32;
+        bool last = add_in_order(counter, 1) == count - 1;
+        if (last) *counter = 0;
+        return last;
     }
 
     // Add up `count` parts of a row, every `step`-th range's from range `from` on, which lie
-    // `offset` places from their own; `first` is where the row begins. No load is behind a branch, so
-    // that all are on their way at once: where there are fewer, the last is loaded again.
-    DEVICE Sum add_parts(int offset, int from, int step, int count, int first, int column, int at) {
-        float2 weight[FAN_IN];
-        float4 x[FAN_IN];
-        int first_place = (offset + part_of(from, first)) * COLUMNS + column;
-        int next_place = (offset + part_of(from + step, first)) * COLUMNS + column;
-        int stride = 2 * step * p.parallel_heads * COLUMNS;
+    // `offset` places from their own; `first` is where the row begins. Call `work` with each column
+    // and place in it that are this thread's, and the sum. Few parts are added up for two places at
+    // a time, so that as many loads are on their way.
+    template <class Work>
+    DEVICE void add_parts(int columns, int offset, int from, int step, int count, int first, Work work) {
+        if (COLUMNS * PER_COLUMN > THREADS && count <= FAN_IN / 2)
+            add_parts_of<2>(columns, offset, from, step, count, first, work);
+        else
+            add_parts_of<1>(columns, offset, from, step, count, first, work);
+    }
+
+    // No load is behind a branch, so that all are on their way at once: where there are fewer parts,
+    // the first is loaded again, and where there are fewer places, the last.
+    template <int PLACES, class Work>
+    DEVICE void add_parts_of(int columns, int offset, int from, int step, int count, int first, Work work) {
+        constexpr int MOST = FAN_IN / PLACES;
+        constexpr int PART = COLUMNS * HEAD_SIZE;
+        int first_part = offset + part_of(from, first), next_part = offset + part_of(from + step, first);
+        u32 stride = 2 * step * p.parallel_heads, items = columns * PER_COLUMN;
+        for (u32 item = thread; item < items; item += PLACES * THREADS) {
+            float2 weight[PLACES][MOST];
+            float4 x[PLACES][MOST];
 #pragma unroll
-        for (int i = 0; i < FAN_IN; ++i) {
-            // they lie evenly, but for the row's first
-            int j = min(i, count - 1), place = j == 0 ? first_place : next_place + (j - 1) * stride;
-            weight[i] = __ldcg(p.part_weight + place * WARPS + thread / 32);
-            x[i] = __ldcg((const float4 *)(p.part + place * HEAD_SIZE + at));
+            for (int k = 0; k < PLACES; ++k) {
+                u32 own = min(item + k * THREADS, items - 1);
+                // they lie evenly, but for the row's first
+                const float *x_first = p.part + (i64)first_part * PART + own * 4;
+                const float *x_next = p.part + (i64)next_part * PART + own * 4;
+                const float2 *w = p.part_weight + own / PER_COLUMN * WARPS + thread / 32;
+                const float2 *w_first = w + first_part * (COLUMNS * WARPS), *w_next = w + next_part * (COLUMNS * WARPS);
+#pragma unroll
+                for (int i = 0; i < MOST; ++i) {
+                    bool is_next = i > 0 && i < count;
+                    weight[k][i] = __ldcg(is_next ? w_next + (i - 1) * (stride * COLUMNS * WARPS) : w_first);
+                    x[k][i] = __ldcg((const float4 *)(is_next ? x_next + (i - 1) * (stride * PART) : x_first));
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < PLACES; ++k) {
+                u32 own = item + k * THREADS;
+                if (own < items) work(own / PER_COLUMN, own % PER_COLUMN * 4, sum_of(weight[k], x[k], count));
+            }
         }
+    }
+
+    template <int MOST>
+    DEVICE static Sum sum_of(float2 (&weight)[MOST], const float4 (&x)[MOST], int count) {
 #pragma unroll
-        for (int i = 1; i < FAN_IN; ++i)
+        for (int i = 1; i < MOST; ++i)
             if (i >= count) weight[i] = make_float2(MINUS_INFINITY, 0);
         Sum sum = {MINUS_INFINITY, 0, {}};
 #pragma unroll
-        for (int i = 0; i < FAN_IN; ++i) sum.peak = fmaxf(sum.peak, weight[i].x);
+        for (int i = 0; i < MOST; ++i) sum.peak = fmaxf(sum.peak, weight[i].x);
         float shift = sum.peak == MINUS_INFINITY ? 0 : sum.peak;
 #pragma unroll
-        for (int i = 0; i < FAN_IN; ++i) {
+        for (int i = 0; i < MOST; ++i) {
             float gain = exp2_of(weight[i].x - shift);
             sum.total += weight[i].y * gain;
             sum.of[0] += x[i].x * gain;
@@ -128,31 +157,59 @@ struct Finish {
         return 2 * (program + neighbour) + (range == first);
     }
 
-    // Merge the parts of a row that is cut, in order; who comes last does it (the stream-K fix-up,
-    // Osama et al. 2023, §4), each warp for its own elements. Many are merged by bundles first.
-    DEVICE void merge(const Segment &segment, int first_query, int columns) {
+    // What the program has of the row that is fetched.
+    DEVICE Cut cut_of(const Row &row, const Segment &segment) const {
         int range = batch.range_of_program(program);
         int first = batch.range_of(segment.row_begin), last = batch.range_of(segment.row_end() - 1);
-        int bundles = (last - first) / FAN_IN + 1;
-        int from = first + (range - first) / FAN_IN * FAN_IN, count = min(FAN_IN, last + 1 - from);
-        int offset = 0, step = 1;
-        if (!is_last(part_of(from, first), count)) return;
+        int from = first + (range - first) / FAN_IN * FAN_IN;
+        return {segment.head, row.next_first, row.next_queries * GROUP, first, last, from, min(FAN_IN, last + 1 - from)};
+    }
+
+    // Merge the rows that are cut, at most one that began before and one that goes on; who comes last
+    // to a row does it (the stream-K fix-up, Osama et al. 2023, §4), each warp for its own elements.
+    DEVICE void merge(const Cut &before, const Cut &cut) {
+        __syncwarp();
+        int lane = thread % 32;
+        bool last = false;
+        if (lane < 2) {  // both at once
+            int count = lane ? cut.count : before.count;
+            int place = lane ? part_of(cut.from, cut.first) : part_of(before.from, before.first);
+            if (count) last = is_last(place, count);
+        }
+        u32 lasts = __ballot_sync(~0u, last);
+#pragma unroll 1
+        for (int i = 0; i < 2; ++i)  // once in the code, which has to be fetched
+            if (lasts >> i & 1) {
+                Cut row = before;
+                if (i) row = cut;
+                merge(row);
+            }
+    }
+
+    // Merge a row's parts in order. Many are merged by bundles first.
+    DEVICE void merge(const Cut &cut) {
         mark(Moment::LAST_TO_COME);
-        if (bundles > 1) {
-            offset = 2 * p.num_programs;
-            for_each(columns, [&](int column, int at) {
-                write_part(offset + part_of(from, first), column, at,
-                           add_parts(0, from, 1, count, first, column, at));
+        int bundles = (cut.last - cut.first) / FAN_IN + 1;
+        int offset = 0, from = cut.from, step = 1, count = cut.count;
+        bool all = bundles == 1;
+#pragma unroll 1
+        while (true) {
+            add_parts(cut.columns, offset, from, step, count, cut.first, [&](int column, int at, const Sum &sum) {
+                if (all)
+                    write_result(cut.head, cut.first_query, column, at, sum);
+                else
+                    write_part(2 * p.num_programs + part_of(from, cut.first), column, at, sum);
             });
-            if (!is_last(offset + part_of(first, first), bundles)) return;
-            from = first;
+            if (all) break;
+            offset = 2 * p.num_programs;
+            __syncwarp();
+            bool last = thread % 32 == 0 && is_last(offset + part_of(cut.first, cut.first), bundles);
+            if (!__shfl_sync(~0u, last, 0)) return;
+            from = cut.first;
             step = FAN_IN;
             count = bundles;
+            all = true;
         }
-        for_each(columns, [&](int column, int at) {
-            write_result(segment, first_query, column, at,
-                         add_parts(offset, from, step, count, first, column, at));
-        });
         mark(Moment::MERGED);
     }
 
@@ -172,7 +229,7 @@ struct Finish {
                     shared.totals[parity][warp][column] = total;
                 }
             }
-        bool whole = segment.begin == segment.row_begin && segment.end == segment.row_end();
+        bool whole = segment.is_whole();
         int part = 2 * program + (segment.begin == segment.row_begin);
         int columns = row.queries * GROUP;
 #pragma unroll
@@ -180,7 +237,7 @@ struct Finish {
             named_barrier(1, THREADS);
             if (tile * 8 < columns) share(row, parity, tile, warp, lane);
             named_barrier(1, THREADS);
-            // the thread's elements, as `for_each` has them
+            // the thread's elements, as `add_parts` has them
             int begin = tile * 8 * PER_COLUMN, end = min(columns, tile * 8 + 8) * PER_COLUMN;
             mark(Moment::SUMS_THERE);
             for (int item = begin + (thread - begin % THREADS + THREADS) % THREADS; item < end;
@@ -188,13 +245,12 @@ struct Finish {
                 int column = item / PER_COLUMN, at = item % PER_COLUMN * 4;
                 Sum sum = add_warps(parity, column, at);
                 if (whole)
-                    write_result(segment, row.first_query, column, at, sum);
+                    write_result(segment.head, row.first_query, column, at, sum);
                 else
                     write_part(part, column, at, sum);
             }
         }
         mark(Moment::WRITTEN);
-        if (!whole) merge(segment, row.first_query, columns);
     }
 
     // Put a warp's sums of eight columns, in units of the highest peak, into shared memory.

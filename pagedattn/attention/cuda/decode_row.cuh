@@ -13,6 +13,9 @@ DEVICE void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
         multiply_bf16(c, a, b);
 }
 
+// Whether registers hold a row's queries beside the sums of the row before.
+constexpr bool FETCHES_EARLY = CHUNKS_OF_16 * COLUMN_TILES < 32;
+
 // A lane's part of a row's state. Scores are [tokens, columns], the result [head_size, columns];
 // of both a lane has the columns 8 * tile + 2 * (lane % 4) + {0, 1}.
 struct Row {
@@ -25,25 +28,48 @@ struct Row {
     float slope[COLUMN_TILES][2];
 #endif
     int least_end, kv_length, lowest, first_query, queries;
+    int next_first, next_queries;  // of the row that comes next, then of the one that is fetched
     float value_scale;
 
+    // Find out where the next row's queries are.
+    DEVICE void look_ahead(const Parameters &p, const Segment &segment) {
+        next_first = p.query_starts[segment.sequence];
+        next_queries = p.query_starts[segment.sequence + 1] - next_first;
+    }
+
+    // Have the next row's queries on their way, while this one's sums are still needed.
+    DEVICE void fetch(const Parameters &p, const Segment &segment, int lane) {
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; ++tile) {
+            // as a factor the query has column lane / 4
+            int column = tile * 8 + lane / 4;
+            int step = column / GROUP;
+            const u16 *row = p.query + (next_first + step) * p.query_token_stride +
+                             (segment.head * GROUP + column % GROUP) * p.query_head_stride;
+#pragma unroll
+            for (int chunk = 0; chunk < CHUNKS_OF_16; ++chunk) {
+                // over e4m3 a lane has four elements that lie together, as it has of K
+                int at = chunk * 16 + lane % 4 * (FP8 ? 4 : 2);
+                bool real = step < next_queries;
+                query[chunk][tile][0] = real ? *(const u32 *)(row + at) : 0;
+                query[chunk][tile][1] = real ? *(const u32 *)(row + at + (FP8 ? 2 : 8)) : 0;
+            }
+        }
+    }
+
+    // Begin with the row whose queries were fetched.
     DEVICE void start(const Parameters &p, const Segment &segment, int lane) {
         kv_length = segment.tiles.kv_length;
         lowest = segment.tiles.lowest;
-        first_query = p.query_starts[segment.sequence];
-        queries = p.query_starts[segment.sequence + 1] - first_query;
+        first_query = next_first;
+        queries = next_queries;
         value_scale = FP8 && p.value_scale ? p.value_scale[segment.head] : 1;
         least_end = CAUSAL ? kv_length - queries + 1 : kv_length;
         float scale_of_head = p.scale_log2;
         if (FP8 && p.key_scale) scale_of_head *= p.key_scale[segment.head];
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; ++tile) {
-            // as a factor the query has column lane / 4
-            int column = tile * 8 + lane / 4;
-            int step = column / GROUP;
-            const u16 *row = p.query + (first_query + step) * p.query_token_stride +
-                             (segment.head * GROUP + column % GROUP) * p.query_head_stride;
-            float unit = load_query(row, step < queries, tile, lane);
+            float unit = FP8 && BF16 ? halve_query(tile) : 1;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 int own = tile * 8 + lane % 4 * 2 + i;
@@ -64,27 +90,16 @@ struct Row {
         }
     }
 
-    // Read one query. Over e4m3 a lane has four elements that lie together, as it has of K. Then
-    // bfloat16 becomes float16: divided by a power of two, which is returned, so that it fits.
-    DEVICE float load_query(const u16 *row, bool real, int tile, int lane) {
+    // Make a bfloat16 query float16: divided by a power of two, which is returned, so that it fits.
+    DEVICE float halve_query(int tile) {
         float largest = 0;
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS_OF_16; ++chunk) {
-            int at = chunk * 16 + lane % 4 * (FP8 ? 4 : 2);
-            u32 low = 0, high = 0;
-            if (real) {
-                low = *(const u32 *)(row + at);
-                high = *(const u32 *)(row + at + (FP8 ? 2 : 8));
+        for (int chunk = 0; chunk < CHUNKS_OF_16; ++chunk)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                u32 pair = query[chunk][tile][i];
+                largest = fmaxf(largest, fmaxf(fabsf(bf16_low(pair)), fabsf(bf16_high(pair))));
             }
-            query[chunk][tile][0] = low;
-            query[chunk][tile][1] = high;
-            if (FP8 && BF16) {
-                float of_low = fmaxf(fabsf(bf16_low(low)), fabsf(bf16_high(low)));
-                float of_high = fmaxf(fabsf(bf16_low(high)), fabsf(bf16_high(high)));
-                largest = fmaxf(largest, fmaxf(of_low, of_high));
-            }
-        }
-        if (!(FP8 && BF16)) return 1;
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         // the power of two at or below the largest, kept where its inverse is a number

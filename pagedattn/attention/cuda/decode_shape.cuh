@@ -20,16 +20,21 @@ constexpr int TILE_BYTES = TILE * ROW_BYTES;
 constexpr int TILE_ROWS = TILE / 16;
 constexpr int COLUMN_TILES = COLUMNS / 8;
 constexpr int ENTRIES = BLOCKS * 16 < 32 ? 32 : BLOCKS * 16;  // of the block table, read at once
+// Bytes of K and V that a program asks for before it knows the lengths.
+constexpr int GUESSED_BYTES = 65536 / PROGRAMS;
+constexpr int MOST_GUESSED = GUESSED_BYTES / (2 * TILE_BYTES);
+constexpr int GUESSED = MOST_GUESSED < 1 ? 1 : MOST_GUESSED > WARPS ? WARPS : MOST_GUESSED;  // tiles
 constexpr int SUM_PITCH = HEAD_SIZE + 4;                    // floats; keeps banks apart
 constexpr bool FP8 = KV_BYTES == 1;
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
-constexpr int FAN_IN = 18;  // parts that are merged at once
+constexpr int FAN_IN = 20;  // parts that are merged at once
 // What half of the programs can leave unread, for which the other half takes as long as for merging:
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
 
 static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
+static_assert(GATHER || GUESSED * BLOCKS <= 32, "a lane has a block");
 static_assert(STAGES % WARPS == 0, "a warp has its own stages");
 static_assert(!FP8 || HEAD_SIZE % 32 == 0, "e4m3 rows are taken 32 at a time");
 
@@ -58,6 +63,8 @@ struct Parameters {
     int parallel_heads;  // neighbouring programs have so many heads of a sequence; divides num_kv_heads
     int table_lines;     // of 128 bytes, that a row of the block tables has at most
     int query_lines;     // of the queries
+    int max_kv_length, max_query_length;  // of a sequence
+    int is_full;  // whether all sequences have `max_kv_length` tokens, as far as the host knows
 };
 
 struct Shared {

@@ -7,60 +7,45 @@ struct Tiles {
     int kv_length, lowest, first, count;  // `lowest` token and `first` tile that are seen
 };
 
-DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
+DEVICE Tiles tiles_of(const Parameters &p, int kv_length, int queries) {
     Tiles tiles;
-    tiles.kv_length = p.kv_lengths[sequence];
-    tiles.lowest = 0;
-#if WINDOW
-    int queries = p.query_starts[sequence + 1] - p.query_starts[sequence];
-    tiles.lowest = max(0, tiles.kv_length - queries + 1 - p.window);
-#endif
+    tiles.kv_length = kv_length;
+    tiles.lowest = WINDOW ? max(0, kv_length - queries + 1 - p.window) : 0;
     tiles.first = tiles.lowest / TILE;
-    tiles.count = (tiles.kv_length + TILE - 1) / TILE - tiles.first;
+    tiles.count = (kv_length + TILE - 1) / TILE - tiles.first;
     return tiles;
+}
+
+DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
+    int queries = WINDOW ? p.query_starts[sequence + 1] - p.query_starts[sequence] : 0;
+    return tiles_of(p, p.kv_lengths[sequence], queries);
 }
 
 // What a program works on is a range of tiles. KV heads form groups of `parallel_heads`, neighbours.
 // All sequences' tiles, once a group, are laid end to end and cut into ranges, and each range goes to
 // as many programs as a group has heads: they read the same blocks at the same time, and what they
 // read of a block lies together.
-struct Batch {
+struct Division {
     int parallel_heads;
     int groups;  // of heads of a sequence, laid end to end
     int total, ranges;
     int each, extra;  // tiles of a range, and how many ranges have one more
-    int lane_end;     // tiles of the sequences of this lane and of those before, one head
 
-    DEVICE Batch(const Parameters &p, int lane) {
-        int of_lane = (p.num_sequences + 31) / 32, mine = 0;
-#pragma unroll 4
-        for (int i = 0; i < of_lane; ++i) {
-            int sequence = lane * of_lane + i;
-            if (sequence < p.num_sequences) mine += tiles_of(p, sequence).count;
-        }
-        lane_end = mine;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            int before = __shfl_up_sync(~0u, lane_end, step);
-            if (lane >= step) lane_end += before;
-        }
+    // Divide `of_head` tiles of one head, in rows of `row` tiles if they are `even`.
+    DEVICE Division(const Parameters &p, int of_head, bool even, int row) {
         parallel_heads = p.parallel_heads;
         groups = p.num_kv_heads / parallel_heads;
-        int of_head = __shfl_sync(~0u, lane_end, 31);
         total = of_head * groups;
         ranges = max(1, min(p.num_programs / parallel_heads, total));
         each = (u32)total / (u32)ranges;
         extra = total - each * ranges;
         // sequences of one length: whole rows, if that leaves few ranges with less, or little that
         // those without work could have read: less than merging takes
-        int row = tiles_of(p, 0).count, rows = p.num_sequences * groups;
-        bool even = true;
-        for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
-            even = even && tiles_of(p, sequence).count == row;
+        int rows = p.num_sequences * groups;
         int rows_each = (u32)(rows + ranges - 1) / (u32)ranges, missing = rows_each * ranges - rows;
         bool few = 16 * missing <= rows;
         bool little = missing <= rows && (i64)missing * row * parallel_heads <= MERGE_BYTES / (2 * TILE_BYTES);
-        if (__all_sync(~0u, even) && (few || little)) {
+        if (even && (few || little)) {
             each = rows_each * row;
             extra = 0;
         }
@@ -78,6 +63,31 @@ struct Batch {
     DEVICE int head_of_program(int program) const { return program % parallel_heads; }
 };
 
+// The batch as it is: known once its lengths are read.
+struct Batch : Division {
+    int lane_end;  // tiles of the sequences of this lane and of those before, one head
+
+    DEVICE static Batch read(const Parameters &p, int lane) {
+        int of_lane = (p.num_sequences + 31) / 32, lane_end = 0;
+#pragma unroll 4
+        for (int i = 0; i < of_lane; ++i) {
+            int sequence = lane * of_lane + i;
+            if (sequence < p.num_sequences) lane_end += tiles_of(p, sequence).count;
+        }
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            int before = __shfl_up_sync(~0u, lane_end, step);
+            if (lane >= step) lane_end += before;
+        }
+        int row = tiles_of(p, 0).count;
+        bool even = true;
+        for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
+            even = even && tiles_of(p, sequence).count == row;
+        even = __all_sync(~0u, even);
+        return {Division(p, __shfl_sync(~0u, lane_end, 31), even, row), lane_end};
+    }
+};
+
 // A row, one sequence and one KV head, or the part of it that lies in a range.
 struct Segment {
     Tiles tiles;
@@ -86,6 +96,8 @@ struct Segment {
     int begin, end;  // tiles of the batch
 
     DEVICE int row_end() const { return row_begin + tiles.count; }
+    DEVICE int first_tile() const { return tiles.first + begin - row_begin; }  // of the sequence
+    DEVICE bool is_whole() const { return begin == row_begin && end == row_end(); }
 
     DEVICE Segment(const Parameters &p, const Batch &batch, int program, int tile, int range_end) {
         int each = (p.num_sequences + 31) / 32;
@@ -116,5 +128,35 @@ struct Segment {
             while (tiles.count == 0);
         }
         end = min(row_end(), range_end);
+    }
+};
+
+// The first tiles of a program if all sequences have as many tokens as the host allows, as they had
+// when it made the batch. They are asked for before the lengths are known, which saves the time to
+// read them.
+struct Guess {
+    Tiles tiles;
+    int sequence = 0, head = 0;
+    int tile = 0, count = 0;  // the first one of the row, and how many there are
+
+    DEVICE Guess(const Parameters &p, int program) {
+        tiles = tiles_of(p, p.max_kv_length, p.max_query_length);
+        Division division(p, tiles.count * p.num_sequences, true, tiles.count);
+        int range = division.range_of_program(program);
+        int begin = division.begin(range), left = division.begin(range + 1) - begin;
+        if (GATHER || !p.is_full || left <= 0) return;
+        int row = (u32)begin / (u32)tiles.count;
+        tile = begin - row * tiles.count;
+        count = min(min(GUESSED, left), tiles.count - tile);
+        sequence = (u32)row / (u32)division.groups;
+        head = (row - sequence * division.groups) * division.parallel_heads + division.head_of_program(program);
+    }
+
+    DEVICE int first_tile() const { return tiles.first + tile; }  // of the sequence
+
+    DEVICE bool holds(const Segment &segment) const {
+        return count > 0 && segment.sequence == sequence && segment.head == head &&
+               segment.begin - segment.row_begin == tile && segment.tiles.first == tiles.first &&
+               segment.end - segment.begin >= count && segment.tiles.kv_length <= tiles.kv_length;
     }
 };

@@ -173,3 +173,44 @@ def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, 
         decode.DecodeLaunch(call, config)(call)
         check_attention(call.out, inputs)
     assert not inputs.batch.arrivals.any()
+
+
+WILD = (-1, -(2**31), 2**31 - 1, 1 << 20)
+"""Blocks that do not exist."""
+
+
+def with_bound(inputs, bound):
+    """Say that all sequences have `bound` tokens, be it true or not; past their end is WILD."""
+    batch = inputs.batch
+    tables = torch.tensor(WILD, dtype=torch.int32, device="cuda")
+    tables = tables.repeat(batch.num_sequences, -(-bound // inputs.cache.block_size) // 4 + 1)
+    for row, table, length in zip(tables, batch.block_tables, batch.kv_lengths, strict=True):
+        used = -(-int(length) // inputs.cache.block_size)
+        row[:used] = table[:used]
+    batch = dataclasses.replace(batch, block_tables=tables, max_kv_length=bound, is_full=True)
+    return dataclasses.replace(inputs, batch=batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bound", [None, 4096], ids=["of the longest", "far above"])
+@pytest.mark.parametrize("block_size", [8, 16, 64, 256])
+@pytest.mark.parametrize(
+    "kv_lengths",
+    [(1024,) * 8, (2048,) * 4, (130,) * 40, (1, 2000, 64, 77, 1024), (500,) * 39 + (17,)],
+    ids=["whole", "cut", "many", "ragged", "one shorter"],
+)
+def test_what_is_asked_for_before_lengths_are_known_changes_no_result(
+    kv_lengths, block_size, bound
+):
+    shape = AttentionShape("test", (1,) * len(kv_lengths), kv_lengths, 32, 8, 128, block_size)
+    inputs = make_inputs(shape, device="cuda", extra_columns=1)
+    inputs = with_bound(inputs, max(kv_lengths) if bound is None else bound)
+    call = inputs.call()
+    for programs in (1, 2):
+        config = decode.choose_config(128, 2, 4, num_rows=2000 if programs == 2 else 1)
+        assert config.programs == programs
+        launch = decode.DecodeLaunch(call, config)
+        for _ in range(2):
+            call.out.fill_(torch.nan)
+            launch(call)
+            check_attention(call.out, inputs)
