@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from pagedattn.block_manager import BlockManager
+    from pagedattn.block_manager import BlockManager, Lineage
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,15 @@ class PageTable:
         block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's last block
             mean nothing, but are ids of blocks in the pool.
         num_tokens: int64 [num_sequences], the lengths.
+        lineage: tells a later step what has changed. Set by `of`; None for other tables,
+            `dataclasses.replace` of such a one among them.
 
     """
 
     block_size: int
     block_tables: NDArray[np.int32]
     num_tokens: NDArray[np.int64]
+    lineage: Lineage | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, manager: BlockManager, sequence_ids: ArrayLike, layer_group: int = 0) -> PageTable:
@@ -67,8 +70,10 @@ class PageTable:
             SwappedOutError: a sequence is in host memory.
 
         """
-        block_tables, num_tokens = manager.block_tables(sequence_ids, layer_group)
-        return cls(manager.block_size, block_tables, num_tokens)
+        block_tables, num_tokens, lineage = manager.page_table(sequence_ids, layer_group)
+        made = cls(manager.block_size, block_tables, num_tokens)
+        object.__setattr__(made, "lineage", lineage)
+        return made
 
     @property
     def num_sequences(self) -> int:

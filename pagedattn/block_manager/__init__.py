@@ -6,6 +6,7 @@ batch in a few array operations.
 
 from pagedattn.block_manager.block_pool import BlockPool, OutOfBlocksError
 from pagedattn.block_manager.copies import BlockCopies
+from pagedattn.block_manager.lineage import Lineage
 from pagedattn.block_manager.manager import Admission, BlockManager
 from pagedattn.block_manager.prefix_hash import CacheKeys
 from pagedattn.block_manager.sequence_rows import SwappedOutError, UnknownSequenceError
@@ -19,6 +20,7 @@ __all__ = [
     "BlockPool",
     "BlockStatistics",
     "CacheKeys",
+    "Lineage",
     "OutOfBlocksError",
     "Snapshot",
     "SnapshotError",

@@ -181,5 +181,6 @@ def _copy_on_write(
             pool.put_back(copies.destinations)
             raise
     tables.lists.entries[places] = copies.destinations
+    tables.rows.renew(rows)
     pool.release(copies.sources)
     return copies

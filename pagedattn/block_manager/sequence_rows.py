@@ -54,6 +54,8 @@ class SequenceRows:
         media: of rows whose prompts have media in blocks that are not hashed yet, what these
             blocks' hashes include: row to logical block to bytes.
         swapped: bool [rows], whether the blocks are in the host pool.
+        lineage: int64 [rows], another number whenever an entry that a block table had becomes
+            another; no two sequences ever have the same. At first it is the id.
         chain: uint64 [rows, 4], digest of the last full known block, or the root.
         tails: int32 [rows, tail_size], the known tokens after it; tail_size is the block size, or
             0 without a prefix cache.
@@ -70,10 +72,12 @@ class SequenceRows:
         self.group = np.empty(0, dtype=np.int64)
         self.forked = np.empty(0, dtype=bool)
         self.swapped = np.empty(0, dtype=bool)
+        self.lineage = np.empty(0, dtype=np.int64)
         self.chain = np.empty((0, 4), dtype=np.uint64)
         self.tails = np.empty((0, tail_size), dtype=np.int32)
         self.num_live = 0
         self.num_swapped = 0
+        self._num_renewed = 0
         self.any_forked = False
         self.media: dict[int, dict[int, bytes]] = {}
         self._grow(16)
@@ -154,7 +158,7 @@ class SequenceRows:
         self._unused = np.concatenate([fresh[::-1].astype(np.int32), self._unused])
         self._ids = np.concatenate([self._ids, _NOT_LIVE + (fresh ^ 1)])
         self._next_ids = np.concatenate([self._next_ids, fresh])
-        for name in ("_scratch", *_PER_SEQUENCE):
+        for name in ("_scratch", "lineage", *_PER_SEQUENCE):
             old = getattr(self, name)
             more = np.zeros((count, *old.shape[1:]), dtype=old.dtype)
             setattr(self, name, np.concatenate([old, more]))
@@ -168,9 +172,9 @@ class SequenceRows:
         """Open `count` rows, for which there must be room; returns the rows, int64 [count]."""
         top = self.capacity - self.num_live
         rows = self._unused[top - count : top][::-1].astype(np.int64)
-        self._ids[rows] = self._next_ids[rows]
-        self._next_ids[rows] += MAX_SEQUENCES
-        self.group[rows] = self._ids[rows]
+        ids = self._next_ids[rows]
+        self._ids[rows] = self.group[rows] = self.lineage[rows] = ids
+        self._next_ids[rows] = ids + MAX_SEQUENCES
         self.num_known[rows] = -1
         self.forked[rows] = False
         self.num_live += count
@@ -203,8 +207,15 @@ class SequenceRows:
 
     def set_swapped(self, rows: NDArray[np.int64], *, swapped: bool) -> None:
         """Note where the blocks of `rows` are, which must all have been elsewhere."""
+        self.renew(rows)
         self.swapped[rows] = swapped
         self.num_swapped += rows.size if swapped else -rows.size
+
+    def renew(self, rows: NDArray[np.int64]) -> None:
+        """Note that entries which the block tables of `rows` had are others now."""
+        self._num_renewed += rows.size
+        # below 0, where no id is
+        self.lineage[rows] = np.arange(rows.size) - self._num_renewed
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Copies of what `restore` needs; the arrays of live rows are in order of rows."""
@@ -223,7 +234,7 @@ class SequenceRows:
         for name in _PER_SEQUENCE:
             if state[name].shape != (rows.size, *getattr(self, name).shape[1:]):
                 raise ValueError(f"{name} is not given for each of {rows.size} sequences")
-        self._ids[rows] = state["ids"]
+        self._ids[rows] = self.lineage[rows] = state["ids"]
         self._next_ids[:] = state["next_ids"]
         self._unused[: state["unused"].size] = state["unused"]
         for name in _PER_SEQUENCE:
@@ -242,6 +253,7 @@ class SequenceRows:
         assert (self._ids[live] & _ROW_MASK == live).all(), "an id does not name its row"
         assert (self._next_ids & _ROW_MASK == np.arange(self.capacity)).all(), "ids change rows"
         assert (self._next_ids[live] > self._ids[live]).all(), "an id would be used again"
+        assert np.unique(self.lineage[live]).size == live.size, "two sequences have one lineage"
         assert (self.num_tokens[live] > 0).all(), "a live sequence is empty"
         assert (self.num_known[live] <= self.num_tokens[live]).all(), "more is known than is there"
         assert not self.num_tokens[unused].any(), "an unused row has tokens"

@@ -10,6 +10,7 @@ from pagedattn.block_manager import growth, swapping
 from pagedattn.block_manager.block_pool import BlockPool
 from pagedattn.block_manager.in_flight import StepsInFlight
 from pagedattn.block_manager.layer_groups import LayerGroups
+from pagedattn.block_manager.lineage import Lineage
 from pagedattn.block_manager.prefix_cache import PrefixCache
 from pagedattn.block_manager.prefix_index import BlockDigests
 from pagedattn.block_manager.ragged import token_counts, whole_number, whole_sum
@@ -52,6 +53,7 @@ class ManagerState:
         self.watermark = watermark
         self._groups = LayerGroups(windows, block_size)
         self._tables = SequenceTables(self._groups, block_size if prefix_caching else 0)
+        self._sources = [object() for _ in range(self._groups.count)]
         self._pool = BlockPool(num_blocks)
         self._host = BlockPool(num_host_blocks, "host") if num_host_blocks else None
         self._cache = PrefixCache(num_blocks, block_size, seed) if prefix_caching else None
@@ -165,17 +167,35 @@ class ManagerState:
             num_tokens: int64 [num_sequences].
 
         """
+        return self.page_table(sequence_ids, layer_group)[:2]
+
+    def page_table(
+        self, sequence_ids: ArrayLike, layer_group: int = 0
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], Lineage | None]:
+        """Block tables and lengths, as `block_tables` returns them, and where they come from.
+
+        Returns:
+            block_tables: int32 [num_sequences, max_blocks].
+            num_tokens: int64 [num_sequences].
+            lineage: tells of later tables, without a comparison, that they begin as these; None for
+                a group with a sliding window, whose tables lose entries while they grow.
+
+        """
         if not 0 <= layer_group < self._groups.count:
             raise ValueError(
                 f"layer_group is {layer_group}; there are {self._groups.count}, from 0"
             )
-        rows = self._tables.rows.resident_rows_of(sequence_ids)
-        num_tokens = self._tables.rows.num_tokens[rows]
+        state = self._tables.rows
+        rows = state.resident_rows_of(sequence_ids)
+        num_tokens = state.num_tokens[rows]
         lists = self._tables.lists_of(rows, layer_group)
         ends = self._tables.blocks_for(num_tokens)
         # ids of the host's pool must not stand in the padding, which may be read
-        hosted = self._tables.rows.num_swapped > 0
-        return self._tables.lists.padded(lists, ends, masked=hosted), num_tokens
+        tables = self._tables.lists.padded(lists, ends, masked=state.num_swapped > 0)
+        lineage = None
+        if self._groups.windows[layer_group] is None:
+            lineage = Lineage(self._sources[layer_group], state.lineage[rows])
+        return tables, num_tokens, lineage
 
     def can_allocate(self, num_tokens: ArrayLike) -> bool:
         """Whether `allocate` would find the blocks for prompts of these lengths."""

@@ -102,6 +102,7 @@ class ManagerOracle(RuleBasedStateMachine):
         self.sequences = {}
         self.values = {}
         self.next_unique = 0
+        self.tables_of = {}  # source and number of a lineage: the longest block table so far
         self.with_steps = with_steps
         self.unwritten = {}  # sequence: its positions that the next step writes
         self.running = {}  # step: the slots it reads, and what it must find there

@@ -311,7 +311,9 @@ class BlockManagerMachine(ManagerOracle):
         references = np.zeros(manager.num_blocks, dtype=int)
         resident = self.resident()
         for group, window in enumerate(self.windows):
-            tables = PageTable.of(manager, resident, group).block_tables
+            page_table = PageTable.of(manager, resident, group)
+            tables = page_table.block_tables
+            self.lineage_keeps_its_promise(page_table)
             assert ((tables >= 0) & (tables < manager.num_blocks)).all()
             for row, sequence in enumerate(resident):
                 contents = self.sequences[sequence]
@@ -337,6 +339,20 @@ class BlockManagerMachine(ManagerOracle):
         empty = stats.num_internal_slots + stats.num_reserved_slots
         assert empty + stats.num_token_slots == used * self.size
         assert empty <= (self.size - 1) * len(resident) * len(self.windows)
+
+    def lineage_keeps_its_promise(self, page_table):
+        """Tables with one number of one source begin alike, whenever they were taken."""
+        lineage = page_table.lineage
+        if lineage is None:
+            assert self.windows != (None,)
+            return
+        for number, table, length in zip(
+            lineage.numbers.tolist(), page_table.block_tables, page_table.num_blocks(), strict=True
+        ):
+            now = table[:length].tolist()
+            before = self.tables_of.setdefault((lineage.source, number), now)
+            assert all(old == new for old, new in zip(before, now, strict=False))
+            self.tables_of[lineage.source, number] = max(before, now, key=len)
 
 
 TestBlockManagerKeepsEveryContent = BlockManagerMachine.TestCase
