@@ -304,7 +304,7 @@ class KVCache:
         """
         view = self.layer(layer)
         num_blocks = -(-num_tokens // view.block_size)
-        blocks = torch.as_tensor(block_table[:num_blocks], device=view.key.device).long()
+        blocks = torch.tensor(block_table[:num_blocks], device=view.key.device).long()
         key, value = (
             dequantised(part[blocks].transpose(1, 2).flatten(0, 1)[:num_tokens], scale, view.dtype)
             for part, scale in ((view.key, view.key_scale), (view.value, view.value_scale))

@@ -45,8 +45,8 @@ class PageTable:
         block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's last block
             mean nothing, but are ids of blocks in the pool.
         num_tokens: int64 [num_sequences], the lengths.
-        lineage: tells a later step what has changed. Set by `of`; None for other tables,
-            `dataclasses.replace` of such a one among them.
+        lineage: tells a later step what has changed. Set by `of`, whose arrays cannot be written;
+            None for other tables, `dataclasses.replace` of such a one among them.
 
     """
 
@@ -57,7 +57,7 @@ class PageTable:
 
     @classmethod
     def of(cls, manager: BlockManager, sequence_ids: ArrayLike, layer_group: int = 0) -> PageTable:
-        """Take the page table of a batch from a block manager, as a copy.
+        """Take the page table of a batch from a block manager, as a copy that stays as it is.
 
         Args:
             manager: the block manager; unchanged.
@@ -71,6 +71,7 @@ class PageTable:
 
         """
         block_tables, num_tokens, lineage = manager.page_table(sequence_ids, layer_group)
+        block_tables.flags.writeable = num_tokens.flags.writeable = False
         made = cls(manager.block_size, block_tables, num_tokens)
         object.__setattr__(made, "lineage", lineage)
         return made
@@ -113,8 +114,9 @@ class PageTable:
         return self._slots_at(rows, np.arange(rows.size) + (self.num_tokens - ends)[rows])
 
     def _slots_at(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        logical, offsets = np.divmod(positions, self.block_size)
-        return self.block_tables[rows, logical].astype(np.int64) * self.block_size + offsets
+        logical = positions // self.block_size
+        # block * size + offset, where the offset is position - logical * size; int64
+        return (self.block_tables[rows, logical] - logical) * self.block_size + positions
 
     def csr(self) -> CsrPageTable:
         """Return the same table without padding."""

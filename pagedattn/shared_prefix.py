@@ -11,10 +11,12 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from pagedattn.block_manager import Lineage
     from pagedattn.page_table import PageTable
 
 
 FEW_COLUMNS = 64
+ANY_LENGTH = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class PrefixTree:
     in less time than a search.
 
     Attributes:
-        tables: int32 [num_sequences, most of `counts`], a copy of the block tables; never written.
+        tables: int32 [num_sequences, most of `counts`], the block tables; never written.
         counts: int64 [num_sequences], whole blocks before each sequence's query tokens.
 
     """
@@ -57,14 +59,16 @@ class PrefixTree:
         """Keep of a page table what a search needs; return None where nothing is shared.
 
         Args:
-            page_table: block tables and lengths; unchanged, and free to change afterwards.
+            page_table: block tables and lengths; unchanged. One without a lineage is copied, and
+                free to change afterwards.
             query_lengths: query tokens at the end of each sequence, one number for all or one each.
 
         """
         counts = _counts_if_shared(page_table, query_lengths)
         if counts is None:
             return None
-        return cls(page_table.block_tables[:, : counts.max()].copy(), counts)
+        tables = page_table.block_tables[:, : counts.max()]
+        return cls(tables if page_table.lineage is not None else tables.copy(), counts)
 
     @cached_property
     def nodes(self) -> list[SharedBlocks]:
@@ -83,7 +87,7 @@ class PrefixTree:
             later: its tree, which is not searched for.
 
         """
-        bounds, sizes, is_behind = self._prefixes
+        bounds, sizes, is_behind = self.bounds, *self._prefixes
         if bounds.shape != later.counts.shape:
             return False
         if not np.array_equal(np.minimum(later.counts, bounds), sizes):
@@ -93,19 +97,90 @@ class PrefixTree:
         return bool(np.logical_or(is_same, is_behind, out=is_same).all())
 
     @cached_property
-    def _prefixes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """What decides whether the tree holds.
-
-        Returns:
-            One block more than each sequence shares, int64 [num_sequences]; as many of them as it
-            has, so much of it decides; and what of `tables` is behind that, bool.
-
-        """
+    def bounds(self) -> NDArray[np.int64]:
+        """One block more than each sequence shares, int64 [num_sequences]."""
         bounds = np.ones_like(self.counts)
         for node in self.nodes:  # deeper ones come later
             bounds[node.members] = node.end + 1
-        sizes = np.minimum(self.counts, bounds)
-        return bounds, sizes, np.arange(sizes.max()) >= sizes[:, None]
+        return bounds
+
+    @cached_property
+    def _prefixes(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """What decides whether the tree holds.
+
+        Returns:
+            As many blocks as a sequence has of `bounds`, int64 [num_sequences], so much of it
+            decides; and what of `tables` is behind that, bool.
+
+        """
+        sizes = np.minimum(self.counts, self.bounds)
+        return sizes, np.arange(sizes.max()) >= sizes[:, None]
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """Which later page tables share what one did, told by their lineage and lengths alone.
+
+    The same blocks of a sequence decide as in `PrefixTree.still_holds`. With the same lineage they
+    are what they were, so only their number is left to ask for, and that is a range of lengths.
+
+    Worked example, block size 4, one query token each: sequences of 13 and 9 tokens that share
+    their first block have three and two whole blocks, of which the first two decide. They stay the
+    only ones from 9 tokens on. Had the second 8 tokens, its own whole block would be missing, and
+    it could have 5 to 8.
+
+    Attributes:
+        lineage: of the page table.
+        query_lengths: int64 [num_sequences].
+        least: int64 [num_sequences], tokens of each sequence at least.
+        most: int64 [num_sequences], and at most; None where there is no such limit.
+
+    """
+
+    lineage: Lineage
+    query_lengths: NDArray[np.int64]
+    least: NDArray[np.int64]
+    most: NDArray[np.int64] | None
+
+    @classmethod
+    def since(
+        cls, page_table: PageTable, query_lengths: NDArray[np.int64], tree: PrefixTree | None
+    ) -> Unchanged | None:
+        """Begin with a page table; None if it has no lineage.
+
+        Args:
+            page_table: which is kept in no part.
+            query_lengths: int64 [num_sequences], query tokens at the end of each sequence; kept.
+            tree: its tree, or an earlier one that still holds for it; None where it has none.
+
+        """
+        if page_table.lineage is None:
+            return None
+        size = page_table.block_size
+        bounds = np.ones_like(page_table.num_tokens) if tree is None else tree.bounds
+        blocks = np.minimum((page_table.num_tokens - query_lengths) // size, bounds)
+        least = blocks * size + query_lengths
+        is_open = blocks == bounds
+        most = None if is_open.all() else np.where(is_open, ANY_LENGTH, least + size - 1)
+        return cls(page_table.lineage, query_lengths, least, most)
+
+    def covers(self, page_table: PageTable, query_lengths: NDArray[np.int64]) -> bool:
+        """Whether a later page table has the same tree, of the same physical blocks.
+
+        True is certain; False only says that lineage and lengths do not tell.
+
+        Args:
+            page_table: the later one.
+            query_lengths: int64 [num_sequences], its query tokens.
+
+        """
+        tokens, queries = page_table.num_tokens, self.query_lengths
+        return (
+            self.lineage.goes_on_in(page_table.lineage)
+            and (query_lengths is queries or bool((query_lengths == queries).all()))
+            and bool((tokens >= self.least).all())
+            and (self.most is None or bool((tokens <= self.most).all()))
+        )
 
 
 def find_shared_blocks(page_table: PageTable, query_lengths: ArrayLike = 1) -> list[SharedBlocks]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from pagedattn.attention.cascade.plan import Sharing
+from pagedattn.attention.batch_memory import BatchMemory, Step
+from pagedattn.attention.cascade.sharing import SharedNow, Sharing
 from pagedattn.page_table import PageTable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import ArrayLike
 
-NUM_ARRIVALS = 8192
-"""Counters of a batch: 16 a program of the decode kernel, two programs a multiprocessor."""
+_FIELDS = ("block_tables", "kv_lengths", "query_starts", "slots")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class AttentionBatch:
     one after the other: sequence i has the rows `query_starts[i]` to `query_starts[i + 1]`.
 
     The tensors are read when a kernel runs, not when it is launched, so a captured CUDA graph
-    follows what `update` writes into them.
+    follows what `advance` and `update` write into them.
 
     Attributes:
         block_tables: int32 [num_sequences, max_blocks]; entries past a sequence's end mean
@@ -46,7 +47,8 @@ class AttentionBatch:
             one batch must run one after the other, as a step's layers do. Without, a kernel that
             needs counters makes them, which is one more launch.
         sharing: which blocks sequences share, so that they are read once where that pays, or None.
-            Where there is one, tensors may be changed by `update` alone.
+        memory: where the tensors lie if `of` made them, or None. Where there is one, or `sharing`,
+            tensors may be changed by `advance` and `update` alone.
 
     """
 
@@ -59,6 +61,7 @@ class AttentionBatch:
     is_full: bool = False
     arrivals: torch.Tensor | None = None
     sharing: Sharing | None = None
+    memory: BatchMemory | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -87,39 +90,32 @@ class AttentionBatch:
                 is longer than `max_kv_length`.
 
         """
-        longest = int(page_table.num_tokens.max(initial=0))
+        step = Step.of(page_table, query_lengths)
         if max_kv_length is None:
-            max_kv_length = longest
-        if max_kv_length < longest:
+            max_kv_length = step.max_kv_length
+        if max_kv_length < step.max_kv_length:
             raise ValueError(
-                f"max_kv_length is {max_kv_length}; the longest sequence has {longest} tokens"
+                f"max_kv_length is {max_kv_length}; the longest sequence has {step.max_kv_length} "
+                "tokens"
             )
-        tables = page_table.block_tables
-        missing = -(-max_kv_length // page_table.block_size) - tables.shape[1]
-        if missing > 0:
-            tables = np.pad(tables, ((0, 0), (0, missing)))
-        slots = page_table.slots(query_lengths)
-        lengths = np.broadcast_to(np.asarray(query_lengths, np.int64), page_table.num_tokens.shape)
+        width = max(page_table.block_tables.shape[1], -(-max_kv_length // page_table.block_size))
+        sizes = page_table.num_sequences, step.slots.size, width
+        memory = BatchMemory(*sizes, torch.device(device))
+        memory.write(step)
         sharing = None
         if share is not False:
-            sharing = Sharing(page_table, lengths, always=share is True)
-        starts = np.zeros(lengths.size + 1, dtype=np.int32)
-        np.cumsum(lengths, out=starts[1:])
+            sharing = Sharing(SharedNow(page_table, step.query_lengths), always=share is True)
         return cls(
-            # also on a CPU a copy, since `update` writes there
-            block_tables=torch.from_numpy(tables).to(device, copy=True),
-            kv_lengths=torch.from_numpy(page_table.num_tokens.astype(np.int32)).to(device),
-            query_starts=torch.from_numpy(starts).to(device),
-            slots=torch.from_numpy(slots).to(device),
-            max_query_length=int(lengths.max(initial=0)),
+            block_tables=memory.block_tables,
+            kv_lengths=memory.kv_lengths,
+            query_starts=memory.query_starts,
+            slots=memory.slots,
+            max_query_length=step.max_query_length,
             max_kv_length=max_kv_length,
             is_full=bool((page_table.num_tokens == max_kv_length).all()),
-            arrivals=(
-                torch.zeros(NUM_ARRIVALS, dtype=torch.int32, device=device)
-                if torch.device(device).type == "cuda"
-                else None
-            ),
+            arrivals=memory.arrivals,
             sharing=sharing,
+            memory=memory,
         )
 
     @property
@@ -152,43 +148,117 @@ class AttentionBatch:
             return self.arrivals
         return torch.zeros(count, dtype=torch.int32, device=self.device)
 
+    def advance(self, page_table: PageTable, query_lengths: ArrayLike = 1) -> None:
+        """Go on to a step's page table in place, for the next graph replay.
+
+        The same as `update` with a batch made of it, in less time: the host puts the step's numbers
+        together, and one copy brings them. Of a block manager's page table, only entries that are
+        new since the step before go to the device. Nothing waits for the GPU: the copy is in the
+        current stream, behind what reads the numbers of the step before.
+
+        Args:
+            page_table: the sequences' block tables and lengths, which already count the query
+                tokens: of as many sequences as this batch has, within its bounds.
+            query_lengths: query tokens of each sequence, one number for all or one a sequence; as
+                many in all as this batch has.
+
+        Raises:
+            ValueError: it does not fit; nothing was changed.
+
+        """
+        step = Step.of(page_table, query_lengths)
+        self._require_bounds(step.max_query_length, step.max_kv_length)
+        size = page_table.num_sequences
+        self._require_shapes(((size,), (size + 1,), step.slots.shape))
+        self._require_width(page_table.block_tables.shape[1])
+        memory = self._own_memory()
+        if memory is None:  # only `update` can write to tensors that lie anywhere
+            self.update(AttentionBatch.of(page_table, query_lengths, self.device))
+            return
+        if self.sharing is None:
+            memory.write(step)
+            return
+        now = SharedNow(page_table, step.query_lengths)
+        grows = self.sharing.goes_on_in(now)
+        own_lengths = self.sharing.own_lengths(now) if grows else None
+        self.sharing.follow(
+            now,
+            self,
+            grows=grows,
+            has_new_blocks=memory.write(step, own_lengths),
+            has_own_lengths=own_lengths is not None,
+        )
+
     def update(self, other: AttentionBatch) -> None:
         """Copy another batch into this one's tensors in place, for the next graph replay.
 
         Args:
             other: a batch of the same number of sequences and query tokens, whose lengths keep
-                within this batch's bounds; its block tables may be narrower.
+                within this batch's bounds; its block tables may be narrower. It may be on another
+                device.
 
         Raises:
-            TypeError: it is a page table, of which a batch has to be made first.
+            TypeError: it is a page table, which is for `advance`.
             ValueError: it does not fit; nothing was changed.
 
         """
         if isinstance(other, PageTable):
             raise TypeError(
-                "update takes an AttentionBatch and was given a PageTable: make a batch of it "
-                "first, with AttentionBatch.of(page_table)"
+                "update takes an AttentionBatch and was given a PageTable: call "
+                "advance(page_table), or make a batch of it first, with "
+                "AttentionBatch.of(page_table)"
             )
-        for name in ("max_query_length", "max_kv_length"):
-            if getattr(other, name) > getattr(self, name):
-                raise ValueError(
-                    f"{name} is {getattr(other, name)}; this batch was made for at most "
-                    f"{getattr(self, name)}"
-                )
-        for field in ("kv_lengths", "query_starts", "slots"):
-            if getattr(self, field).shape != getattr(other, field).shape:
-                raise ValueError(
-                    f"{field} has shape {tuple(getattr(other, field).shape)}; this batch was "
-                    f"made with {tuple(getattr(self, field).shape)}"
-                )
+        self._require_bounds(other.max_query_length, other.max_kv_length)
+        self._require_shapes([getattr(other, name).shape for name in _FIELDS[1:]])
         width = other.block_tables.shape[1]
+        self._require_width(width)
+        memory, of_other = self._own_memory(), other._own_memory()
+        if memory is not None and of_other is not None:
+            memory.copy(of_other)
+        else:
+            self.block_tables[:, :width].copy_(other.block_tables)
+            for name in _FIELDS[1:]:
+                getattr(self, name).copy_(getattr(other, name))
+            if memory is not None:
+                memory.forget()
+        if self.sharing is not None:
+            self.sharing.follow(None if other.sharing is None else other.sharing.now, self)
+
+    def place_of_own_lengths(self) -> torch.Tensor | None:
+        """Return int32 [num_sequences] that `advance` fills for one plan; None if it cannot."""
+        memory = self._own_memory()
+        return None if memory is None else memory.take_own_lengths()
+
+    def _own_memory(self) -> BatchMemory | None:
+        """`memory`, unless a tensor was replaced by one that lies elsewhere."""
+        memory = self.memory
+        if memory is not None and all(
+            getattr(self, name) is getattr(memory, name) for name in _FIELDS
+        ):
+            return memory
+        return None
+
+    def _require_bounds(self, max_query_length: int, max_kv_length: int) -> None:
+        for name, given in (
+            ("max_query_length", max_query_length),
+            ("max_kv_length", max_kv_length),
+        ):
+            if given > getattr(self, name):
+                raise ValueError(
+                    f"{name} is {given}; this batch was made for at most {getattr(self, name)}"
+                )
+
+    def _require_shapes(self, shapes: Iterable[tuple[int, ...]]) -> None:
+        for name, given in zip(_FIELDS[1:], shapes, strict=True):
+            if getattr(self, name).shape != given:
+                raise ValueError(
+                    f"{name} has shape {tuple(given)}; this batch was made with "
+                    f"{tuple(getattr(self, name).shape)}"
+                )
+
+    def _require_width(self, width: int) -> None:
         if width > self.block_tables.shape[1]:
             raise ValueError(
                 f"the block tables are {width} blocks wide; this batch was made with "
                 f"{self.block_tables.shape[1]}"
             )
-        self.block_tables[:, :width].copy_(other.block_tables)
-        for field in ("kv_lengths", "query_starts", "slots"):
-            getattr(self, field).copy_(getattr(other, field))
-        if self.sharing is not None:
-            self.sharing.update(other.sharing, self)

@@ -12,7 +12,8 @@ Source: Juravsky et al. 2024 (Hydragen) and FlashInfer's cascade (Ye et al. 2024
 attention over a shared prefix and over own tokens; ChunkAttention (Ye et al. 2024) for the tree.
 """
 
-from pagedattn.attention.cascade.plan import CascadePlan, Sharing
+from pagedattn.attention.cascade.plan import CascadePlan
 from pagedattn.attention.cascade.run import attend_in_parts, plan_of
+from pagedattn.attention.cascade.sharing import SharedNow, Sharing
 
-__all__ = ["CascadePlan", "Sharing", "attend_in_parts", "plan_of"]
+__all__ = ["CascadePlan", "SharedNow", "Sharing", "attend_in_parts", "plan_of"]

@@ -6,19 +6,18 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from pagedattn.attention.cascade.schedule import Lengths, Limits, is_short, make_schedule
-from pagedattn.shared_prefix import PrefixTree
+from pagedattn.attention.batch_memory import send, staged_for
+from pagedattn.attention.cascade.schedule import Limits, is_short, make_schedule
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from pagedattn.attention.batch import AttentionBatch
     from pagedattn.attention.cascade.costs import Layer
-    from pagedattn.attention.cascade.schedule import Schedule
-    from pagedattn.page_table import PageTable
+    from pagedattn.attention.cascade.schedule import Lengths, Schedule
     from pagedattn.shared_prefix import SharedBlocks
 
 LEAST_PARTS = 32
@@ -59,7 +58,6 @@ class CascadePlan:
 
     Attributes:
         layer: heads and costs.
-        schedule: what is in the tensors.
         tensors: read by the kernels; `update` writes them in place.
         max_queries: no part has more query tokens (a bound, baked into a captured graph).
 
@@ -67,12 +65,20 @@ class CascadePlan:
         schedule: the batch's, made without limits; it decides how much room there is.
         layer: heads and costs.
         batch: whose blocks are shared.
+        own_lengths: int32 [num_sequences], where to keep them; None makes a tensor.
 
     """
 
-    def __init__(self, schedule: Schedule, layer: Layer, batch: AttentionBatch) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        layer: Layer,
+        batch: AttentionBatch,
+        own_lengths: torch.Tensor | None = None,
+    ) -> None:
         self.layer = layer
-        self.schedule: Schedule
+        self._schedule: Schedule
+        self._num_tokens: NDArray[np.int64] | None = None  # of a later step than `_schedule`
         num_queries, parts_of_a_token = schedule.parts_of_token.shape
         most = schedule.most_queries
         self.max_queries = num_queries
@@ -95,8 +101,10 @@ class CascadePlan:
         self._columns = torch.arange(width, device=device)
         self._own = skipped
         self._of_parts = sources, first_blocks
+        if own_lengths is None:
+            own_lengths = torch.empty_like(batch.kv_lengths)
         self.tensors = PartTensors(
-            own_lengths=torch.empty_like(batch.kv_lengths),
+            own_lengths=own_lengths,
             lengths=lengths,
             starts=starts,
             rows=rows,
@@ -107,9 +115,17 @@ class CascadePlan:
         self._write(schedule, batch)
 
     @property
+    def schedule(self) -> Schedule:
+        """What is in the tensors."""
+        if self._num_tokens is not None:
+            own = self.own_lengths(self._num_tokens)
+            self._schedule, self._num_tokens = replace(self._schedule, own_lengths=own), None
+        return self._schedule
+
+    @property
     def pays(self) -> bool:
         """Whether the batch of now is faster with it than without."""
-        return self.schedule.seconds_saved > 0
+        return self._schedule.seconds_saved > 0
 
     def update(self, nodes: list[SharedBlocks], lengths: Lengths, batch: AttentionBatch) -> None:
         """Plan another batch in place; it shares less than it could where there is no room.
@@ -122,24 +138,42 @@ class CascadePlan:
         """
         self._write(make_schedule(nodes, lengths, self.layer, self._limits), batch)
 
-    def grow(self, lengths: Lengths, batch: AttentionBatch) -> None:
+    def own_lengths(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each sequence behind those that are read in parts; int64 [num_sequences]."""
+        return num_tokens - self._num_skipped
+
+    def grow(
+        self,
+        num_tokens: NDArray[np.int64],
+        batch: AttentionBatch,
+        *,
+        has_new_blocks: bool,
+        has_own_lengths: bool,
+    ) -> None:
         """Follow the batch, in place, to a step with the same tree and query lengths.
 
         The schedule stays but for what is each sequence's own. So do the tables of the parts: their
         entries up to the parts' lengths are the tree's, and what is behind is never read.
 
         Args:
-            lengths: the step's lengths.
+            num_tokens: int64 [num_sequences], the step's lengths; kept.
             batch: the batch, whose tensors have been updated before.
+            has_new_blocks: whether its block tables may have changed since the step before.
+            has_own_lengths: whether the own lengths have been updated with them.
 
         """
-        own = lengths.num_tokens - self.schedule.skipped * lengths.block_size
-        self.schedule = replace(self.schedule, own_lengths=own)
-        self._follow(batch)
+        self._num_tokens = num_tokens
+        if not has_own_lengths:
+            self._take_own_lengths(batch)
+        if has_new_blocks:
+            self._take_own_tables(batch)
 
     def _write(self, schedule: Schedule, batch: AttentionBatch) -> None:
-        self.schedule, limits = schedule, self._limits
-        packed = np.zeros(self._packed.shape[0], np.int32)
+        self._schedule, self._num_tokens, limits = schedule, None, self._limits
+        self._num_skipped = schedule.skipped * schedule.block_size  # tokens
+        staged = staged_for(self._packed)
+        packed = staged.numpy()
+        packed[:] = 0
         ends = list(itertools.accumulate(self._sizes))
         skipped, sources, first_blocks, lengths, starts, rows, parts = (
             packed[end - size : end] for size, end in zip(self._sizes, ends, strict=True)
@@ -155,18 +189,20 @@ class CascadePlan:
         parts[:] = -1
         columns = schedule.parts_of_token.shape[1]
         parts.reshape(-1, limits.parts_of_a_token)[:, :columns] = schedule.parts_of_token
-        self._packed.copy_(torch.from_numpy(packed))
+        send(staged, self._packed)
         part_sources, part_blocks = self._of_parts
         tables = batch.block_tables[part_sources]
         torch.gather(tables, 1, self._places(part_blocks), out=self.tensors.tables)
         self._own_places = self._places(self._own)
-        self._follow(batch)
+        self._take_own_lengths(batch)
+        self._take_own_tables(batch)
 
-    def _follow(self, batch: AttentionBatch) -> None:
-        """Take own lengths and own tables from the batch, on its device: two launches."""
-        made, block_size = self.tensors, self.schedule.block_size
-        torch.sub(batch.kv_lengths, self._own, alpha=block_size, out=made.own_lengths)
-        torch.gather(batch.block_tables, 1, self._own_places, out=made.own_tables)
+    def _take_own_lengths(self, batch: AttentionBatch) -> None:
+        size, own = self._schedule.block_size, self.tensors.own_lengths
+        torch.sub(batch.kv_lengths, self._own, alpha=size, out=own)
+
+    def _take_own_tables(self, batch: AttentionBatch) -> None:
+        torch.gather(batch.block_tables, 1, self._own_places, out=self.tensors.own_tables)
 
     def _places(self, first: torch.Tensor) -> torch.Tensor:
         """Where to read tables from their first entries on; int64 [len(first), max_blocks].
@@ -176,96 +212,3 @@ class CascadePlan:
         """
         last = max(0, self._columns.shape[0] - 1)
         return (first[:, None] + self._columns).clamp_(max=last)
-
-
-class Sharing:
-    """Which blocks a batch's sequences share, and a plan for each kind of layer that attends.
-
-    It keeps copies of all it needs: the tree is searched for when a layer first asks for a plan.
-
-    Attributes:
-        tree: of shared blocks, or None where there are none.
-        lengths: of the batch.
-        always: share whatever can be, even nothing, and not only where it pays.
-
-    Args:
-        page_table: of the batch.
-        query_lengths: int64 [num_sequences].
-        always: as above.
-
-    """
-
-    def __init__(
-        self, page_table: PageTable, query_lengths: NDArray[np.int64], *, always: bool
-    ) -> None:
-        self.tree = PrefixTree.of(page_table, query_lengths)
-        self.lengths = Lengths(
-            page_table.num_tokens.copy(), query_lengths.copy(), page_table.block_size
-        )
-        self.always = always
-        self._plans: dict[Layer, CascadePlan | None] = {}
-
-    @property
-    def nodes(self) -> list[SharedBlocks]:
-        """The tree's nodes, searched for at the first call."""
-        return [] if self.tree is None else self.tree.nodes
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to share, and no plan that was made when there was."""
-        return self.tree is None and not self.always and not self._plans
-
-    def plan(self, layer: Layer, batch: AttentionBatch) -> CascadePlan | None:
-        """Return the plan for a layer, made at the first call; None where there is none to follow.
-
-        While a CUDA graph is captured no plan is made: whoever captures runs the same call before.
-
-        Args:
-            layer: heads and costs.
-            batch: the one that shares.
-
-        """
-        if self.is_idle:
-            return None
-        if layer not in self._plans:
-            if batch.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                return None
-            schedule = make_schedule(self.nodes, self.lengths, layer)
-            pays = schedule.seconds_saved > 0
-            self._plans[layer] = CascadePlan(schedule, layer, batch) if pays else None
-        found = self._plans[layer]
-        return found if found is not None and found.pays else None
-
-    def update(self, other: Sharing | None, batch: AttentionBatch) -> None:
-        """Plan what another batch shares, in place.
-
-        Where the tree still holds and queries are as long, as in a step of decode in which all
-        sequences grow, schedules stay, and so does whether they pay.
-
-        Args:
-            other: what it shares; None is nothing.
-            batch: the one that shares, whose tensors have been updated before.
-
-        """
-        tree, queries = self.tree, self.lengths.query_lengths
-        if other is not None:
-            self.tree, self.lengths = other.tree, other.lengths
-        else:  # where nothing is shared the lengths only bound
-            bound = np.full(batch.num_sequences, batch.max_kv_length)
-            of_queries = np.zeros_like(bound)
-            of_queries[:1] = batch.num_query_tokens
-            self.tree, self.lengths = None, Lengths(bound, of_queries, self.lengths.block_size)
-        if not self._plans:
-            return
-        if tree is None or self.tree is None:
-            holds = tree is self.tree
-        elif holds := tree.still_holds(self.tree):
-            self.tree = tree  # which has been searched for
-        grows = holds and np.array_equal(queries, self.lengths.query_lengths)
-        if not grows:  # where it did not pay, it is looked at anew
-            self._plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
-        for plan in self._plans.values():
-            if plan is not None and grows:
-                plan.grow(self.lengths, batch)
-            elif plan is not None:
-                plan.update(self.nodes, self.lengths, batch)

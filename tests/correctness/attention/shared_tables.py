@@ -1,4 +1,4 @@
-"""Page tables whose sequences share blocks."""
+"""Page tables whose sequences share blocks, and what a plan has to make of them."""
 
 import numpy as np
 
@@ -48,3 +48,27 @@ def tree_tables(rng, queries, *, most_blocks=6, levels=3, own=40):
     for row, table in zip(rows, tables, strict=True):
         table[: len(row)] = names[row]
     return PageTable(BLOCK, tables, np.array(lengths)), used + 1
+
+
+def check_plan(plan, table, queries):
+    """Check that each query token reads its sequence's blocks: those of its parts, then own ones.
+
+    Returns how many are read in parts.
+    """
+    made = {name: tensor.cpu().numpy() for name, tensor in vars(plan.tensors).items()}
+    starts = np.cumsum(queries) - queries
+    shared = 0
+    num_blocks = table.num_blocks()
+    for i, own_length in enumerate(made["own_lengths"]):
+        own = made["own_tables"][i, : -(-own_length // BLOCK)]
+        assert (table.num_tokens[i] - own_length) % BLOCK == 0
+        for token in range(starts[i], starts[i] + queries[i]):
+            places = made["parts_of_token"][token]
+            places = places[places >= 0]
+            assert (made["rows"][places] == token).all()
+            parts = np.searchsorted(made["starts"], places, side="right") - 1
+            read = [made["tables"][p, : made["lengths"][p] // BLOCK] for p in parts]
+            shared += sum(map(len, read))
+            seen = np.concatenate([*read, own])
+            assert seen.tolist() == table.block_tables[i, : num_blocks[i]].tolist()
+    return shared

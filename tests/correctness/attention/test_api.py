@@ -249,5 +249,5 @@ def test_an_update_that_does_not_fit_changes_nothing(other, sentence):
 
 def test_an_update_with_a_page_table_says_to_make_a_batch_of_it():
     batch = AttentionBatch.of(page_table([9, 9]))
-    with pytest.raises(TypeError, match="given a PageTable: make a batch of it first"):
+    with pytest.raises(TypeError, match=r"given a PageTable: call advance"):
         batch.update(page_table([10, 10]))

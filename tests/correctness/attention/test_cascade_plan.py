@@ -6,9 +6,10 @@ import pytest
 from pagedattn import PageTable, shared_prefix
 from pagedattn.attention import AttentionBatch
 from pagedattn.attention.cascade import plan as plan_module
+from pagedattn.attention.cascade import sharing as sharing_module
 from pagedattn.attention.cascade.costs import GPU, Layer
 
-from .shared_tables import BLOCK, KINDS, one_prefix, tree_tables
+from .shared_tables import BLOCK, KINDS, check_plan, one_prefix, tree_tables
 
 ALWAYS, WHERE_IT_PAYS = (Layer(8, 2, 64, 2, 132, costs) for costs in (None, GPU))
 
@@ -33,32 +34,9 @@ def calls(monkeypatch):
         monkeypatch.setattr(module, name, counted)
 
     count(shared_prefix, "_find")
-    count(plan_module, "make_schedule")
+    for module in (plan_module, sharing_module):
+        count(module, "make_schedule")
     return called
-
-
-def check_plan(plan, table, queries):
-    """Check that each query token reads its sequence's blocks: those of its parts, then own ones.
-
-    Returns how many are read in parts.
-    """
-    made = {name: tensor.cpu().numpy() for name, tensor in vars(plan.tensors).items()}
-    starts = np.cumsum(queries) - queries
-    shared = 0
-    num_blocks = table.num_blocks()
-    for i, own_length in enumerate(made["own_lengths"]):
-        own = made["own_tables"][i, : -(-own_length // BLOCK)]
-        assert (table.num_tokens[i] - own_length) % BLOCK == 0
-        for token in range(starts[i], starts[i] + queries[i]):
-            places = made["parts_of_token"][token]
-            places = places[places >= 0]
-            assert (made["rows"][places] == token).all()
-            parts = np.searchsorted(made["starts"], places, side="right") - 1
-            read = [made["tables"][p, : made["lengths"][p] // BLOCK] for p in parts]
-            shared += sum(map(len, read))
-            seen = np.concatenate([*read, own])
-            assert seen.tolist() == table.block_tables[i, : num_blocks[i]].tolist()
-    return shared
 
 
 def growing(rng, queries):

@@ -11,6 +11,7 @@ from pagedattn.attention import AttentionBatch, attention, register, write_kv
 from pagedattn.attention import registry as registry_module
 from pagedattn.attention.cascade import plan as plan_module
 from pagedattn.attention.cascade import run, schedule
+from pagedattn.attention.cascade import sharing as sharing_module
 from pagedattn.attention.cascade.costs import GPU
 from pagedattn.attention.cascade.schedule import make_schedule
 from pagedattn.attention.torch_impl import TorchImplementation
@@ -176,7 +177,7 @@ def test_each_shared_token_is_read_once_and_not_through_the_sequences_tables(
     out, lse = attend(inputs, implementation)
     made = the_plan(inputs.batch).schedule
     tables = inputs.batch.block_tables.cpu().numpy()
-    lengths, queries = inputs.batch.sharing.lengths.num_tokens, np.array(KINDS[kind])
+    lengths, queries = inputs.batch.sharing.now.lengths.num_tokens, np.array(KINDS[kind])
     takes_part = queries > 0
     blocks = -(-lengths // BLOCK)
     distinct = np.unique(
@@ -230,7 +231,8 @@ def test_a_step_in_which_all_grow_keeps_its_schedule(implementation, device, mon
         made.append(args)
         return make_schedule(*args)
 
-    monkeypatch.setattr(plan_module, "make_schedule", counted)
+    for module in (plan_module, sharing_module):
+        monkeypatch.setattr(module, "make_schedule", counted)
     torch.manual_seed(0)
     order = np.random.default_rng(0).permutation(20).astype(np.int32)
     tables = np.stack([np.r_[order[:3], order[3 + 4 * i : 7 + 4 * i]] for i in range(4)])
@@ -259,7 +261,7 @@ def test_a_step_in_which_all_grow_keeps_its_schedule(implementation, device, mon
         assert len(made) == num_made
     assert the_plan(batch).schedule.rows.size > 0
     other = make(device, "four", share=True).batch  # shares otherwise
-    batch.sharing.update(other.sharing, batch)
+    batch.sharing.follow(other.sharing.now, batch)
     assert len(made) == 4
 
 
