@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pagedattn.attention import AttentionBatch, Launch, attention, get_implementation
+from pagedattn.attention import Launch, attention, get_implementation
 from pagedattn.attention.cascade import plan_of
 from pagedattn.attention.reference import reference_attention
-from pagedattn.benchmarking.gpu_timing import rotation_size
+from pagedattn.benchmarking.gpu_timing import LaunchGraph, rotation_size
+from pagedattn.benchmarking.step_times import time_steps
 from pagedattn.page_table import PageTable
 from pagedattn.testing import (
     AttentionInputs,
@@ -27,8 +28,7 @@ from pagedattn.testing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pagedattn.attention import AttentionCall
-    from pagedattn.attention.registry import Implementation
+    from pagedattn.attention import AttentionBatch
     from pagedattn.benchmarking.roofs import Roofs
     from pagedattn.workloads import AttentionShape
 
@@ -77,7 +77,7 @@ class AttentionCase:
         """One launch for each batch of the rotation; each returns its result.
 
         An implementation that reads shared blocks once does so where that pays, from a plan that is
-        made here for each batch and can be made anew by the launch's `plan`.
+        made here for each batch.
 
         For an implementation that multiplies unused slots by 0, they become zeros; this changes
         the cache for good.
@@ -97,6 +97,7 @@ class AttentionCase:
             if prepare is not None:
                 prepared: Launch = prepare(call)
                 return prepared
+            plan_of(implementation, call)
             return Launch(
                 lambda: attention(
                     inputs.query,
@@ -107,10 +108,34 @@ class AttentionCase:
                     **inputs.options,
                 ),
                 call.out,
-                _replan(implementation, call),
             )
 
         return [launch(inputs) for inputs in self.rotation]
+
+    def planning_columns(self, name: str, launch: Launch) -> dict[str, float]:
+        """Columns of what a step costs before its first launch: `batch_us` and `plan_us`.
+
+        `plan_us` is what there is to do besides having lengths and tables on the device. Of a
+        launch with a `plan`, as FlashInfer's have, that is timed: it is given the table's entries
+        on the device, and lengths on the host, which it copies itself. For this project's decode it
+        is what sharing adds to a step, and is left out where nothing is shared; bringing lengths
+        and tables to the device is `batch_us`, which no peer's row has, as there it is preparation.
+
+        Args:
+            name: implementation.
+            launch: one of `launches(name)`.
+
+        """
+        if launch.plan is not None:
+            return {"plan_us": LaunchGraph.seconds_to_plan(launch.plan) * 1e6}
+        implementation = get_implementation(name)
+        if hasattr(implementation, "prepare") or self.shape.kind != "decode":
+            return {}
+        times = time_steps(self.shape, self.rotation[0].call(), implementation)
+        columns = {"batch_us": times.batch * 1e6}
+        if times.plan is not None:
+            columns["plan_us"] = times.plan * 1e6
+        return columns
 
     def budget(self, name: str) -> ErrorBudget:
         """Error allowed to an implementation on the first batch: larger if it is known to round."""
@@ -181,18 +206,6 @@ class AttentionCase:
                     f"{seconds * 1e6:.1f} µs is less than the limit of {limit * 1e6:.1f} µs"
                 )
         return row
-
-
-def _replan(implementation: Implementation, call: AttentionCall) -> Callable[[], object] | None:
-    """Plan how to read shared blocks once; return what a step does for that, None if nothing.
-
-    A step makes its batch from its page table, and updates the one that a graph has captured.
-    """
-    if plan_of(implementation, call) is None:
-        return None
-    batch, table = call.batch, page_table_of(call.batch, call.cache.block_size)
-    query_lengths = batch.query_starts.diff().cpu().numpy()
-    return lambda: batch.update(AttentionBatch.of(table, query_lengths, batch.device))
 
 
 def page_table_of(batch: AttentionBatch, block_size: int) -> PageTable:

@@ -59,6 +59,7 @@ _NUMBERS = (
     "error_budget",
     "peak_memory_bytes",
     "host_us",
+    "batch_us",
     "plan_us",
     "hashing_us",
     "median_interval",
@@ -154,6 +155,7 @@ class Row:
     error: float | None
     error_budget: float | None
     host_us: float | None
+    batch_us: float | None
     plan_us: float | None
     hashing_us: float | None
     bytes: float | None

@@ -54,9 +54,8 @@ def ready(case, slowed):
             "host_us": graph.host_seconds * 1e6,
             "rotation": len(launches),
             "launches_per_replay": graph.num_launches,
+            **case.planning_columns(name, launches[0]),
         }
-        if launches[0].plan is not None:
-            columns["plan_us"] = graph.seconds_to_plan(launches[0].plan) * 1e6
         make.rows[name] = error, peak_bytes, columns
         return graph
 

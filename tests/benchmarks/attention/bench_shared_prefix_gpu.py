@@ -65,8 +65,10 @@ class Case:
     def ready(self, way):
         """Check the result and make the graph."""
         rotation = [dataclasses.replace(x, batch=_batch(x, way)) for x in self.case.rotation]
-        launches = dataclasses.replace(self.case, rotation=rotation).launches(self.implementation)
-        assert (launches[0].plan is not None) == (way == "read_once")
+        case = dataclasses.replace(self.case, rotation=rotation)
+        launches = case.launches(self.implementation)
+        plan = plan_of(get_implementation(self.implementation), rotation[0].call())
+        assert (plan is not None) == (way == "read_once")
         out = launches[0]()
         error, budget = check_attention(out[self.some], self.checked)
         self.case.budgets[None, False] = budget
@@ -76,9 +78,8 @@ class Case:
             "host_us": graph.host_seconds * 1e6,
             "rotation": len(launches),
             "launches_per_replay": graph.num_launches,
+            **case.planning_columns(self.implementation, launches[0]),
         }
-        if launches[0].plan is not None:
-            more["plan_us"] = graph.seconds_to_plan(launches[0].plan) * 1e6
         self.columns[way] = error, peak_bytes, more
         return graph
 
