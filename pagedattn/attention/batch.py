@@ -79,10 +79,10 @@ class AttentionBatch:
             query_lengths: query tokens of each sequence, one number for all or one a
                 sequence, from 0 to the sequence's length.
             device: where the tensors go.
-            max_kv_length: what a sequence may grow to through `update`; the block tables get room
-                for it. None is the longest sequence of now.
+            max_kv_length: what a sequence may grow to through `advance` and `update`; the block
+                tables get room for it. None is the longest sequence of now.
             share: read blocks that sequences share once: True always, so that a graph captured
-                over this batch does it after every `update`; False never; None where it pays, which
+                over this batch does it in every later step; False never; None where it pays, which
                 on a CPU is nowhere.
 
         Raises:
