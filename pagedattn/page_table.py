@@ -76,6 +76,10 @@ class PageTable:
         object.__setattr__(made, "lineage", lineage)
         return made
 
+    def __reduce__(self) -> tuple[type[PageTable], tuple[object, ...]]:
+        """Copy and pickle without the lineage, as arrays of a copy can be written."""
+        return PageTable, (self.block_size, self.block_tables, self.num_tokens)
+
     @property
     def num_sequences(self) -> int:
         """Sequences in the batch."""

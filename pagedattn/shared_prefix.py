@@ -149,7 +149,7 @@ class Unchanged:
         """Begin with a page table; None if it has no lineage.
 
         Args:
-            page_table: which is kept in no part.
+            page_table: of which only the lineage is kept.
             query_lengths: int64 [num_sequences], query tokens at the end of each sequence; kept.
             tree: its tree, or an earlier one that still holds for it; None where it has none.
 

@@ -41,7 +41,8 @@ class AttentionBatch:
         max_query_length: no sequence has more query tokens (a bound, known to the host).
         max_kv_length: no sequence has more tokens (a bound, known to the host).
         is_full: whether all sequences have `max_kv_length` tokens, as far as the host knows. A
-            kernel begins earlier if it is told; results do not depend on it.
+            kernel begins earlier if it is told; results do not depend on it. `advance` and `update`
+            leave it as it was when the batch was made.
         arrivals: int32 [NUM_ARRIVALS] of zeros on a GPU, or None. Kernels count here who has come
             to merge a sequence, or which piece of work is next, and leave zeros: so launches of
             one batch must run one after the other, as a step's layers do. Without, a kernel that
@@ -134,7 +135,11 @@ class AttentionBatch:
         return self.block_tables.device
 
     def without_sharing(self) -> AttentionBatch:
-        """Return the same batch, of the same tensors, that reads blocks for each sequence."""
+        """Return the same batch, of the same tensors, that reads blocks for each sequence.
+
+        What it is told by `advance` or `update` the batch that shares does not learn: that one's
+        plans are of its own last step.
+        """
         return replace(self, sharing=None)
 
     def counters(self, count: int) -> torch.Tensor:
@@ -181,13 +186,8 @@ class AttentionBatch:
         now = SharedNow(page_table, step.query_lengths)
         grows = self.sharing.goes_on_in(now)
         own_lengths = self.sharing.own_lengths(now) if grows else None
-        self.sharing.follow(
-            now,
-            self,
-            grows=grows,
-            has_new_blocks=memory.write(step, own_lengths),
-            has_own_lengths=own_lengths is not None,
-        )
+        memory.write(step, own_lengths)
+        self.sharing.follow(now, self, grows=grows, has_own_lengths=own_lengths is not None)
 
     def update(self, other: AttentionBatch) -> None:
         """Copy another batch into this one's tensors in place, for the next graph replay.
@@ -219,8 +219,8 @@ class AttentionBatch:
             self.block_tables[:, :width].copy_(other.block_tables)
             for name in _FIELDS[1:]:
                 getattr(self, name).copy_(getattr(other, name))
-            if memory is not None:
-                memory.forget()
+            if self.memory is not None:  # some of its tensors may have been written
+                self.memory.forget()
         if self.sharing is not None:
             self.sharing.follow(None if other.sharing is None else other.sharing.now, self)
 

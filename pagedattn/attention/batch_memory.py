@@ -156,6 +156,7 @@ class BatchMemory:
         query_starts: int32 [num_sequences + 1].
         slots: int64 [num_query_tokens].
         arrivals: int32 [NUM_ARRIVALS], zeros after the first `write`; None on a CPU.
+        num_changes: how often the block tables may have changed; int.
 
     Args:
         num_sequences: of the batch.
@@ -179,6 +180,7 @@ class BatchMemory:
         self.block_tables = torch.empty((num_sequences, width), dtype=torch.int32, device=device)
         self._room = layout.values.stop - layout.values.start
         self._is_written = self._own_are_taken = False
+        self.num_changes = 0
         self._held: _Held | None = None
 
     @cached_property
@@ -197,7 +199,7 @@ class BatchMemory:
         self._own_are_taken = True
         return self._packed[self._layout.own_lengths]
 
-    def write(self, step: Step, own_lengths: NDArray[np.int64] | None = None) -> bool:
+    def write(self, step: Step, own_lengths: NDArray[np.int64] | None = None) -> None:
         """Bring a step's numbers to the device, in place.
 
         Args:
@@ -240,7 +242,7 @@ class BatchMemory:
         if table.lineage is not None:
             self._held = _Held(table.lineage, num_blocks)
         self._is_written = True
-        return new is None or has_new
+        self.num_changes += new is None or has_new
 
     def copy(self, other: BatchMemory) -> None:
         """Take over another batch's lengths, starts, slots and tables; these may be narrower."""
@@ -249,10 +251,12 @@ class BatchMemory:
         self._packed[:end].copy_(other._packed[:end])
         self.block_tables[:, : other.block_tables.shape[1]].copy_(other.block_tables)
         self._held = held
+        self.num_changes += 1
 
     def forget(self) -> None:
         """Know no longer what is in the block tables, as they were written by others."""
         self._held = None
+        self.num_changes += 1
 
     def _new_entries(
         self, held: _Held, table: PageTable, num_blocks: NDArray[np.int64]

@@ -36,7 +36,7 @@ class Lineage:
         )
 
     def goes_on_in(self, other: Lineage | None) -> bool:
-        """Whether all tables of the other begin as these do, in the same order, or end as these.
+        """Whether each table of the other is that of its place here, as far as both have blocks.
 
         True is certain.
         """

@@ -91,6 +91,7 @@ class Sharing:
         self.now = now
         self.always = always
         self._plans: dict[Layer, CascadePlan | None] = {}
+        self._num_changes = -1  # of the batch's memory, at the last step
         self._filled: CascadePlan | None = None  # whose own lengths the batch's `advance` fills
 
     @property
@@ -145,7 +146,6 @@ class Sharing:
         batch: AttentionBatch,
         *,
         grows: bool | None = None,
-        has_new_blocks: bool = True,
         has_own_lengths: bool = False,
     ) -> None:
         """Plan what a later step shares, in place.
@@ -157,7 +157,6 @@ class Sharing:
             later: what it shares; None is nothing.
             batch: the one that shares, whose tensors have been updated before.
             grows: what `goes_on_in` says of it; None asks.
-            has_new_blocks: whether its block tables may have changed.
             has_own_lengths: whether what `own_lengths` returned is in its place.
 
         """
@@ -168,6 +167,9 @@ class Sharing:
             later = SharedNow.nothing(Lengths(bound, of_queries, self.now.lengths.block_size))
         grows = self.goes_on_in(later) if grows is None else grows
         self.now = later
+        memory = batch.memory
+        has_new_blocks = memory is None or memory.num_changes != self._num_changes
+        self._num_changes = 0 if memory is None else memory.num_changes
         if not grows:  # where it did not pay, it is looked at anew
             self._plans = {layer: plan for layer, plan in self._plans.items() if plan is not None}
         for plan in self._plans.values():

@@ -1,6 +1,8 @@
 """A batch that went on step by step, in place, has the tensors of one that is made anew."""
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -298,6 +300,74 @@ def test_a_second_kind_of_layer_has_a_plan_that_grows_too(device):
         batch.advance(table)
         for plan in plans:
             assert check_plan(plan, table, [1] * NUM_SEQUENCES) == 3 * NUM_SEQUENCES
+
+
+def test_an_update_by_other_blocks_is_known_to_the_next_step(device):
+    manager = BlockManager(200, BLOCK)
+    ids = manager.allocate([16, 20])
+    table = PageTable.of(manager, ids)
+    batch = AttentionBatch.of(table, 1, device, LONGEST)
+    other = dataclasses.replace(table, block_tables=table.block_tables + 1000)
+    batch.update(AttentionBatch.of(other, 1, device))
+    manager.append(ids)
+    batch.advance(PageTable.of(manager, ids))
+    check_tensors(batch, PageTable.of(manager, ids), 1)
+
+
+@pytest.mark.parametrize("step", ["update", "advance"])
+def test_what_is_written_through_one_replaced_tensor_is_known_to_the_next_step(device, step):
+    manager = BlockManager(200, BLOCK)
+    ids, others = manager.allocate([40, 20]), manager.allocate([33, 17])
+    batch = AttentionBatch.of(PageTable.of(manager, ids), 1, device, LONGEST)
+    replaced = dataclasses.replace(batch, kv_lengths=batch.kv_lengths.clone())
+    table = PageTable.of(manager, others)
+    if step == "update":
+        replaced.update(AttentionBatch.of(table, 1, device))
+    else:
+        replaced.advance(table)
+    manager.append(ids)
+    batch.advance(PageTable.of(manager, ids))
+    check_tensors(batch, PageTable.of(manager, ids), 1)
+
+
+def test_a_plan_follows_blocks_that_the_batch_without_sharing_was_told_of(device):
+    manager = BlockManager(200, BLOCK)
+    ids = manager.fork(manager.allocate([48]), NUM_SEQUENCES)
+    manager.append(ids, 20)
+    batch = AttentionBatch.of(PageTable.of(manager, ids), 1, device, LONGEST, share=True)
+    plan = batch.sharing.plan(ALWAYS, batch)
+    manager.append(ids, 20)
+    batch.without_sharing().advance(PageTable.of(manager, ids))
+    manager.append(ids)
+    table = PageTable.of(manager, ids)
+    batch.advance(table)
+    assert check_plan(plan, table, [1] * NUM_SEQUENCES) == 3 * NUM_SEQUENCES
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))]
+)
+def test_what_is_changed_in_a_copy_of_a_page_table_is_sent(device, copied):
+    manager = BlockManager(200, BLOCK)
+    table = copied(PageTable.of(manager, manager.allocate([40, 20])))
+    batch = AttentionBatch.of(table, 1, device, LONGEST)
+    changed = dataclasses.replace(table, block_tables=table.block_tables.copy())
+    changed.block_tables[0, 0] = 77
+    if table.block_tables.flags.writeable:
+        table.block_tables[0, 0] = 77
+    else:
+        table = changed
+    batch.advance(table)
+    check_tensors(batch, changed, 1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bound", "is_full"),
+    [([32, 32], None, True), ([32, 32], 33, False), ([32, 31], None, False)],
+)
+def test_a_batch_is_full_where_all_sequences_are_as_long_as_it_allows(lengths, bound, is_full):
+    table = PageTable(BLOCK, np.zeros((2, 3), np.int32), np.array(lengths))
+    assert AttentionBatch.of(table, max_kv_length=bound).is_full is is_full
 
 
 @pytest.mark.gpu
