@@ -21,7 +21,8 @@ tiles by turns. Scores are K times Q transposed, tokens by queries, since a prod
 has 16 rows and its second 8 columns: a group of 4 heads fills half of the columns, where it would
 fill a quarter of the rows. The softmax weights become the second product's factor by transposing
 8 x 8 matrices in registers. Each warp keeps a softmax of its own until the row's end; there the
-four are added up in shared memory.
+four are added up in shared memory. Tiles that are there wait meanwhile, so the next row's queries
+are read ahead, and merging is left to the range's end.
 
 A row that lies within one range is written to the output at once. Of one that is cut, each program
 leaves a part in a workspace, and the last program to come adds them up, each of its warps for its

@@ -96,7 +96,7 @@ struct Finish {
     }
 
     // No load is behind a branch, so that all are on their way at once: where there are fewer parts,
-    // the first is loaded again, and where there are fewer places, the last.
+    // the first is loaded again, and where there are fewer places, the thread's first.
     template <int PLACES, class Work>
     DEVICE void add_parts_of(int columns, int offset, int from, int step, int count, int first, Work work) {
         constexpr int MOST = FAN_IN / PLACES;
@@ -108,7 +108,7 @@ struct Finish {
             float4 x[PLACES][MOST];
 #pragma unroll
             for (int k = 0; k < PLACES; ++k) {
-                u32 own = min(item + k * THREADS, items - 1);
+                u32 own = item + k * THREADS < items ? item + k * THREADS : item;
                 // they lie evenly, but for the row's first
                 const float *x_first = p.part + (i64)first_part * PART + own * 4;
                 const float *x_next = p.part + (i64)next_part * PART + own * 4;
@@ -177,6 +177,7 @@ struct Finish {
             if (count) last = is_last(place, count);
         }
         u32 lasts = __ballot_sync(~0u, last);
+        __syncwarp();  // what lanes 0 and 1 know is known to all
 #pragma unroll 1
         for (int i = 0; i < 2; ++i)  // once in the code, which has to be fetched
             if (lasts >> i & 1) {
@@ -204,7 +205,9 @@ struct Finish {
             offset = 2 * p.num_programs;
             __syncwarp();
             bool last = thread % 32 == 0 && is_last(offset + part_of(cut.first, cut.first), bundles);
-            if (!__shfl_sync(~0u, last, 0)) return;
+            last = __shfl_sync(~0u, last, 0);
+            __syncwarp();
+            if (!last) return;
             from = cut.first;
             step = FAN_IN;
             count = bundles;

@@ -6,7 +6,7 @@
 enum class Moment {
     STARTED,        // the launch before is over
     LENGTHS_KNOWN,  // and with them what the program works on
-    FIRST_ASKED,    // the table's entries are there, and the first tile is asked for
+    FIRST_ASKED,    // the table's entries are there, and the first tile is asked for, be it by a guess
     FIRST_THERE,
     LAST_THERE,
     LAST_FOLDED,   // into the warp's softmax
