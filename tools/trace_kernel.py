@@ -29,12 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="trace_kernel.py", description=__doc__.partition("\n")[0])
     parser.add_argument("row", metavar="ROW", help="a row of the benchmarks, such as decode-B1-8k")
     parser.add_argument(
-        "--implementation",
-        choices=("cuda",),
-        default="cuda",
-        help="whose kernel; only this one's note moments",
-    )
-    parser.add_argument(
         "--out", type=Path, metavar="DIR", default=DEFAULT_OUT, help="default: %(default)s"
     )
     try:

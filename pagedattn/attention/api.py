@@ -115,7 +115,7 @@ def attention(
         out: where to write, in the shape and dtype of `query`; None allocates.
         return_lse: return the log-sum-exp of the scores too, to merge partial results by.
         window: a query sees at most this many keys, its own the last of them; at least 1.
-            Block table entries that have left every query's window are not read.
+            Block table entries that have left every query's window mean nothing.
         soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; above 0.
         alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
         sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.

@@ -60,7 +60,8 @@ def time_steps(
     batches = [AttentionBatch.of(tables[0], 1, device, longest, share=False)]
     if plan_of(implementation, call) is not None:
         batches.append(AttentionBatch.of(tables[0], 1, device, longest, share=True))
-        assert plan_of(implementation, replace(call, batch=batches[-1])) is not None
+        plan = plan_of(implementation, replace(call, batch=batches[-1]))  # kept by the batch
+        assert plan is not None
     seconds: list[list[float]] = [[] for _ in batches]
     for number, table in enumerate(tables):
         order = range(len(batches)) if number % 2 else reversed(range(len(batches)))

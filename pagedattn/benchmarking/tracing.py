@@ -63,7 +63,7 @@ def launch_of(call: AttentionCall, *, trace: bool = False) -> DecodeLaunch | Pre
     """Return the launch that the implementation `cuda` would choose for a call.
 
     Raises:
-        ValueError: the call goes to Triton's kernels, or to several launches.
+        ValueError: the call goes to Triton's kernels.
 
     """
     # here: the kernels' package needs Triton

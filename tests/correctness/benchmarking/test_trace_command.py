@@ -48,7 +48,6 @@ def traced(tool, monkeypatch):
         (["nothing\nlike it"], "There is no row 'nothing like it': one is decode-B1-8k."),
         (["cpu-decode-B8-1k"], "There is no row 'cpu-decode-B8-1k': near it are decode-B"),
         (["shared-2k-B256"], "shared-2k-B256 is several launches, "),
-        (["decode-B1-8k", "--implementation", "triton"], "argument --implementation: "),
         ([], "the following arguments are required: ROW; "),
     ],
 )
