@@ -40,9 +40,6 @@ class AttentionBatch:
             the cache is not written: the way to pad a batch.
         max_query_length: no sequence has more query tokens (a bound, known to the host).
         max_kv_length: no sequence has more tokens (a bound, known to the host).
-        is_full: whether all sequences have `max_kv_length` tokens, as far as the host knows. A
-            kernel begins earlier if it is told; results do not depend on it. `advance` and `update`
-            leave it as it was when the batch was made.
         arrivals: int32 [NUM_ARRIVALS] of zeros on a GPU, or None. Kernels count here who has come
             to merge a sequence, or which piece of work is next, and leave zeros: so launches of
             one batch must run one after the other, as a step's layers do. Without, a kernel that
@@ -50,6 +47,9 @@ class AttentionBatch:
         sharing: which blocks sequences share, so that they are read once where that pays, or None.
         memory: where the tensors lie if `of` made them, or None. Where there is one, or `sharing`,
             tensors may be changed by `advance` and `update` alone.
+        is_full: whether all sequences have `max_kv_length` tokens, as far as the host knows. A
+            kernel begins earlier if it is told; results do not depend on it. `advance` and `update`
+            leave it as it was when the batch was made.
 
     """
 
@@ -59,10 +59,10 @@ class AttentionBatch:
     slots: torch.Tensor
     max_query_length: int
     max_kv_length: int
-    is_full: bool = False
     arrivals: torch.Tensor | None = None
     sharing: Sharing | None = None
     memory: BatchMemory | None = field(default=None, repr=False)
+    is_full: bool = False
 
     @classmethod
     def of(
@@ -113,10 +113,10 @@ class AttentionBatch:
             slots=memory.slots,
             max_query_length=step.max_query_length,
             max_kv_length=max_kv_length,
-            is_full=bool((page_table.num_tokens == max_kv_length).all()),
             arrivals=memory.arrivals,
             sharing=sharing,
             memory=memory,
+            is_full=bool((page_table.num_tokens == max_kv_length).all()),
         )
 
     @property

@@ -207,9 +207,6 @@ class BatchMemory:
             own_lengths: int64 [num_sequences], for what `take_own_lengths` gave; with None it holds
                 anything afterwards.
 
-        Returns:
-            Whether entries of block tables may have changed.
-
         """
         table, layout = step.page_table, self._layout
         held, self._held = self._held, None  # nothing is known if it fails on the way
