@@ -6,8 +6,8 @@
 // ("MN-major"), so that neither is transposed.
 //
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
-// (2 or 3), QUERY_STAGES, BF16, OUT_F32 (an output in float32), CAUSAL (else queries see all keys), and the switches WINDOW,
-// SOFT_CAP, ALIBI, SINKS, LSE.
+// (2 or 3), QUERY_STAGES, BF16, OUT_F32 (an output in float32), CAUSAL (else queries see all keys), the
+// switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see trace.cuh.
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
