@@ -33,6 +33,17 @@ GROUPS = {"own": OWN, "peers": PEERS if torch.cuda.is_available() else ()}
 """What a marker's words stand for; no peer runs without a GPU."""
 
 
+@pytest.fixture(scope="session")
+def nvrtc():
+    """Skip where the compiler's library is missing; the tests' modules ask for the packages."""
+    from pagedattn.attention.cuda import compiler
+
+    try:
+        compiler.compiler_version()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+
+
 @pytest.hookimpl(tryfirst=True)  # before fixtures' parameters, so that a name is always the same
 def pytest_generate_tests(metafunc):
     """Run each test over all implementations that are under test, and over rows of its axes."""

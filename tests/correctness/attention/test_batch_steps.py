@@ -344,21 +344,14 @@ def test_a_plan_follows_blocks_that_the_batch_without_sharing_was_told_of(device
     assert check_plan(plan, table, [1] * NUM_SEQUENCES) == 3 * NUM_SEQUENCES
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
 def test_what_is_changed_in_a_copy_of_a_page_table_is_sent(device, copied):
     manager = BlockManager(200, BLOCK)
     table = copied(PageTable.of(manager, manager.allocate([40, 20])))
     batch = AttentionBatch.of(table, 1, device, LONGEST)
-    changed = dataclasses.replace(table, block_tables=table.block_tables.copy())
-    changed.block_tables[0, 0] = 77
-    if table.block_tables.flags.writeable:
-        table.block_tables[0, 0] = 77
-    else:
-        table = changed
+    table.block_tables[0, 0] = 77
     batch.advance(table)
-    check_tensors(batch, changed, 1)
+    check_tensors(batch, table, 1)
 
 
 @pytest.mark.parametrize(

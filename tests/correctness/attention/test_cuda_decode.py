@@ -21,15 +21,6 @@ def cache_folder(tmp_path, monkeypatch):
     return tmp_path / "kernels"
 
 
-@pytest.fixture(scope="session")
-def nvrtc():
-    """Skip where the compiler's library is missing."""
-    try:
-        compiler.compiler_version()
-    except RuntimeError as error:
-        pytest.skip(f"NVRTC cannot be loaded: {error}")
-
-
 def shape(**changes):
     values = {"num_query_heads": 8, "num_kv_heads": 2, "head_size": 128, "block_size": 16}
     return AttentionShape("test", (1, 1), (7, 40), **(values | {"dtype": "float16"} | changes))

@@ -25,15 +25,6 @@ def cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
 
 
-@pytest.fixture(scope="session")
-def nvrtc():
-    """Skip where the compiler's library is missing."""
-    try:
-        compiler.compiler_version()
-    except RuntimeError as error:
-        pytest.skip(f"NVRTC cannot be loaded: {error}")
-
-
 def macros_of_decode(head_size, kv_bytes, columns, block_size=16, features=()):
     config = decode.choose_config(head_size, kv_bytes, columns, block_size=block_size)
     return decode.macros_of(
