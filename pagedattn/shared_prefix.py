@@ -178,8 +178,8 @@ class Unchanged:
         return (
             self.lineage.goes_on_in(page_table.lineage)
             and (query_lengths is queries or bool((query_lengths == queries).all()))
-            and bool((tokens >= self.least).all())
-            and (self.most is None or bool((tokens <= self.most).all()))
+            and not np.count_nonzero(tokens < self.least)
+            and (self.most is None or not np.count_nonzero(tokens > self.most))
         )
 
 
