@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,6 @@ from pagedattn.attention.cascade.sharing import SharedNow, Sharing
 from pagedattn.page_table import PageTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import ArrayLike
 
 _FIELDS = ("block_tables", "kv_lengths", "query_starts", "slots")
@@ -176,7 +175,7 @@ class AttentionBatch:
         size = page_table.num_sequences
         self._require_shapes(((size,), (size + 1,), step.slots.shape))
         self._require_width(page_table.block_tables.shape[1])
-        memory = self._own_memory()
+        memory = self._own_memory
         if memory is None:  # only `update` can write to tensors that lie anywhere
             self.update(AttentionBatch.of(page_table, query_lengths, self.device))
             return
@@ -209,10 +208,10 @@ class AttentionBatch:
                 "AttentionBatch.of(page_table)"
             )
         self._require_bounds(other.max_query_length, other.max_kv_length)
-        self._require_shapes([getattr(other, name).shape for name in _FIELDS[1:]])
+        self._require_shapes(other._shapes)
         width = other.block_tables.shape[1]
         self._require_width(width)
-        memory, of_other = self._own_memory(), other._own_memory()
+        memory, of_other = self._own_memory, other._own_memory
         if memory is not None and of_other is not None:
             memory.copy(of_other)
         else:
@@ -226,9 +225,9 @@ class AttentionBatch:
 
     def place_of_own_lengths(self) -> torch.Tensor | None:
         """Return int32 [num_sequences] that `advance` fills for one plan; None if it cannot."""
-        memory = self._own_memory()
-        return None if memory is None else memory.take_own_lengths()
+        return None if self._own_memory is None else self._own_memory.take_own_lengths()
 
+    @cached_property
     def _own_memory(self) -> BatchMemory | None:
         """`memory`, unless a tensor was replaced by one that lies elsewhere."""
         memory = self.memory
@@ -248,13 +247,16 @@ class AttentionBatch:
                     f"{name} is {given}; this batch was made for at most {getattr(self, name)}"
                 )
 
-    def _require_shapes(self, shapes: Iterable[tuple[int, ...]]) -> None:
-        for name, given in zip(_FIELDS[1:], shapes, strict=True):
-            if getattr(self, name).shape != given:
-                raise ValueError(
-                    f"{name} has shape {tuple(given)}; this batch was made with "
-                    f"{tuple(getattr(self, name).shape)}"
-                )
+    @cached_property
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(getattr(self, name).shape) for name in _FIELDS[1:])
+
+    def _require_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        if shapes == self._shapes:
+            return
+        for name, given, made in zip(_FIELDS[1:], shapes, self._shapes, strict=True):
+            if given != made:
+                raise ValueError(f"{name} has shape {given}; this batch was made with {made}")
 
     def _require_width(self, width: int) -> None:
         if width > self.block_tables.shape[1]:
