@@ -164,7 +164,13 @@ class Unchanged:
         most = None if is_open.all() else np.where(is_open, ANY_LENGTH, least + size - 1)
         return cls(page_table.lineage, query_lengths, least, most)
 
-    def covers(self, page_table: PageTable, query_lengths: NDArray[np.int64]) -> bool:
+    def covers(
+        self,
+        page_table: PageTable,
+        query_lengths: NDArray[np.int64],
+        *,
+        lineage_goes_on: bool | None = None,
+    ) -> bool:
         """Whether a later page table has the same tree, of the same physical blocks.
 
         True is certain; False only says that lineage and lengths do not tell.
@@ -172,11 +178,16 @@ class Unchanged:
         Args:
             page_table: the later one.
             query_lengths: int64 [num_sequences], its query tokens.
+            lineage_goes_on: whether the lineage goes on in it, if that is known.
 
         """
         tokens, queries = page_table.num_tokens, self.query_lengths
         return (
-            self.lineage.goes_on_in(page_table.lineage)
+            (
+                self.lineage.goes_on_in(page_table.lineage)
+                if lineage_goes_on is None
+                else lineage_goes_on
+            )
             and (query_lengths is queries or bool((query_lengths == queries).all()))
             and not np.count_nonzero(tokens < self.least)
             and (self.most is None or not np.count_nonzero(tokens > self.most))

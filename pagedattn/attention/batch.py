@@ -100,7 +100,7 @@ class AttentionBatch:
             )
         width = max(page_table.block_tables.shape[1], -(-max_kv_length // page_table.block_size))
         sizes = page_table.num_sequences, step.slots.size, width
-        memory = BatchMemory(*sizes, torch.device(device))
+        memory = BatchMemory(*sizes, torch.device(device), has_own=share is not False)
         memory.write(step)
         sharing = None
         if share is not False:
@@ -180,13 +180,9 @@ class AttentionBatch:
             self.update(AttentionBatch.of(page_table, query_lengths, self.device))
             return
         if self.sharing is None:
-            memory.write(step)
-            return
-        now = SharedNow(page_table, step.query_lengths)
-        grows = self.sharing.goes_on_in(now)
-        own_lengths = self.sharing.own_lengths(now) if grows else None
-        memory.write(step, own_lengths)
-        self.sharing.follow(now, self, grows=grows, has_own_lengths=own_lengths is not None)
+            memory.write(step, goes_on=memory.goes_on_in(page_table))
+        else:
+            self.sharing.advance(step, self, memory)
 
     def update(self, other: AttentionBatch) -> None:
         """Copy another batch into this one's tensors in place, for the next graph replay.
@@ -223,9 +219,9 @@ class AttentionBatch:
         if self.sharing is not None:
             self.sharing.follow(None if other.sharing is None else other.sharing.now, self)
 
-    def place_of_own_lengths(self) -> torch.Tensor | None:
-        """Return int32 [num_sequences] that `advance` fills for one plan; None if it cannot."""
-        return None if self._own_memory is None else self._own_memory.take_own_lengths()
+    def place_of_own(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return own lengths and tables that `advance` fills for one plan; None if it cannot."""
+        return None if self._own_memory is None else self._own_memory.take_own()
 
     @cached_property
     def _own_memory(self) -> BatchMemory | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from pagedattn.block_manager.ragged import ragged
+from pagedattn.block_manager.ragged import nonzero, ragged
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 NUM_ARRIVALS = 8192
 """Counters of a batch: 16 a program of the decode kernel, two programs a multiprocessor."""
 ROOM = 1024
-"""Entries of block tables that a step can change besides one of each sequence."""
+"""Entries of block tables that a step can change besides one of each row."""
 ALIGNED = 32  # int32: 128 bytes
-_NO_ENTRIES = np.empty(0, np.int64), np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,8 @@ class _Layout:
 
     @classmethod
     @functools.lru_cache(maxsize=64)
-    def of(cls, num_sequences: int, num_query_tokens: int, num_arrivals: int) -> _Layout:
+    def of(cls, num_sequences: int, num_query_tokens: int, num_arrivals: int, room: int) -> _Layout:
         """Lay out a batch."""
-        room = num_sequences + ROOM
         sizes = [num_sequences, num_sequences + 1, 2 * num_query_tokens, num_sequences]
         sizes += [2 * room, room, num_arrivals]
         ends = list(itertools.accumulate(size + -size % ALIGNED for size in sizes))
@@ -122,6 +121,48 @@ class _Held:
 
     lineage: Lineage
     num_blocks: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _NewEntries:
+    """Entries of block tables that are not on the device yet.
+
+    Attributes:
+        rows: int64 [num_entries], sequences.
+        columns: int64 [num_entries], logical blocks.
+        values: int32 [num_entries], physical blocks.
+
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What of each sequence a plan reads in parts, and not through own lengths and tables.
+
+    Worked example: tables of two sequences and three blocks are six entries, which six of own
+    tables follow. Of the second sequence a block is skipped: its logical block 2, entry 5, is in
+    place 1 of its own table, entry 10 of all; the shift is 6 - 1.
+
+    Attributes:
+        tokens: int32 [num_sequences], tokens that are skipped.
+        shifts: int64 [num_sequences], from an entry of the block tables to the same of own tables.
+
+    """
+
+    tokens: NDArray[np.int32]
+    shifts: NDArray[np.int64]
+
+
+class OwnSent(Enum):
+    """What of a plan's own lengths and tables came to the device with a step's numbers."""
+
+    NOTHING = 0
+    LENGTHS = 1
+    LENGTHS_AND_TABLES = 2
 
 
 def staged_for(target: torch.Tensor) -> torch.Tensor:
@@ -148,7 +189,7 @@ class BatchMemory:
     memory, so that nothing waits for the GPU. The copy and the launches are in the current stream,
     behind what reads the numbers of the step before. Block tables whose lineage is known are not
     sent as a whole: entries that are new go with the other numbers, and one launch puts them in
-    their places.
+    their places. What a plan keeps of each sequence's own goes the same way.
 
     Attributes:
         block_tables: int32 [num_sequences, width].
@@ -163,83 +204,120 @@ class BatchMemory:
         num_query_tokens: of the batch.
         width: blocks of the longest sequence there may be.
         device: where the tensors go.
+        has_own: whether there is room for a plan's own tables, behind the block tables.
 
     """
 
     def __init__(
-        self, num_sequences: int, num_query_tokens: int, width: int, device: torch.device
+        self,
+        num_sequences: int,
+        num_query_tokens: int,
+        width: int,
+        device: torch.device,
+        *,
+        has_own: bool,
     ) -> None:
         self._is_cuda = device.type == "cuda"
         num_arrivals = NUM_ARRIVALS if self._is_cuda else 0
-        self._layout = layout = _Layout.of(num_sequences, num_query_tokens, num_arrivals)
+        num_tables = 2 if has_own else 1
+        self._room = room = num_tables * num_sequences + ROOM
+        self._layout = layout = _Layout.of(num_sequences, num_query_tokens, num_arrivals, room)
         self._packed = torch.empty(layout.size, dtype=torch.int32, device=device)
         self.kv_lengths = self._packed[layout.lengths]
         self.query_starts = self._packed[layout.starts]
         self.slots = self._packed[layout.slots].view(torch.int64)
         self.arrivals = self._packed[layout.arrivals] if self._is_cuda else None
-        self.block_tables = torch.empty((num_sequences, width), dtype=torch.int32, device=device)
-        self._room = layout.values.stop - layout.values.start
-        self._is_written = self._own_are_taken = False
+        self._begins: dict[int, torch.Tensor] = {}
+        self._tables = torch.empty(
+            (num_tables, num_sequences, width), dtype=torch.int32, device=device
+        )
+        self.block_tables = self._tables[0]
+        self._is_written, self._own_are_free = False, has_own
         self.num_changes = 0
         self._held: _Held | None = None
 
     @cached_property
     def _entries(self) -> torch.Tensor:
-        return self.block_tables.view(-1)
+        return self._tables.view(-1)
 
     @cached_property
     def _of_new_entries(self) -> tuple[torch.Tensor, torch.Tensor]:
         places, values = self._layout.places, self._layout.values
         return self._packed[places].view(torch.int64), self._packed[values]
 
-    def take_own_lengths(self) -> torch.Tensor | None:
-        """Hand out int32 [num_sequences] that `write` fills too, once; then None."""
-        if self._own_are_taken:
-            return None
-        self._own_are_taken = True
-        return self._packed[self._layout.own_lengths]
+    def take_own(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Hand out, once, what `write` fills too; then None.
 
-    def write(self, step: Step, own_lengths: NDArray[np.int64] | None = None) -> None:
+        Returns:
+            int32 [num_sequences], own lengths, and int32 [num_sequences, width], own tables.
+
+        """
+        if not self._own_are_free:
+            return None
+        self._own_are_free = False
+        return self._packed[self._layout.own_lengths], self._tables[1]
+
+    def _begin(self, end: int) -> torch.Tensor:
+        """Return `_packed[:end]`, of which there are three."""
+        if end not in self._begins:
+            self._begins[end] = self._packed[:end]
+        return self._begins[end]
+
+    def goes_on_in(self, page_table: PageTable) -> bool:
+        """Whether a page table's lineage tells that all it has in common with this is here."""
+        return self._held is not None and self._held.lineage.goes_on_in(page_table.lineage)
+
+    def write(
+        self, step: Step, *, goes_on: bool = False, skipped: Skipped | None = None
+    ) -> OwnSent:
         """Bring a step's numbers to the device, in place.
 
         Args:
             step: of as many sequences and query tokens, within the width.
-            own_lengths: int64 [num_sequences], for what `take_own_lengths` gave; with None it holds
-                anything afterwards.
+            goes_on: what `goes_on_in` says of its page table.
+            skipped: of the plan that took what `take_own` gives, whose own tables are what block
+                tables were until now, and in each sequence of those as many blocks at least. With
+                None own lengths are anything afterwards, and own tables what they were.
+
+        Returns:
+            What of the plan's own is that of the step now.
 
         """
         table, layout = step.page_table, self._layout
         held, self._held = self._held, None  # nothing is known if it fails on the way
         num_blocks = table.num_blocks()
-        new = None if held is None else self._new_entries(held, table, num_blocks)
-        has_new = new is not None and new[0].size > 0
+        new = None if held is None else self._new_entries(held, table, num_blocks, goes_on=goes_on)
+        has_new = new is not None and new.rows.size > 0
         end = (layout.values if has_new else layout.own_lengths).stop
         end = end if self._is_written else layout.arrivals.stop
-        target = self._packed[:end]
+        target = self._begin(end)
         staged = staged_for(target)
         host = staged.numpy()
         host[layout.lengths] = table.num_tokens
         host[layout.starts] = step.query_starts
         host[layout.slots].view(np.int64)[:] = step.slots
-        if own_lengths is not None:
-            host[layout.own_lengths] = own_lengths
+        if skipped is not None:
+            np.subtract(host[layout.lengths], skipped.tokens, out=host[layout.own_lengths])
         if not self._is_written:
             host[layout.arrivals] = 0
         if new is not None and has_new:
-            count = new[0].size
-            to_places, to_values = host[layout.places].view(np.int64), host[layout.values]
-            to_places[:count], to_values[:count] = new
-            # what is left says once more what the first says
-            to_places[count:], to_values[count:] = new[0][0], new[1][0]
+            places, values = host[layout.places].view(np.int64), host[layout.values]
+            self._place(new, skipped if goes_on else None, places, values)
         send(staged, target)
         if new is None:
             self._write_tables(table.block_tables)
         elif has_new:
             self._entries.scatter_(0, *self._of_new_entries)
         if table.lineage is not None:
+            if held is not None and goes_on and new is not None:
+                # entries of a sequence that is shorter than it was are there still
+                num_blocks = np.maximum(num_blocks, held.num_blocks) if has_new else held.num_blocks
             self._held = _Held(table.lineage, num_blocks)
         self._is_written = True
         self.num_changes += new is None or has_new
+        if skipped is None:
+            return OwnSent.NOTHING
+        return OwnSent.LENGTHS_AND_TABLES if goes_on and new is not None else OwnSent.LENGTHS
 
     def copy(self, other: BatchMemory) -> None:
         """Take over another batch's lengths, starts, slots and tables; these may be narrower."""
@@ -256,26 +334,51 @@ class BatchMemory:
         self.num_changes += 1
 
     def _new_entries(
-        self, held: _Held, table: PageTable, num_blocks: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
-        """Places of entries that are not on the device yet, and what to write; None for all."""
-        if table.lineage is None or not held.lineage.is_source_of(table.lineage):
-            return None
-        is_same = held.lineage.numbers == table.lineage.numbers
-        first = held.num_blocks if is_same.all() else np.where(is_same, held.num_blocks, 0)
-        rows = (num_blocks > first).nonzero()[0]
-        if rows.size == 0:
-            return _NO_ENTRIES
-        first, ends = first[rows], num_blocks[rows]
-        counts = ends - first
-        total = int(counts.sum())
-        if total > self._room:
-            return None
-        columns = first
-        if total > rows.size:
-            of_each, columns = ragged(first, ends)
-            rows = rows[of_each]
-        return rows * self.block_tables.shape[1] + columns, table.block_tables[rows, columns]
+        self, held: _Held, table: PageTable, num_blocks: NDArray[np.int64], *, goes_on: bool
+    ) -> _NewEntries | None:
+        """Find entries that are not on the device yet; None for all."""
+        first = held.num_blocks
+        if not goes_on:
+            if table.lineage is None or not held.lineage.is_source_of(table.lineage):
+                return None
+            first = np.where(held.lineage.numbers == table.lineage.numbers, first, 0)
+        rows = nonzero(num_blocks > first)
+        columns = first[rows]
+        if rows.size > 0:
+            ends = num_blocks[rows]
+            total = int((ends - columns).sum())
+            if total * len(self._tables) > self._room:
+                return None
+            if total > rows.size:
+                of_each, columns = ragged(columns, ends)
+                rows = rows[of_each]
+        return _NewEntries(rows, columns, table.block_tables[rows, columns])
+
+    def _place(
+        self,
+        new: _NewEntries,
+        skipped: Skipped | None,
+        places: NDArray[np.int64],
+        values: NDArray[np.int32],
+    ) -> None:
+        """Write where in `_entries` new ones go, own tables among them if something is skipped.
+
+        Args:
+            new: one at least.
+            skipped: see `write`.
+            places: int64 [room], changed.
+            values: int32 [room], changed.
+
+        """
+        count = new.rows.size
+        in_tables = new.rows * self.block_tables.shape[1] + new.columns
+        places[:count], values[:count] = in_tables, new.values
+        if skipped is not None:
+            begin, count = count, 2 * count
+            np.add(in_tables, skipped.shifts[new.rows], out=places[begin:count])
+            values[begin:count] = new.values
+        # the room that is left says once more what the first says
+        places[count:], values[count:] = in_tables[0], new.values[0]
 
     def _write_tables(self, tables: NDArray[np.int32]) -> None:
         """Send block tables as a whole; what is behind them is zeros, or of steps before."""

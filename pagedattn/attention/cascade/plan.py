@@ -6,13 +6,13 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from pagedattn.attention.batch_memory import send, staged_for
+from pagedattn.attention.batch_memory import OwnSent, Skipped, send, staged_for
 from pagedattn.attention.cascade.schedule import Limits, is_short, make_schedule
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from pagedattn.attention.batch import AttentionBatch
@@ -59,13 +59,15 @@ class CascadePlan:
     Attributes:
         layer: heads and costs.
         tensors: read by the kernels; `update` writes them in place.
+        skipped: what is not read through own lengths and tables.
         max_queries: no part has more query tokens (a bound, baked into a captured graph).
 
     Args:
         schedule: the batch's, made without limits; it decides how much room there is.
         layer: heads and costs.
         batch: whose blocks are shared.
-        own_lengths: int32 [num_sequences], where to keep them; None makes a tensor.
+        own: where to keep own lengths, int32 [num_sequences], and own tables, int32 [num_sequences,
+            max_blocks]; None makes tensors.
 
     """
 
@@ -74,7 +76,7 @@ class CascadePlan:
         schedule: Schedule,
         layer: Layer,
         batch: AttentionBatch,
-        own_lengths: torch.Tensor | None = None,
+        own: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self.layer = layer
         self._schedule: Schedule
@@ -101,15 +103,15 @@ class CascadePlan:
         self._columns = torch.arange(width, device=device)
         self._own = skipped
         self._of_parts = sources, first_blocks
-        if own_lengths is None:
-            own_lengths = torch.empty_like(batch.kv_lengths)
+        if own is None:
+            own = torch.empty_like(batch.kv_lengths), torch.empty_like(batch.block_tables)
         self.tensors = PartTensors(
-            own_lengths=own_lengths,
+            own_lengths=own[0],
             lengths=lengths,
             starts=starts,
             rows=rows,
             parts_of_token=parts.view(num_queries, limits.parts_of_a_token),
-            own_tables=torch.empty((batch.num_sequences, width), dtype=torch.int32, device=device),
+            own_tables=own[1],
             tables=torch.empty((limits.parts, width), dtype=torch.int32, device=device),
         )
         self._write(schedule, batch)
@@ -118,7 +120,7 @@ class CascadePlan:
     def schedule(self) -> Schedule:
         """What is in the tensors."""
         if self._num_tokens is not None:
-            own = self.own_lengths(self._num_tokens)
+            own = self._num_tokens - self.skipped.tokens
             self._schedule, self._num_tokens = replace(self._schedule, own_lengths=own), None
         return self._schedule
 
@@ -138,17 +140,13 @@ class CascadePlan:
         """
         self._write(make_schedule(nodes, lengths, self.layer, self._limits), batch)
 
-    def own_lengths(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of each sequence behind those that are read in parts; int64 [num_sequences]."""
-        return num_tokens - self._num_skipped
-
     def grow(
         self,
         num_tokens: NDArray[np.int64],
         batch: AttentionBatch,
         *,
         has_new_blocks: bool,
-        has_own_lengths: bool,
+        sent: OwnSent,
     ) -> None:
         """Follow the batch, in place, to a step with the same tree and query lengths.
 
@@ -159,18 +157,21 @@ class CascadePlan:
             num_tokens: int64 [num_sequences], the step's lengths; kept.
             batch: the batch, whose tensors have been updated before.
             has_new_blocks: whether its block tables may have changed since the step before.
-            has_own_lengths: whether the own lengths have been updated with them.
+            sent: what of own lengths and tables has been updated with them.
 
         """
         self._num_tokens = num_tokens
-        if not has_own_lengths:
+        if sent is OwnSent.NOTHING:
             self._take_own_lengths(batch)
-        if has_new_blocks:
+        if has_new_blocks and sent is not OwnSent.LENGTHS_AND_TABLES:
             self._take_own_tables(batch)
 
     def _write(self, schedule: Schedule, batch: AttentionBatch) -> None:
         self._schedule, self._num_tokens, limits = schedule, None, self._limits
-        self._num_skipped = schedule.skipped * schedule.block_size  # tokens
+        self.skipped = Skipped(
+            tokens=(schedule.skipped * schedule.block_size).astype(np.int32),
+            shifts=self.tensors.own_tables.numel() - schedule.skipped,
+        )
         staged = staged_for(self._packed)
         packed = staged.numpy()
         packed[:] = 0

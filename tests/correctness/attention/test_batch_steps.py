@@ -17,8 +17,9 @@ from pagedattn.shared_prefix import PrefixTree, Unchanged, find_shared_blocks
 
 from .shared_tables import check_plan
 
-ALWAYS = Layer(8, 2, 64, 2, 132, None)
+ALWAYS, OTHER = (Layer(8, heads, 64, 2, 132, None) for heads in (2, 8))
 BLOCK, NUM_SEQUENCES, LONGEST = 16, 4, 12 * 16
+WAYS = ("advance", "advance", "advance", "update", "by hand", "back", "aside", "back aside")
 FIELDS = ("block_tables", "kv_lengths", "query_starts", "slots")
 
 
@@ -89,22 +90,30 @@ def test_steps_through_any_life_give_the_tensors_of_a_fresh_batch(device, data):
     life = Life(lambda options: data.draw(st.sampled_from(list(options))))
     table = PageTable.of(life.manager, life.ids)
     batches = [AttentionBatch.of(table, 1, device, LONGEST, share=share) for share in (True, False)]
-    plan = batches[0].sharing.plan(ALWAYS, batches[0])
+    plans = [batches[0].sharing.plan(layer, batches[0]) for layer in (ALWAYS, OTHER)]
     places = [getattr(batch, field).data_ptr() for batch in batches for field in FIELDS]
+    tables = [table]
     for _ in range(12):
         table = life.step()
-        way = data.draw(st.sampled_from(["advance", "advance", "advance", "update", "by hand"]))
+        tables.append(table)
+        way = data.draw(st.sampled_from(WAYS))
         if way == "by hand":  # a page table without a lineage, of other blocks
             table = dataclasses.replace(table, block_tables=table.block_tables + 1000)
+        if way in ("back", "back aside"):
+            table = data.draw(st.sampled_from(tables))
         for batch in batches:
             if way == "update":
                 where = data.draw(st.sampled_from(["cpu", device]))
                 batch.update(AttentionBatch.of(table, device=where))
+            elif way in ("aside", "back aside"):  # plans are not told
+                batch.without_sharing().advance(table)
             else:
                 batch.advance(table)
             check_tensors(batch, table, 1)
-        assert batches[0].sharing.plan(ALWAYS, batches[0]) is plan
-        check_plan(plan, table, [1] * NUM_SEQUENCES)
+        for layer, plan in zip((ALWAYS, OTHER), plans, strict=True):
+            assert batches[0].sharing.plan(layer, batches[0]) is plan
+            if way not in ("aside", "back aside"):
+                check_plan(plan, table, [1] * NUM_SEQUENCES)
     assert places == [getattr(batch, field).data_ptr() for batch in batches for field in FIELDS]
 
 
@@ -291,7 +300,7 @@ def test_a_second_kind_of_layer_has_a_plan_that_grows_too(device):
     ids = manager.fork(manager.allocate([48]), NUM_SEQUENCES)
     manager.append(ids, [20, 17, 33, 18])
     batch = AttentionBatch.of(PageTable.of(manager, ids), 1, device, LONGEST, share=True)
-    plans = [batch.sharing.plan(layer, batch) for layer in (ALWAYS, Layer(8, 8, 64, 2, 132, None))]
+    plans = [batch.sharing.plan(layer, batch) for layer in (ALWAYS, OTHER)]
     lengths = {plan.tensors.own_lengths.data_ptr() for plan in plans}
     assert len(lengths) == 2
     for _ in range(20):
