@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.batch_memory import BatchMemory, Step
+from pagedattn.attention.batch_memory import BatchMemory
 from pagedattn.attention.cascade.sharing import SharedNow, Sharing
+from pagedattn.attention.step import Step
 from pagedattn.page_table import PageTable
 
 if TYPE_CHECKING:

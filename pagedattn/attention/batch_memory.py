@@ -15,8 +15,9 @@ import torch
 from pagedattn.block_manager.ragged import nonzero, ragged
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
+    from pagedattn.attention.step import Step
     from pagedattn.block_manager import Lineage
     from pagedattn.page_table import PageTable
 
@@ -25,51 +26,6 @@ NUM_ARRIVALS = 8192
 ROOM = 1024
 """Entries of block tables that a step can change besides one of each row."""
 ALIGNED = 32  # int32: 128 bytes
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step's page table and what follows from it, on the host.
-
-    Attributes:
-        page_table: counts the query tokens.
-        query_lengths: int64 [num_sequences], not the caller's array.
-        query_starts: int64 [num_sequences + 1].
-        slots: int64 [num_query_tokens].
-        max_query_length: the longest sequence's query tokens.
-        max_kv_length: the longest sequence's tokens.
-
-    """
-
-    page_table: PageTable
-    query_lengths: NDArray[np.int64]
-    query_starts: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    max_query_length: int
-    max_kv_length: int
-
-    @classmethod
-    def of(cls, page_table: PageTable, query_lengths: ArrayLike) -> Step:
-        """Work it out; ValueError where a query length is none."""
-        slots = page_table.slots(query_lengths)
-        longest = int(page_table.num_tokens.max(initial=0))
-        size = page_table.num_sequences
-        if type(query_lengths) is int:
-            lengths, starts = _even(size, query_lengths)
-            return cls(page_table, lengths, starts, slots, query_lengths if size else 0, longest)
-        lengths = np.empty(size, np.int64)
-        lengths[:] = query_lengths
-        starts = np.zeros(size + 1, np.int64)
-        np.cumsum(lengths, out=starts[1:])
-        return cls(page_table, lengths, starts, slots, int(lengths.max(initial=0)), longest)
-
-
-@functools.lru_cache(maxsize=64)
-def _even(size: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Query lengths and starts where all sequences have as many; they cannot be written."""
-    lengths, starts = np.full(size, length), np.arange(size + 1) * length
-    lengths.flags.writeable = starts.flags.writeable = False
-    return lengths, starts
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pagedattn.attention.batch import AttentionBatch
-    from pagedattn.attention.batch_memory import BatchMemory, Step
+    from pagedattn.attention.batch_memory import BatchMemory
     from pagedattn.attention.cascade.costs import Layer
+    from pagedattn.attention.step import Step
     from pagedattn.page_table import PageTable
     from pagedattn.shared_prefix import SharedBlocks
 
