@@ -95,6 +95,9 @@ class _NewEntries:
     values: NDArray[np.int32]
 
 
+_NO_ENTRIES = _NewEntries(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))
+
+
 @dataclass(frozen=True)
 class Skipped:
     """What of each sequence a plan reads in parts, and not through own lengths and tables.
@@ -214,7 +217,7 @@ class BatchMemory:
         return self._packed[self._layout.own_lengths], self._tables[1]
 
     def _begin(self, end: int) -> torch.Tensor:
-        """Return `_packed[:end]`, of which there are three."""
+        """Return `_packed[:end]`, kept, as there are but three and a step needs one."""
         if end not in self._begins:
             self._begins[end] = self._packed[:end]
         return self._begins[end]
@@ -299,15 +302,15 @@ class BatchMemory:
                 return None
             first = np.where(held.lineage.numbers == table.lineage.numbers, first, 0)
         rows = nonzero(num_blocks > first)
-        columns = first[rows]
-        if rows.size > 0:
-            ends = num_blocks[rows]
-            total = int((ends - columns).sum())
-            if total * len(self._tables) > self._room:
-                return None
-            if total > rows.size:
-                of_each, columns = ragged(columns, ends)
-                rows = rows[of_each]
+        if rows.size == 0:
+            return _NO_ENTRIES
+        columns, ends = first[rows], num_blocks[rows]
+        total = int((ends - columns).sum())
+        if total * len(self._tables) > self._room:
+            return None
+        if total > rows.size:
+            of_each, columns = ragged(columns, ends)
+            rows = rows[of_each]
         return _NewEntries(rows, columns, table.block_tables[rows, columns])
 
     def _place(
