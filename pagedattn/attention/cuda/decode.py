@@ -301,6 +301,7 @@ class DecodeLaunch:
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
         part = torch.empty(self._part_floats, dtype=torch.float32, device=call.query.device)
         parameters.part_weight = part.data_ptr() + self._weights_at
+        counters = batch.counters(4 * self._num_programs * WARPS)
         set_addresses(
             parameters,
             (
@@ -308,7 +309,7 @@ class DecodeLaunch:
                 ("out", call.out),
                 ("lse", call.lse),
                 ("part", part),
-                ("arrived", batch.counters(4 * self._num_programs * WARPS)),
+                ("arrived", counters),
                 ("tables", batch.block_tables),
                 ("kv_lengths", batch.kv_lengths),
                 ("query_starts", batch.query_starts),

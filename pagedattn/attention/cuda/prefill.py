@@ -177,6 +177,7 @@ class PrefillLaunch:
         parameters = _Parameters.from_buffer_copy(self._fixed)
         parameters.query = self._query_maps.of(call.query)
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
+        counters = batch.counters(2)
         set_addresses(
             parameters,
             (
@@ -187,7 +188,7 @@ class PrefillLaunch:
                 ("query_starts", batch.query_starts),
                 ("alibi_slopes", call.alibi_slopes),
                 ("sinks", call.sinks),
-                ("tickets", batch.counters(2)),
+                ("tickets", counters),
             ),
         )
         self._kernel.launch(self._num_programs, self._threads, self._shared_bytes, parameters)
