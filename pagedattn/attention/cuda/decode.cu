@@ -110,7 +110,7 @@ DEVICE void throw_away(Shared &shared, int stage, int lane) {
 // Grid: [num_programs]; WARPS + PRODUCERS warps.
 extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     decode_kernel(const __grid_constant__ Parameters p) {
-    extern __shared__ unsigned char raw[];
+    DYNAMIC_SHARED(raw, 16);
     Shared &shared = *(Shared *)(raw + (1024 - shared_address(raw) % 1024) % 1024);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, program = blockIdx.x;
     if (threadIdx.x == 0) {

@@ -49,7 +49,13 @@ from pagedattn.attention.cuda.launching import (
     set_addresses,
     set_scale,
 )
-from pagedattn.attention.cuda.module import TensorMap, load_kernel, maps_of, tensor_map
+from pagedattn.attention.cuda.module import (
+    TensorMap,
+    load_kernel,
+    maps_of,
+    num_multiprocessors,
+    tensor_map,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -254,7 +260,7 @@ class DecodeLaunch:
         num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
         kv_bytes = cache.key.element_size()
         group = query.shape[1] // num_kv_heads
-        num_programs = torch.cuda.get_device_properties(query.device).multi_processor_count
+        num_programs = num_multiprocessors(query.device)
         if config is None:
             config = choose_config(
                 head_size,

@@ -17,6 +17,9 @@ constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
 
+// Shared memory whose size the launch says; so aligned, it lies at a place known when this is compiled.
+#define DYNAMIC_SHARED(name, alignment) extern __shared__ __align__(alignment) unsigned char name[]
+
 DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
 // ---- launches that begin while the one before ends (programmatic dependent launch)
@@ -84,6 +87,27 @@ DEVICE int add_in_order(int *to, int x) {
     return before;
 }
 
+// 16 bytes from or to memory, or shared memory.
+DEVICE void store_16_bytes(void *to, const u32 (&x)[4]) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
+}
+
+DEVICE void store_shared(u32 to, const u32 (&x)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
+}
+
+DEVICE void load_shared(u32 (&to)[4], u32 from) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+// Have what this thread wrote to shared memory be seen by the TMA and by products that read there.
+DEVICE void fence_for_tma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 DEVICE void prefetch_l2(const void *from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 // ---- TMA
@@ -108,6 +132,42 @@ DEVICE void tma_load(u32 to, const TensorMap *map, int c0, int c1, int c2, int c
         : "memory");
 }
 
+DEVICE void tma_load(u32 to, const TensorMap *map, int c0, int c1, int c2, int c3, int c4, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        : "memory");
+}
+
+DEVICE void tma_load(u32 to, const TensorMap *map, int c0, int c1, int c2, int c3, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+}
+
+// ---- warps
+
+// True in one lane, in a way that lets the compiler see that one lane runs what depends on it.
+DEVICE bool elected() {
+    u32 chosen;
+    asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}" : "=r"(chosen));
+    return chosen != 0;
+}
+
+// Leave registers to other warpgroups, or take them: a thread then has COUNT.
+template <int COUNT>
+DEVICE void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+template <int COUNT>
+DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
 // ---- matrix products of a warp
 
 // Four 8 x 8 matrices of 16 bits; lanes 8i to 8i + 7 give the addresses of matrix i's rows. A lane
@@ -123,6 +183,13 @@ DEVICE void load_matrices_transposed(u32 (&to)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(address)
+                 : "memory");
+}
+
+// The other way: four matrices to shared memory.
+DEVICE void store_matrices(u32 address, const u32 (&x)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]),
+                 "r"(x[1]), "r"(x[2]), "r"(x[3])
                  : "memory");
 }
 

@@ -134,6 +134,11 @@ def _may_begin_early(driver: Any) -> Any:
     return attribute
 
 
+def num_multiprocessors(device: torch.device) -> int:
+    """Return how many programs of one to a multiprocessor a device runs at once."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 @functools.cache
 def load_kernel(
     source: str, name: str, macros: tuple[tuple[str, int | str], ...], device: int

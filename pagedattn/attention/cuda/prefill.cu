@@ -47,7 +47,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
 extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
     prefill_kernel(const __grid_constant__ Parameters p) {
     // so aligned, it lies at a place that is known when this is compiled
-    extern __shared__ __align__(PIECE) unsigned char memory[];
+    DYNAMIC_SHARED(memory, PIECE);
     Shared shared{shared_address(memory)};
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
     // multiply. The same in all lanes, as the compiler sees from the shuffle.
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 2 ? 40 : 32));
+        give_registers<WARPGROUPS == 2 ? 40 : 32>();
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         if (warp == 0)
             schedule(p, shared, lane);
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
         else if (warp == 2)
             load_tiles<true>(p, shared, lane);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 2 ? 232 : 160));
+        take_registers<WARPGROUPS == 2 ? 232 : 160>();
         consume(p, shared, warpgroup - 1, threadIdx.x % 128);
     }
     mark(Moment::ENDED);

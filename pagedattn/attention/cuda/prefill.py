@@ -40,7 +40,13 @@ from pagedattn.attention.cuda.launching import (
     set_addresses,
     set_scale,
 )
-from pagedattn.attention.cuda.module import TensorMap, load_kernel, maps_of, tensor_map
+from pagedattn.attention.cuda.module import (
+    TensorMap,
+    load_kernel,
+    maps_of,
+    num_multiprocessors,
+    tensor_map,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,7 +159,7 @@ class PrefillLaunch:
         device = query.device
         parameters = self._parameters(call)
         self._num_programs = min(
-            torch.cuda.get_device_properties(device).multi_processor_count,
+            num_multiprocessors(device),
             parameters.num_tiles * cache.num_kv_heads,
         )
         macros = macros_of(call)

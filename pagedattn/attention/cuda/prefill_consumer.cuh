@@ -290,30 +290,21 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < HEAD_SIZE / 16; ++i) {
             const float *o = outputs + 8 * i;
-            asm volatile(
-                "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                    tile + chunk_of_row(row, 2 * i + lane / 16)),
-                "r"(pack(o[0], o[1])), "r"(pack(o[2], o[3])), "r"(pack(o[4], o[5])),
-                "r"(pack(o[6], o[7]))
-                : "memory");
+            store_matrices(tile + chunk_of_row(row, 2 * i + lane / 16),
+                           {pack(o[0], o[1]), pack(o[2], o[3]), pack(o[4], o[5]), pack(o[6], o[7])});
         }
         __syncwarp();
         constexpr int CHUNKS = HEAD_SIZE / 8;
 #pragma unroll
         for (int i = lane; i < 16 * CHUNKS; i += 32) {
             int from_row = warp_row + i / CHUNKS, chunk = i % CHUNKS;
-            u32 x, y, z, w;
-            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(x), "=r"(y), "=r"(z), "=r"(w)
-                         : "r"(tile + chunk_of_row(from_row, chunk))
-                         : "memory");
+            u32 x[4];
+            load_shared(x, tile + chunk_of_row(from_row, chunk));
             int token = from_row / GROUP, head = item.head * GROUP + from_row % GROUP;
             if (token < item.num_tokens) {
                 u16 *to = (u16 *)p.out + (item.first_token + token) * p.out_token_stride +
                           head * p.out_head_stride + chunk * 8;
-                asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x), "r"(y),
-                             "r"(z), "r"(w)
-                             : "memory");
+                store_16_bytes(to, x);
             }
         }
     }

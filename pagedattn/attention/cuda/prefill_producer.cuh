@@ -6,31 +6,18 @@ DEVICE void load_query(const Parameters &p, u32 to, u32 barrier, const Item &ite
     barrier_arrive_expect(barrier, HALVES * TILE_TOKENS * GROUP * 128);
 #pragma unroll
     for (int half = 0; half < HALVES; ++half)
-        asm volatile(
-            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-            " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to + half * ROWS * 128),
-            "l"(&p.query), "r"(barrier), "r"(half * 64), "r"(0), "r"(item.first_token),
-            "r"(item.head)
-            : "memory");
+        tma_load(to + half * ROWS * 128, &p.query, half * 64, 0, item.first_token, item.head, barrier);
 }
 
 // Bring LOAD_TOKENS tokens. The tensor's dimensions: 64 columns, 8 tokens, pieces of 64 columns,
 // octets of tokens, heads; or all columns, 8 tokens, octets, heads.
 DEVICE void load_block(const TensorMap *map, u32 to, u32 barrier, int octet, int head) {
     if constexpr (WHOLE_ROWS) {
-        asm volatile(
-            "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-            " [%0], [%1, {%3, %3, %3, %4, %5}], [%2];" ::"r"(to),
-            "l"(map), "r"(barrier), "r"(0), "r"(octet), "r"(head)
-            : "memory");
+        tma_load(to, map, 0, 0, 0, octet, head, barrier);
     } else {
 #pragma unroll
         for (int half = 0; half < HALVES; ++half)
-            asm volatile(
-                "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to + half * HALF_STRIDE),
-                "l"(map), "r"(barrier), "r"(half * 64), "r"(0), "r"(octet), "r"(head)
-                : "memory");
+            tma_load(to + half * HALF_STRIDE, map, half * 64, 0, octet, head, barrier);
     }
 }
 
@@ -74,7 +61,7 @@ DEVICE void clear_rows(u32 tile, int begin, int end, int lane) {
         int row = i / CHUNKS, chunk = i % CHUNKS;
         u32 at = tile + row / 8 * OCTET_STRIDE + chunk / 8 * HALF_STRIDE + row % 8 * 128 +
                  chunk % 8 * 16;
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+        store_shared(at, {0, 0, 0, 0});
     }
 }
 

@@ -86,13 +86,3 @@ struct Place {
         }
     }
 };
-
-DEVICE void fence_for_tma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// True in one lane, in a way that lets the compiler see that one lane runs what depends on it.
-DEVICE bool elected() {
-    u32 chosen;
-    asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}"
-                 : "=r"(chosen));
-    return chosen != 0;
-}

@@ -18,23 +18,16 @@ struct Item {
     }
 
     DEVICE void write(u32 to) const {
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(first_token),
-                     "r"(num_tokens), "r"(head), "r"(first_position)
-                     : "memory");
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 16), "r"(tile_begin),
-                     "r"(tile_end), "r"(sequence), "r"(kv_length)
-                     : "memory");
+        store_shared(to, {(u32)first_token, (u32)num_tokens, (u32)head, (u32)first_position});
+        store_shared(to + 16, {(u32)tile_begin, (u32)tile_end, (u32)sequence, (u32)kv_length});
     }
 
     DEVICE void read(u32 from) {
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(first_token), "=r"(num_tokens), "=r"(head), "=r"(first_position)
-                     : "r"(from)
-                     : "memory");
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(tile_begin), "=r"(tile_end), "=r"(sequence), "=r"(kv_length)
-                     : "r"(from + 16)
-                     : "memory");
+        u32 x[4];
+        load_shared(x, from);
+        first_token = x[0], num_tokens = x[1], head = x[2], first_position = x[3];
+        load_shared(x, from + 16);
+        tile_begin = x[0], tile_end = x[1], sequence = x[2], kv_length = x[3];
     }
 };
 
