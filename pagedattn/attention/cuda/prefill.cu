@@ -34,11 +34,11 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
             consumer.store(item, tile);
             fence_for_tma();
 #endif
-            __syncwarp();
             mark(Moment::WRITTEN);
         } else {
             consumer.pass(item);
         }
+        __syncwarp();
         if (lane == 0) barrier_arrive(shared.query_empty(place.stage));
         place.next<QUERY_STAGES>();
     }

@@ -193,13 +193,16 @@ struct Consumer {
         value.next<STAGES>();
     }
 
-    // Read nothing of an item whose rows are all the other warpgroup's.
+    // Read nothing of an item whose rows are all the other warpgroup's. No product keeps the warp
+    // together: a lane that came only when the next phase has ended too would wait for ever.
     DEVICE void pass(const Item &item) {
         for (int tile = item.tile_begin; tile < item.tile_end; ++tile) {
             barrier_wait(shared.key_full(key.stage), key.parity);
+            __syncwarp();
             release(shared.key_empty(key.stage));
             key.next<STAGES>();
             barrier_wait(shared.value_full(value.stage), value.parity);
+            __syncwarp();
             release(shared.value_empty(value.stage));
             value.next<STAGES>();
         }
