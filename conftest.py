@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import os
@@ -21,7 +22,12 @@ if not GPU:
     # this when a kernel is defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from pagedattn.attention import clashes, get_implementation  # noqa: E402
+from pagedattn.attention import (  # noqa: E402
+    clashes,
+    get_implementation,
+    implementation_names,
+    register,
+)
 from pagedattn.benchmarking import describe_machine, machine_identity, measure_roofs  # noqa: E402
 from pagedattn.benchmarking.environment import query_gpu  # noqa: E402
 from pagedattn.peers import FLASHINFER_KERNELS, register_kernels  # noqa: E402
@@ -39,6 +45,9 @@ register_kernels()
 ROOFS = pytest.StashKey()
 BUILD = pytest.StashKey()
 GPU_BEFORE = pytest.StashKey()
+
+EMULATED = "cuda-emulated"
+"""What --impl calls the CUDA kernels on the host, see `pagedattn.testing.emulator`."""
 
 READY = 10.0  # seconds in which modules that are compiled already are found
 
@@ -151,10 +160,18 @@ def _named(given):
         raise pytest.UsageError("--impl names no implementation")
     for name in names:
         try:
+            _make_known(name)
             get_implementation(name)
         except (ImportError, ValueError) as error:
             raise pytest.UsageError(f"--impl: {error}") from None
     return names
+
+
+def _make_known(name):
+    """Register the emulated kernels at the first use of their name; all others are known."""
+    if name == EMULATED and name not in implementation_names():
+        emulator = importlib.import_module("pagedattn.testing.emulator")  # it needs Triton
+        register(emulator.EmulatedImplementation())
 
 
 def pytest_report_header(config):

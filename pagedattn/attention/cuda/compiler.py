@@ -68,7 +68,7 @@ def compile_kernel(source: str, macros: Mapping[str, int | str]) -> bytes:
     except OSError:
         pass
     cubin = _compile(source, texts, options)
-    _keep(path, cubin)
+    keep(path, cubin)
     return cubin
 
 
@@ -126,12 +126,12 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     return answer[1] if len(answer) == 2 else answer[1:]
 
 
-def _keep(path: Path, cubin: bytes) -> None:
+def keep(path: Path, compiled: bytes) -> None:
     """Write a file whole or not at all: processes may compile the same kernel at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(cubin)
+            file.write(compiled)
         Path(file.name).replace(path)
     except OSError:
         return

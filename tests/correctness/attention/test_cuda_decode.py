@@ -14,6 +14,8 @@ pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import compiler, decode
 
+from .bounds import with_bound
+
 
 @pytest.fixture
 def cache_folder(tmp_path, monkeypatch):
@@ -164,22 +166,6 @@ def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, 
         decode.DecodeLaunch(call, config)(call)
         check_attention(call.out, inputs)
     assert not inputs.batch.arrivals.any()
-
-
-WILD = (-1, -(2**31), 2**31 - 1, 1 << 20)
-"""Blocks that do not exist."""
-
-
-def with_bound(inputs, bound):
-    """Say that all sequences have `bound` tokens, be it true or not; past their end is WILD."""
-    batch = inputs.batch
-    tables = torch.tensor(WILD, dtype=torch.int32, device="cuda")
-    tables = tables.repeat(batch.num_sequences, -(-bound // inputs.cache.block_size) // 4 + 1)
-    for row, table, length in zip(tables, batch.block_tables, batch.kv_lengths, strict=True):
-        used = -(-int(length) // inputs.cache.block_size)
-        row[:used] = table[:used]
-    batch = dataclasses.replace(batch, block_tables=tables, max_kv_length=bound, is_full=True)
-    return dataclasses.replace(inputs, batch=batch)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """A package outside of the project offers an implementation, is installed, and is tested."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -64,6 +65,14 @@ def test_a_name_selects_the_suite_on_it_alone_and_the_rows_beside_the_usual_ones
     assert len(suite) > 200
     assert all("block_by_block" in line for line in suite)
     assert sum("block_by_block" in line for line in rows) * 4 == len(rows)  # beside three others
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_suite_runs_on_the_emulated_kernels_too():
+    cases = "tests/correctness/attention/test_attention.py"
+    done = pytest_with(ROOT, "--impl", "cuda-emulated", "-k", "strided", "-rs", cases)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout or "cuda-emulated: " in done.stdout
 
 
 def test_what_is_wrong_with_a_name_is_one_sentence(site):

@@ -1,0 +1,248 @@
+"""The CUDA kernels, run on the host without a GPU, give what attention in float64 gives.
+
+Every case is launched twice by each of some seeds, which let lanes and copies come in other orders,
+and the counters of the batch have to be zero again. What is specialised alike is compiled once,
+which takes a few seconds.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pagedattn.attention.batch_memory import NUM_ARRIVALS
+from pagedattn.testing import check_attention, make_inputs
+from pagedattn.workloads import AttentionShape
+
+from .bounds import with_bound
+
+pytest.importorskip("triton")
+
+from pagedattn.attention.cuda import decode, prefill
+from pagedattn.testing.emulator import emulation, unavailable
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
+
+ALL = {"window": 70, "soft_cap": 3.0, "alibi": True, "sinks": True}
+nightly = pytest.mark.nightly
+
+
+def inputs_of(
+    kv_lengths,
+    queries=1,
+    *,
+    heads=(8, 2),
+    head_size=64,
+    block_size=16,
+    dtype="float16",
+    fp8=False,
+    causal=True,
+    **options,
+):
+    """Inputs whose batch has counters, as it has on a GPU; `queries` of each sequence or of all."""
+    if isinstance(queries, int):
+        queries = (queries,) * len(kv_lengths)
+    shape = AttentionShape(
+        *("test", queries, kv_lengths, *heads, head_size, block_size, dtype),
+        "float8_e4m3" if fp8 else None,
+    )
+    inputs = make_inputs(shape, **options)
+    arrivals = torch.zeros(NUM_ARRIVALS, dtype=torch.int32)
+    batch = dataclasses.replace(inputs.batch, arrivals=arrivals)
+    return dataclasses.replace(inputs, batch=batch, causal=causal)
+
+
+def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1)):
+    """Launch twice by each seed, and compare with float64."""
+    out = torch.empty_like(inputs.query)
+    if not inputs.causal:  # parts of shared blocks are merged in float32
+        out = out.float()
+    call = inputs.call(out, torch.empty(out.shape[:2]) if lse else None)
+    for seed in seeds:
+        with emulation(multiprocessors, seed):
+            launch = launch_of(call)
+            for _ in range(2):
+                for written in filter(lambda tensor: tensor is not None, (out, call.lse)):
+                    written.fill_(torch.nan)
+                launch(call)
+                check_attention(out, inputs, call.lse)
+                assert not inputs.batch.arrivals.any()
+
+
+def small_tiles(call, programs=1):
+    """Cut for small tiles and few stages, so that short sequences go round them."""
+    assert decode.not_taken(call) is None
+    columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
+    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
+    return decode.DecodeLaunch(call, decode.DecodeConfig(padded, 16, 4, programs))
+
+
+def two_programs(call):
+    """The same, for two programs on a multiprocessor."""
+    return small_tiles(call, programs=2)
+
+
+def prefill_of(call):
+    assert prefill.not_taken(call) is None
+    return prefill.PrefillLaunch(call)
+
+
+ROWS = {
+    "whole": ((130,) * 6, (8, 2), 6),
+    "cut": ((500, 33, 1), (8, 2), 6),
+    "one cut by many": ((1000, 20), (4, 1), 24),
+    "ragged": ((1, 1, 300, 17, 1, 64), (8, 2), 6),
+    "many": (tuple(range(1, 41)), (4, 1), 24),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_decode_cuts_rows_between_any_number_of_programs(rows):
+    kv_lengths, heads, multiprocessors = ROWS[rows]
+    inputs = inputs_of(kv_lengths, heads=heads)
+    check(inputs, small_tiles, multiprocessors=multiprocessors, seeds=range(6))
+
+
+def test_a_row_of_more_programs_than_are_merged_at_once_is_merged_by_bundles():
+    inputs = inputs_of((1000,), heads=(4, 1))
+    check(inputs, two_programs, multiprocessors=24)
+
+
+KINDS = {
+    "d80": {"head_size": 80},
+    "d128 b64": {"head_size": 128, "block_size": 64, "dtype": "bfloat16"},
+    "d256 b256": {"head_size": 256, "block_size": 256, "heads": (4, 2)},
+    "b1": {"block_size": 1},
+    "fp8": {"fp8": True, "dtype": "bfloat16"},
+    "four queries": {"queries": 4},
+    "all": {"dtype": "bfloat16", **ALL},
+    "not causal": {"causal": False},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_takes_every_kind_of_call(kind):
+    kinds = KINDS[kind]
+    inputs = inputs_of((200, 4, 77, 31), **kinds)
+    check(inputs, small_tiles, lse=kind in ("all", "not causal"))
+
+
+GUESSED = {
+    "whole": ((130,) * 6, 130, 6),
+    "cut": ((500, 500, 500), 500, 6),
+    "far above": ((130,) * 6, 1024, 6),
+    "one shorter": ((130,) * 5 + (17,), 130, 6),
+    "ragged": ((1, 200, 64, 77, 100), 200, 6),
+    "one of 1": ((260,) * 7 + (1,), 260, 6),
+    "too few for all": ((2, 1), 500, 24),
+    "one cut, far above": ((500,), 1024, 6),
+    "another head": ((10, 10, 20), 32, 3),
+    "as many tiles in a window": ((130,) * 5 + (100,), 130, 6),
+}
+"""Lengths, the bound that the host knows, and multiprocessors."""
+
+
+def check_guess(lengths, seeds=(0, 1), **options):
+    kv_lengths, bound, multiprocessors = lengths
+    inputs = with_bound(inputs_of(kv_lengths, extra_columns=1, **options), bound)
+    check(inputs, small_tiles, multiprocessors=multiprocessors, seeds=seeds)
+
+
+@pytest.mark.parametrize("lengths", GUESSED)
+def test_what_decode_asks_for_by_a_guess_changes_no_result(lengths):
+    check_guess(GUESSED[lengths])
+
+
+@pytest.mark.parametrize("lengths", ["whole", "cut", "as many tiles in a window"])
+def test_a_guess_over_fp8_and_a_window_changes_no_result(lengths):
+    check_guess(GUESSED[lengths], fp8=True, dtype="bfloat16", window=70)
+
+
+@nightly
+@pytest.mark.pairs(
+    lengths=GUESSED,
+    head_size=decode.HEAD_SIZES,
+    block_size=[8, 16, 64, 256],
+    options={"plain": {}, "window": {"window": 70}, "fp8": {"fp8": True}, "all": ALL},
+    nightly=False,
+)
+def test_no_guess_changes_a_result(lengths, head_size, block_size, options):
+    if "fp8" in options and head_size == 80:
+        pytest.skip("heads of 80 are not taken over fp8")
+    check_guess(lengths, range(4), head_size=head_size, block_size=block_size, **options)
+
+
+RAGGED = ((1, 5, 1, 40, 3, 70), (1, 15, 16, 47, 37, 333))
+CHUNKS = ((130, 9), (450, 700))
+SHORT = ((9, 3, 5), (700, 300, 1000))
+PREFILLS = {
+    "d64 ragged": (RAGGED, {"dtype": "bfloat16"}),
+    "d64 chunks": (CHUNKS, {"dtype": "bfloat16"}),
+    "d64 short": (SHORT, {"dtype": "bfloat16"}),
+    "d80": (RAGGED, {"head_size": 80}),
+    "d128 window": (CHUNKS, {"head_size": 128, "window": 100, "block_size": 64}),
+    "d256": (RAGGED, {"head_size": 256, "heads": (4, 2)}),
+    "d128 not causal": (RAGGED, {"head_size": 128, "causal": False}),
+}
+
+
+@pytest.mark.parametrize("case", PREFILLS)
+def test_prefill_takes_every_kind_of_call(case):
+    (queries, kv_lengths), options = PREFILLS[case]
+    inputs = inputs_of(kv_lengths, queries, **options)
+    check(inputs, prefill_of, multiprocessors=3, lse=not inputs.causal)
+
+
+@nightly
+@pytest.mark.pairs(
+    rows=ROWS,
+    head_size=decode.HEAD_SIZES,
+    block_size=[1, 8, 16, 64, 256],
+    options={"plain": {}, "all": ALL, "window": {"window": 40}, "bf16": {"dtype": "bfloat16"}},
+    launch_of={"small": small_tiles, "two": two_programs, "chosen": decode.DecodeLaunch},
+    nightly=False,
+)
+def test_decode_agrees_with_float64_in_many_orders(rows, head_size, block_size, options, launch_of):
+    kv_lengths, heads, multiprocessors = rows
+    if head_size in (80, 96) and block_size == 1:
+        pytest.skip("blocks of one token have to be multiples of 128 bytes")
+    inputs = inputs_of(
+        kv_lengths, heads=heads, head_size=head_size, block_size=block_size, **options
+    )
+    check(inputs, launch_of, multiprocessors=multiprocessors, seeds=range(4))
+
+
+def test_prefill_gives_zeros_to_sequences_without_tokens():
+    inputs = inputs_of((50,) * 40, 3, dtype="bfloat16")
+    inputs.batch.kv_lengths[1:-1] = 0
+    check(inputs, prefill_of, seeds=range(6))
+
+
+@nightly
+@pytest.mark.pairs(
+    lengths={"ragged": RAGGED, "chunks": CHUNKS, "short": SHORT},
+    heads=[(4, 4), (8, 2), (9, 3)],
+    head_size=prefill.HEAD_SIZES,
+    block_size=[8, 64, 256],
+    options={"plain": {}, "all": ALL, "window": {"window": 3}, "part": {"causal": False}},
+    nightly=False,
+)
+def test_prefill_agrees_with_float64_in_many_orders(lengths, heads, head_size, block_size, options):
+    queries, kv_lengths = lengths
+    inputs = inputs_of(
+        kv_lengths, queries, heads=heads, head_size=head_size, block_size=block_size, **options
+    )
+    check(inputs, prefill_of, multiprocessors=3, lse=True, seeds=range(4))
+
+
+def test_another_order_gives_the_same_bits():
+    inputs = inputs_of((500, 33, 1))
+    outs = []
+    for seed in range(3):
+        out = torch.full_like(inputs.query, torch.nan)
+        call = inputs.call(out)
+        with emulation(6, seed):
+            small_tiles(call)(call)
+        outs.append(out)
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
