@@ -1,13 +1,18 @@
 """Small cases of the CUDA kernels, to be run under compute-sanitizer: see test_sanitizer.py."""
 
 import torch
+from bounds import with_bound
 
 from pagedattn.attention import attention, write_kv
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.workloads import AttentionShape
 
+# query lengths, KV lengths, changes of the shape, and what the host takes all lengths for
 CASES = {
     "decode": ((1,) * 5, (1, 15, 16, 333, 3000), {}),
+    "guessed": ((1,) * 5, (333,) * 5, {"head_size": 64}, 333),
+    "guessed wrong": ((1,) * 5, (1, 15, 700, 333, 300), {}, 700),
+    "guessed wrong of many": ((1,) * 200, (100, 20) * 100, {"head_size": 64}, 400),
     "gather": ((1,) * 3, (7, 33, 500), {"block_size": 1}),
     "many": ((1,) * 200, (100,) * 200, {}),
     "verify": ((4,) * 3, (4, 40, 700), {}),
@@ -19,9 +24,11 @@ CASES = {
 
 
 def main():
-    for name, (query_lengths, kv_lengths, changes) in CASES.items():
+    for name, (query_lengths, kv_lengths, changes, *bound) in CASES.items():
         shape = AttentionShape(name, query_lengths, kv_lengths, 8, 2, **changes)
         inputs = make_inputs(shape, device="cuda")
+        if bound:
+            inputs = with_bound(inputs, *bound)
         out = torch.full_like(inputs.query, torch.nan)
         attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation="cuda")
         check_attention(out, inputs)
