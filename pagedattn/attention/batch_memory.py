@@ -102,18 +102,14 @@ _NO_ENTRIES = _NewEntries(np.empty(0, np.int64), np.empty(0, np.int64), np.empty
 class Skipped:
     """What of each sequence a plan reads in parts, and not through own lengths and tables.
 
-    Worked example: tables of two sequences and three blocks are six entries, which six of own
-    tables follow. Of the second sequence a block is skipped: its logical block 2, entry 5, is in
-    place 1 of its own table, entry 10 of all; the shift is 6 - 1.
-
     Attributes:
-        tokens: int32 [num_sequences], tokens that are skipped.
-        shifts: int64 [num_sequences], from an entry of the block tables to the same of own tables.
+        tokens: int32 [num_sequences].
+        blocks: int64 [num_sequences], the same in blocks.
 
     """
 
     tokens: NDArray[np.int32]
-    shifts: NDArray[np.int64]
+    blocks: NDArray[np.int64]
 
 
 class OwnSent(Enum):
@@ -322,6 +318,10 @@ class BatchMemory:
     ) -> None:
         """Write where in `_entries` new ones go, own tables among them if something is skipped.
 
+        Worked example: tables of two sequences and three blocks are six entries, which six of own
+        tables follow. Of the second sequence a block is skipped: its logical block 2, entry 5, is
+        in place 1 of its own table, entry 5 + 6 - 1 = 10 of all.
+
         Args:
             new: one at least.
             skipped: see `write`.
@@ -334,7 +334,8 @@ class BatchMemory:
         places[:count], values[:count] = in_tables, new.values
         if skipped is not None:
             begin, count = count, 2 * count
-            np.add(in_tables, skipped.shifts[new.rows], out=places[begin:count])
+            shifts = self.block_tables.numel() - skipped.blocks[new.rows]
+            np.add(in_tables, shifts, out=places[begin:count])
             values[begin:count] = new.values
         # the room that is left says once more what the first says
         places[count:], values[count:] = in_tables[0], new.values[0]

@@ -170,7 +170,7 @@ class CascadePlan:
         self._schedule, self._num_tokens, limits = schedule, None, self._limits
         self.skipped = Skipped(
             tokens=(schedule.skipped * schedule.block_size).astype(np.int32),
-            shifts=self.tensors.own_tables.numel() - schedule.skipped,
+            blocks=schedule.skipped,
         )
         staged = staged_for(self._packed)
         packed = staged.numpy()
