@@ -68,6 +68,21 @@ DEVICE void named_barrier(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// ---- 16 bytes of shared memory
+
+DEVICE void load_chunk(u32 (&to)[4], u32 from) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+DEVICE void store_chunk(u32 to, const u32 (&from)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(from[0]), "r"(from[1]),
+                 "r"(from[2]), "r"(from[3])
+                 : "memory");
+}
+
 // ---- copies by threads
 
 DEVICE void copy_16_bytes(u32 to, const void *from) {
@@ -262,6 +277,15 @@ DEVICE float f16_high(u32 pair) {
 DEVICE u32 f16_of_e4m3(u32 pair) {
     u32 wide;
     asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low;}"
+        : "=r"(wide)
+        : "r"(pair));
+    return wide;
+}
+
+// The same of the high 16 bits.
+DEVICE u32 f16_of_upper_e4m3(u32 pair) {
+    u32 wide;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, high;}"
         : "=r"(wide)
         : "r"(pair));
     return wide;

@@ -11,6 +11,9 @@
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
+#if FP8
+#include "prefill_widener.cuh"
+#endif
 
 DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, int thread) {
     int lane = thread % 32;
@@ -22,6 +25,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
         barrier_wait(shared.query_full(place.stage), place.parity);
         u32 tile = shared.query(place.stage);
         if (warpgroup * 64 < item.num_tokens * GROUP) {
+            if (FP8) consumer.prepare_query(item, tile, warpgroup);
             consumer.start_item(item);
             if (item.tile_begin < item.tile_end)
                 consumer.attend(item, descriptor(tile + warpgroup * 64 * 128, 16, PIECE));
@@ -44,24 +48,29 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
     }
 }
 
-extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
+extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
     prefill_kernel(const __grid_constant__ Parameters p) {
     // so aligned, it lies at a place that is known when this is compiled
     DYNAMIC_SHARED(memory, PIECE);
     Shared shared{shared_address(memory)};
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
-            barrier_init(shared.key_full(i), 1);
+            barrier_init(shared.key_full(i), FP8 ? WIDENER_WARPS : 1);
             barrier_init(shared.key_empty(i), CONSUMER_WARPS);
-            barrier_init(shared.value_full(i), 1);
+            barrier_init(shared.value_full(i), FP8 ? WIDENER_WARPS : 1);
             barrier_init(shared.value_empty(i), CONSUMER_WARPS);
         }
         barrier_init(shared.value_arrived(), 1);
         for (int i = 0; i < QUERY_STAGES; ++i) {
             barrier_init(shared.item_full(i), 1);
             barrier_init(shared.query_full(i), 1);
-            barrier_init(shared.query_empty(i), CONSUMER_WARPS + LOADER_WARPS);
+            barrier_init(shared.query_empty(i), CONSUMER_WARPS + LOADER_WARPS + WIDENER_WARPS);
         }
+        for (int i = 0; i < STORED_STAGES; ++i)
+            for (int values = 0; values < 2; ++values) {
+                barrier_init(shared.stored_full(values, i), 1);
+                barrier_init(shared.stored_empty(values, i), WIDENER_WARPS);
+            }
         barrier_init_fence();
     }
     wait_for_the_launch_before();
@@ -72,7 +81,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
     // multiply. The same in all lanes, as the compiler sees from the shuffle.
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
-        give_registers<WARPGROUPS == 2 ? 40 : 32>();
+        give_registers<PRODUCER_REGISTERS>();
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         if (warp == 0)
             schedule(p, shared, lane);
@@ -80,9 +89,14 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1) * 128, 1)
             load_tiles<false>(p, shared, lane);
         else if (warp == 2)
             load_tiles<true>(p, shared, lane);
+#if FP8
+    } else if (warpgroup == 1) {
+        give_registers<WIDENER_REGISTERS>();
+        widen_tiles(p, shared, threadIdx.x % 128);
+#endif
     } else {
-        take_registers<WARPGROUPS == 2 ? 232 : 160>();
-        consume(p, shared, warpgroup - 1, threadIdx.x % 128);
+        take_registers<CONSUMER_REGISTERS>();
+        consume(p, shared, warpgroup - 1 - FP8, threadIdx.x % 128);
     }
     mark(Moment::ENDED);
 }

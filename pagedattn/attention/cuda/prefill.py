@@ -47,6 +47,7 @@ from pagedattn.attention.cuda.module import (
     num_multiprocessors,
     tensor_map,
 )
+from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +87,8 @@ class _Parameters(ctypes.Structure):
             )
         ),
         ("padding", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("key_scale", "value_scale")),
+        ("end", ctypes.c_char * 48),
     )  # fmt: skip
 
 
@@ -96,8 +99,8 @@ def not_taken(call: AttentionCall) -> str | None:
     block_size, tile = cache.block_size, _kv_tile(cache.head_size)
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"queries of {query.dtype}"
-    if cache.key.dtype != query.dtype:
-        return f"a cache of {cache.key.dtype}"
+    if cache.dtype not in (query.dtype, FP8):
+        return f"a cache of {cache.dtype}"
     if cache.head_size not in HEAD_SIZES:
         return f"head_size {cache.head_size}"
     if block_size % 8 or (tile % block_size and block_size % tile):
@@ -110,8 +113,9 @@ def not_taken(call: AttentionCall) -> str | None:
     if block_stride % (8 * token_stride):
         return "a cache whose blocks are no multiple of 8 tokens apart"
     places = (cache.key.data_ptr(), cache.value.data_ptr(), query.data_ptr(), call.out.data_ptr())
-    strides = (head_stride, token_stride, *query.stride()[:2], *call.out.stride()[:2])
-    if any(place % 16 for place in places) or any(stride % 8 for stride in strides):
+    strides = (*query.stride()[:2], *call.out.stride()[:2])
+    of_cache = (stride * cache.dtype.itemsize for stride in (head_stride, token_stride))
+    if any(place % 16 for place in (*places, *of_cache)) or any(stride % 8 for stride in strides):
         return "queries, outputs or a cache that do not lie at multiples of 16 bytes"
     return None
 
@@ -127,6 +131,7 @@ def macros_of(call: AttentionCall) -> tuple[tuple[str, int], ...]:
         ("WARPGROUPS", _warpgroups(call)),
         ("QUERY_STAGES", _query_stages(cache.head_size)),
         ("BF16", int(query.dtype == torch.bfloat16)),
+        ("FP8", int(cache.dtype == FP8)),
         ("OUT_F32", int(call.out.dtype == torch.float32)),
         ("CAUSAL", int(call.causal)),
         ("WINDOW", int(call.window is not None)),
@@ -152,7 +157,8 @@ class PrefillLaunch:
         self._group = group = query.shape[1] // cache.num_kv_heads
         tile = _kv_tile(head_size)
         warpgroups = _warpgroups(call)
-        self._threads = (warpgroups + 1) * 128
+        over_fp8 = cache.dtype == FP8
+        self._threads = (warpgroups + 1 + over_fp8) * 128
         self._rows = rows = 64 * warpgroups
         self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
         self._maps = maps_of(_map_of, tile, cache.key)
@@ -168,8 +174,9 @@ class PrefillLaunch:
         self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, device.index)
         padded = -(-head_size // 64) * 128
         tiles = _query_stages(head_size) * rows + 2 * STAGES * tile
+        stored = 2 * _stored_stages(head_size) * tile * head_size if over_fp8 else 0
         # 1024: the tiles begin at a multiple of it; 256: items and barriers
-        self._shared_bytes = 1024 + tiles * padded + 256
+        self._shared_bytes = 1024 + tiles * padded + stored + 256
         self._fixed = bytes(parameters)
 
     def __call__(self, call: AttentionCall) -> None:
@@ -195,6 +202,8 @@ class PrefillLaunch:
                 ("alibi_slopes", call.alibi_slopes),
                 ("sinks", call.sinks),
                 ("tickets", counters),
+                ("key_scale", cache.key_scale),
+                ("value_scale", cache.value_scale),
             ),
         )
         self._kernel.launch(self._num_programs, self._threads, self._shared_bytes, parameters)
@@ -214,7 +223,8 @@ class PrefillLaunch:
         parameters.num_sequences = batch.num_sequences
         parameters.num_kv_heads = cache.num_kv_heads
         parameters.num_tiles = num_tokens // (self._rows // self._group) + batch.num_sequences
-        head_bytes = 4 * cache.head_size * max(1, batch.max_kv_length)
+        token_bytes = 2 * cache.head_size * cache.dtype.itemsize
+        head_bytes = token_bytes * max(1, batch.max_kv_length)
         parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
         # few of the longest query: chunks, which the matrix units limit, among decodes, which the
         # memory does; a part of shared blocks is neither
@@ -243,7 +253,8 @@ def _warpgroups(call: AttentionCall) -> int:
     Small heads leave registers for a third, which multiplies while the softmax of the others, as
     long there as the products, runs. Parts of shared blocks are cut for tiles of two.
     """
-    return 3 if call.cache.head_size <= 64 and call.causal else 2
+    cache = call.cache
+    return 3 if cache.head_size <= 64 and call.causal and cache.dtype != FP8 else 2
 
 
 def _kv_tile(head_size: int) -> int:
@@ -252,6 +263,10 @@ def _kv_tile(head_size: int) -> int:
 
 def _query_stages(head_size: int) -> int:
     return 1 if head_size > 192 else 2
+
+
+def _stored_stages(head_size: int) -> int:
+    return 2 if head_size <= 64 else 1
 
 
 def _map_of_queries(query: torch.Tensor, tile: tuple[int, int]) -> TensorMap:
@@ -281,9 +296,19 @@ def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
     are in octet 3 * (2 * 8 * 16 / 8) + 1 = 97.
     """
     num_blocks, num_kv_heads, block_size, head_size = part.shape
-    block_stride, head_stride, token_stride = (2 * stride for stride in part.stride()[:3])
+    size = part.element_size()
+    block_stride, head_stride, token_stride = (size * stride for stride in part.stride()[:3])
     octets = (num_blocks - 1) * (block_stride // (8 * token_stride)) + block_size // 8
     moved = min(block_size, tile) // 8
+    if size == 1:
+        return tensor_map(
+            part.data_ptr(),
+            1,
+            (head_size, 8, octets, num_kv_heads),
+            (token_stride, 8 * token_stride, head_stride),
+            (head_size, 8, moved, 1),
+            16,
+        )
     if head_size % 64:
         return tensor_map(
             part.data_ptr(),

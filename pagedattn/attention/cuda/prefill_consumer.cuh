@@ -3,7 +3,11 @@
 #include "prefill_products.cuh"
 #include "prefill_work.cuh"
 
-DEVICE u32 pack(float low, float high) {
+DEVICE u32 pack_weights_of(float low, float high) {
+    return HALF_PRODUCTS ? pack_f16(low, high) : pack_bf16(low, high);
+}
+
+DEVICE u32 pack_output(float low, float high) {
     return BF16 ? pack_bf16(low, high) : pack_f16(low, high);
 }
 
@@ -24,11 +28,14 @@ struct Consumer {
     float peak[2];   // of each row: the largest score, before or after scaling as `scale` says
     float total[2];  // this thread's part of the sum of weights
     float slope[2];  // ALiBi, in units of log2
+    float row_scale[2];  // over e4m3: what `scale_log2`, the keys' scale and the query's unit make
+    u32 query_steps[QUERY_STEPS > 0 ? QUERY_STEPS : 1][4];
 
     // Under these, scores are brought to units of log2 before the softmax.
     static constexpr bool SCALED_EARLY = SOFT_CAP || ALIBI;
 
-    DEVICE float scale() const { return SCALED_EARLY ? 1.0f : p.scale_log2; }
+    DEVICE float full_scale(int row) const { return FP8 ? row_scale[row] : p.scale_log2; }
+    DEVICE float scale(int row) const { return SCALED_EARLY ? 1.0f : full_scale(row); }
 
     DEVICE void start_item(const Item &item) {
 #pragma unroll
@@ -43,6 +50,53 @@ struct Consumer {
         }
     }
 
+    // Over e4m3: make float16 of queries in bfloat16, in place, each divided by a power of two so that it
+    // fits, and take those that are kept in registers. Two lanes have a row. `group` is the warpgroup.
+    DEVICE void prepare_query(const Item &item, u32 tile, int group) {
+        row_scale[0] = row_scale[1] =
+            p.key_scale ? p.scale_log2 * __ldg(p.key_scale + item.head) : p.scale_log2;
+        if (BF16) {
+            constexpr int OWN = HEAD_SIZE / 16;  // every other chunk
+            int row = warp_row + lane / 2;
+            float largest = 0.0f;
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) {
+                u32 pairs[4];
+                load_chunk(pairs, tile + chunk_of_row(row, 2 * i + lane % 2));
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    largest = fmaxf(largest, fmaxf(fabsf(bf16_low(pairs[j])), fabsf(bf16_high(pairs[j]))));
+            }
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+            // The power of two at or below the largest, kept where its inverse is a number, and scores
+            // times it none too small for a float32: those of a row of zeros are zeros.
+            u32 exponent = min(max(__float_as_uint(largest) >> 23, 64u), 252u);
+            float inverse = __uint_as_float((254 - exponent) << 23);
+            float unit = __uint_as_float(exponent << 23);
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) {
+                u32 pairs[4], at = tile + chunk_of_row(row, 2 * i + lane % 2);
+                load_chunk(pairs, at);
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    pairs[j] = pack_f16(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse);
+                store_chunk(at, pairs);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                row_scale[i] *= __shfl_sync(0xffffffff, unit, lane / 4 * 2 + 16 * i);
+            __syncwarp();
+            if (QUERY_STEPS < HEAD_SIZE / 16) {
+                fence_for_tma();
+                named_barrier(1 + group, 128);
+            }
+        }
+#pragma unroll
+        for (int step = 0; step < QUERY_STEPS; ++step)
+            load_matrices(query_steps[step],
+                          tile + chunk_of_row(warp_row + lane % 16, 2 * step + lane / 16));
+    }
+
     // Let a stage be filled anew: this warp has read it.
     DEVICE void release(u32 empty) {
         if (lane == 0) barrier_arrive(empty);
@@ -54,8 +108,12 @@ struct Consumer {
 #pragma unroll
         for (int step = 0; step < HEAD_SIZE / 16; ++step) {
             int half = step / 4, inside = step % 4 * 32;
-            multiply_scores(scores, query + (half * ROWS * 128 + inside) / 16,
-                            keys + (half * HALF_STRIDE + inside) / 16, step > 0);
+            if (step < QUERY_STEPS)
+                multiply_scores(scores, query_steps[step],
+                                keys + (half * HALF_STRIDE + inside) / 16, step > 0);
+            else
+                multiply_scores(scores, query + (half * ROWS * 128 + inside) / 16,
+                                keys + (half * HALF_STRIDE + inside) / 16, step > 0);
         }
         products_end();
     }
@@ -89,7 +147,7 @@ struct Consumer {
         if (SCALED_EARLY) {
 #pragma unroll
             for (int i = 0; i < SCORES; ++i) {
-                float score = scores[i] * p.scale_log2;
+                float score = scores[i] * full_scale(i % 4 / 2);
                 if (SOFT_CAP) {  // cap tanh(x) = cap - 2 cap / (exp(2 x) + 1)
                     score = exp2_of(score) + 1.0f;
                     score = p.cap_log2 - __fdividef(2.0f * p.cap_log2, score);
@@ -120,14 +178,14 @@ struct Consumer {
             highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
             highest = fmaxf(highest, peak[row]);
             // -inf - -inf is NaN: a row without keys so far is shifted by 0 instead
-            float shift = MASKED && highest == MINUS_INFINITY ? 0.0f : highest * scale();
-            decay[row] = exp2_of(peak[row] * scale() - shift);
+            float shift = MASKED && highest == MINUS_INFINITY ? 0.0f : highest * scale(row);
+            decay[row] = exp2_of(peak[row] * scale(row) - shift);
             peak[row] = highest;
             even = odd = 0.0f;
 #pragma unroll
             for (int i = 2 * row; i < SCORES; i += 4) {
-                scores[i] = exp2_of(scores[i] * scale() - shift);
-                scores[i + 1] = exp2_of(scores[i + 1] * scale() - shift);
+                scores[i] = exp2_of(scores[i] * scale(row) - shift);
+                scores[i + 1] = exp2_of(scores[i + 1] * scale(row) - shift);
                 even += scores[i];
                 odd += scores[i + 1];
             }
@@ -138,7 +196,7 @@ struct Consumer {
     DEVICE void pack_weights() {
 #pragma unroll
         for (int i = 0; i < SCORES / 2; ++i)
-            weights[i] = pack(scores[2 * i], scores[2 * i + 1]);
+            weights[i] = pack_weights_of(scores[2 * i], scores[2 * i + 1]);
     }
 
     // The item's first scores and weights.
@@ -245,6 +303,7 @@ struct Consumer {
 
     // Divide by the sums of weights; write the log-sum-exp.
     DEVICE void finish(const Item &item) {
+        float value_scale = FP8 && p.value_scale ? __ldg(p.value_scale + item.head) : 1.0f;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             float sum = total[i];
@@ -252,7 +311,7 @@ struct Consumer {
             sum += __shfl_xor_sync(0xffffffff, sum, 2);
             int row = warp_row + lane / 4 + 8 * i;
             int token = row / GROUP, head = item.head * GROUP + row % GROUP;
-            float highest = peak[i] * scale(), factor = 1.0f;
+            float highest = peak[i] * scale(i), factor = 1.0f;
             if (SINKS && token < item.num_tokens) {
                 float sink = p.sinks[head] * LOG2_E;
                 float top = fmaxf(highest, sink);
@@ -261,6 +320,7 @@ struct Consumer {
                 highest = top;
             }
             float inverse = sum > 0.0f ? factor / sum : 0.0f;
+            if (FP8) inverse *= value_scale;
 #pragma unroll
             for (int j = 2 * i; j < OUTPUTS; j += 4) {
                 outputs[j] *= inverse;
@@ -294,7 +354,8 @@ struct Consumer {
         for (int i = 0; i < HEAD_SIZE / 16; ++i) {
             const float *o = outputs + 8 * i;
             store_matrices(tile + chunk_of_row(row, 2 * i + lane / 16),
-                           {pack(o[0], o[1]), pack(o[2], o[3]), pack(o[4], o[5]), pack(o[6], o[7])});
+                           {pack_output(o[0], o[1]), pack_output(o[2], o[3]), pack_output(o[4], o[5]),
+                            pack_output(o[6], o[7])});
         }
         __syncwarp();
         constexpr int CHUNKS = HEAD_SIZE / 8;

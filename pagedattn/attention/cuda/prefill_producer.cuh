@@ -10,13 +10,14 @@ DEVICE void load_query(const Parameters &p, u32 to, u32 barrier, const Item &ite
 }
 
 // Bring LOAD_TOKENS tokens. The tensor's dimensions: 64 columns, 8 tokens, pieces of 64 columns,
-// octets of tokens, heads; or all columns, 8 tokens, octets, heads.
+// octets of tokens, heads; or all columns, 8 tokens, octets, heads, of which a box is 64 columns, and
+// over e4m3 all.
 DEVICE void load_block(const TensorMap *map, u32 to, u32 barrier, int octet, int head) {
-    if constexpr (WHOLE_ROWS) {
+    if constexpr (WHOLE_ROWS && !FP8) {
         tma_load(to, map, 0, 0, 0, octet, head, barrier);
     } else {
 #pragma unroll
-        for (int half = 0; half < HALVES; ++half)
+        for (int half = 0; half < (FP8 ? 1 : HALVES); ++half)
             tma_load(to + half * HALF_STRIDE, map, half * 64, 0, octet, head, barrier);
     }
 }
@@ -33,13 +34,13 @@ DEVICE int octet_of_load(const Parameters &p, const Item &item, const int *table
 // Issue loads [begin, end) of a tile.
 DEVICE void load_tile(const TensorMap *map, u32 to, u32 barrier, int lane_octet, int begin, int end,
                       int head) {
-    constexpr int LOAD_STRIDE = LOAD_TOKENS / 8 * OCTET_STRIDE;
+    constexpr int LOAD_STRIDE = FP8 ? LOAD_BYTES : LOAD_TOKENS / 8 * OCTET_STRIDE;
     int octets[LOADS];
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) octets[i] = __shfl_sync(0xffffffff, lane_octet, i);
     if (begin == 0 && end == LOADS) {
         if (elected()) {
-            barrier_arrive_expect(barrier, TILE_BYTES);
+            barrier_arrive_expect(barrier, LOADED_BYTES);
 #pragma unroll
             for (int i = 0; i < LOADS; ++i)
                 load_block(map, to + i * LOAD_STRIDE, barrier, octets[i], head);
@@ -118,18 +119,16 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
             int next_octet = 0;
             if (tile > item.tile_begin)
                 next_octet = octet_of_load(p, item, table, tile - 1, first_key, lane);
-            u32 to = OF_VALUES ? shared.value(place.stage) : shared.key(place.stage);
-            u32 full = OF_VALUES ? shared.value_full(place.stage) : shared.key_full(place.stage);
-            barrier_wait(OF_VALUES ? shared.value_empty(place.stage)
-                                   : shared.key_empty(place.stage),
-                         place.parity);
-            place.next<STAGES>();
+            u32 to = shared.loaded(OF_VALUES, place.stage);
+            u32 full = shared.loaded_full(OF_VALUES, place.stage);
+            barrier_wait(shared.loaded_empty(OF_VALUES, place.stage), place.parity);
+            place.next<LOADED_STAGES>();
             int held = min(item.kv_length - tile * KV_TILE, KV_TILE);
             int hidden = WINDOW ? max(first_key - tile * KV_TILE, 0) : 0;
             int begin = hidden / LOAD_TOKENS;
             int end = (held + LOAD_TOKENS - 1) / LOAD_TOKENS;
             if (!OF_VALUES && tile == item.tile_end - 1) mark(Moment::FIRST_ASKED);
-            if (!OF_VALUES || (hidden == 0 && held == KV_TILE)) {
+            if (!OF_VALUES || FP8 || (hidden == 0 && held == KV_TILE)) {
                 load_tile(map, to, full, octet, begin, end, item.head);
             } else {
                 load_tile(map, to, shared.value_arrived(), octet, begin, end, item.head);

@@ -14,7 +14,7 @@
 #define SUMS_16(d, i) SUMS_4(d, i), SUMS_4(d, i + 4), SUMS_4(d, i + 8), SUMS_4(d, i + 12)
 #define SUMS_32(d) SUMS_16(d, 0), SUMS_16(d, 16)
 #define SUMS_64(d) SUMS_32(d), SUMS_16(d, 32), SUMS_16(d, 48)
-#if BF16
+#if BF16 && !FP8
 #define TYPES "f32.bf16.bf16"
 #else
 #define TYPES "f32.f16.f16"
@@ -56,6 +56,23 @@ DEVICE void multiply_scores(float (&d)[32], u64 a, u64 b, int add) {
                  ", %32, %33, p, 1, 1, 0, 0;}\n"
                  : SUMS_32(d)
                  : "l"(a), "l"(b), "r"(add));
+}
+
+// The same with a in registers.
+DEVICE void multiply_scores(float (&d)[64], const u32 (&a)[4], u64 b, int add) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " " REGISTERS_64
+                 ", {%64, %65, %66, %67}, %68, p, 1, 1, 0;}\n"
+                 : SUMS_64(d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+DEVICE void multiply_scores(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16." TYPES " " REGISTERS_32
+                 ", {%32, %33, %34, %35}, %36, p, 1, 1, 0;}\n"
+                 : SUMS_32(d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
 // d [64, 128 or 64] += a [64, 16], in registers, b [16, 128 or 64]

@@ -26,7 +26,11 @@ struct Parameters {
     int section_heads;      // KV heads that are worked on together
     int octets_of_a_block;  // block stride in units of 8 tokens
     int from_both_ends;     // draw tiles from both ends of the batch by turns
+    const float *key_scale;  // of a cache of e4m3, for each KV head; or null
+    const float *value_scale;
 };
+
+constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
 constexpr int ROWS = 64 * WARPGROUPS;  // of a query tile: tokens times heads of a group
 constexpr int TILE_TOKENS = ROWS / GROUP;
@@ -39,7 +43,14 @@ constexpr int QUERY_BYTES = ROWS * HALVES * 128;
 constexpr int TILE_BYTES = KV_TILE * HALVES * 128;
 constexpr int LOAD_TOKENS = BLOCK_SIZE < KV_TILE ? BLOCK_SIZE : KV_TILE;  // of one TMA instruction
 constexpr int LOADS = KV_TILE / LOAD_TOKENS;
-constexpr int LOAD_BYTES = LOAD_TOKENS * HALVES * 128;
+constexpr int LOAD_BYTES = LOAD_TOKENS * (FP8 ? HEAD_SIZE : HALVES * 128);
+
+// What the TMA fills: the tiles that are multiplied, or over e4m3 others, in rows of HEAD_SIZE bytes,
+// which are widened from there to float16. Heads of 64 leave room for two.
+constexpr int STORED_STAGES = FP8 ? (HEAD_SIZE <= 64 ? 2 : 1) : 0;
+constexpr int STORED_BYTES = KV_TILE * HEAD_SIZE;
+constexpr int LOADED_STAGES = FP8 ? STORED_STAGES : STAGES;
+constexpr int LOADED_BYTES = LOADS * LOAD_BYTES;  // of a tile
 
 // Where the pieces of a K or V tile lie. One instruction brings all columns of some tokens; where
 // the last columns are missing in memory, it brings 64, and the columns lie apart.
@@ -47,8 +58,26 @@ constexpr bool WHOLE_ROWS = HEAD_SIZE % 64 == 0;
 constexpr int OCTET_STRIDE = WHOLE_ROWS ? HALVES * PIECE : PIECE;       // to the next 8 tokens
 constexpr int HALF_STRIDE = WHOLE_ROWS ? PIECE : KV_TILE / 8 * PIECE;  // to the next 64 columns
 
+// Of a row's steps of 16 columns in the product with K, over e4m3: those that are kept in registers.
+#ifndef QUERY_STEPS
+#define QUERY_STEPS 0
+#endif
+
 constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
+constexpr int WIDENER_WARPS = FP8 ? 4 : 0;
 constexpr int LOADER_WARPS = 2;
+
+// All of a multiprocessor's 65,536 registers: few for those that load or widen, the rest for those that
+// multiply.
+#ifndef PRODUCER_REGISTERS
+#define PRODUCER_REGISTERS (WARPGROUPS == 2 ? 40 : 32)
+#endif
+#ifndef WIDENER_REGISTERS
+#define WIDENER_REGISTERS 56
+#endif
+#ifndef CONSUMER_REGISTERS
+#define CONSUMER_REGISTERS (FP8 ? 208 : WARPGROUPS == 2 ? 232 : 160)
+#endif
 
 // ---- shared memory
 
@@ -60,7 +89,10 @@ struct Shared {
         return base + QUERY_STAGES * QUERY_BYTES + stage * TILE_BYTES;
     }
     DEVICE u32 value(int stage) const { return key(STAGES + stage); }
-    DEVICE u32 item(int stage) const { return key(2 * STAGES) + stage * 32; }
+    DEVICE u32 stored(bool values, int stage) const {
+        return key(2 * STAGES) + (values * STORED_STAGES + stage) * STORED_BYTES;
+    }
+    DEVICE u32 item(int stage) const { return stored(true, STORED_STAGES) + stage * 32; }
 
     DEVICE u32 barrier(int index) const { return item(QUERY_STAGES) + index * 8; }
     DEVICE u32 key_full(int stage) const { return barrier(stage); }
@@ -71,6 +103,23 @@ struct Shared {
     DEVICE u32 item_full(int stage) const { return barrier(4 * STAGES + 1 + stage); }
     DEVICE u32 query_full(int stage) const { return item_full(QUERY_STAGES + stage); }
     DEVICE u32 query_empty(int stage) const { return item_full(2 * QUERY_STAGES + stage); }
+    DEVICE u32 stored_full(bool values, int stage) const {
+        return item_full(3 * QUERY_STAGES + values * STORED_STAGES + stage);
+    }
+    DEVICE u32 stored_empty(bool values, int stage) const {
+        return stored_full(true, STORED_STAGES + values * STORED_STAGES + stage);
+    }
+
+    // The ring of K or V that the TMA fills.
+    DEVICE u32 loaded(bool values, int stage) const {
+        return FP8 ? stored(values, stage) : values ? value(stage) : key(stage);
+    }
+    DEVICE u32 loaded_full(bool values, int stage) const {
+        return FP8 ? stored_full(values, stage) : values ? value_full(stage) : key_full(stage);
+    }
+    DEVICE u32 loaded_empty(bool values, int stage) const {
+        return FP8 ? stored_empty(values, stage) : values ? value_empty(stage) : key_empty(stage);
+    }
 };
 
 // A place in a ring of stages, and the parity of its barriers there.

@@ -30,6 +30,8 @@ FEATURES = {
     "all": {"window": 200, "soft_cap": 3.0, "alibi_slopes": True, "sinks": True},
 }
 
+CACHES = {"16-bit": None, "fp8": "float8_e4m3"}
+
 on_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
     reason="needs a Hopper GPU",
@@ -37,9 +39,16 @@ on_hopper = pytest.mark.skipif(
 
 
 def inputs_of(
-    lengths, heads="gqa", head_size=128, block_size=16, dtype="bfloat16", device="cuda", **features
+    lengths,
+    heads="gqa",
+    head_size=128,
+    block_size=16,
+    dtype="bfloat16",
+    kv_dtype=None,
+    device="cuda",
+    **features,
 ):
-    shape = AttentionShape("test", *lengths, *HEADS[heads], head_size, block_size, dtype)
+    shape = AttentionShape("test", *lengths, *HEADS[heads], head_size, block_size, dtype, kv_dtype)
     inputs = make_inputs(shape, device=device, seed=head_size + block_size)
     made = {
         name: torch.rand(HEADS[heads][0], device=device) if value is True else value
@@ -73,17 +82,26 @@ def run(inputs, *, return_lse=False):
     head_size=[64, 80, 96, 128, 192, 256],
     block_size=[8, 64, 256],
     dtype=["bfloat16", "float16"],
+    kv_dtype=CACHES,
     return_lse={"lse": True, "no lse": False},
 )
 def test_heads_and_blocks_of_every_size_agree_with_float64(
-    lengths, heads, head_size, block_size, dtype, return_lse
+    lengths, heads, head_size, block_size, dtype, kv_dtype, return_lse
 ):
-    run(inputs_of(lengths, heads, head_size, block_size, dtype), return_lse=return_lse)
+    run(inputs_of(lengths, heads, head_size, block_size, dtype, kv_dtype), return_lse=return_lse)
 
 
-@pytest.mark.parametrize("head_size", [80, 128, 256])
-@pytest.mark.parametrize("features", ["plain", "all", "part"])
-def test_the_kernel_compiles(features, head_size, tmp_path, monkeypatch):
+CUTS = [(head_size, kv_dtype) for head_size in (80, 128, 256) for kv_dtype in CACHES.values()]
+
+
+@pytest.mark.parametrize(
+    ("head_size", "kv_dtype", "features"),
+    [
+        *((*cut, features) for cut in CUTS for features in ("plain", "all", "part")),
+        *((head_size, CACHES["fp8"], "plain") for head_size in (64, 96, 192)),
+    ],
+)
+def test_the_kernel_compiles(head_size, kv_dtype, features, tmp_path, monkeypatch):
     pytest.importorskip("cuda.bindings.nvrtc")
     try:
         compiler_version()
@@ -91,7 +109,7 @@ def test_the_kernel_compiles(features, head_size, tmp_path, monkeypatch):
         pytest.skip(f"NVRTC cannot be loaded: {error}")
     monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
     options = {"causal": False, "soft_cap": 2.0} if features == "part" else FEATURES[features]
-    call = inputs_of(RAGGED, head_size=head_size, device="cpu", **options).call()
+    call = inputs_of(RAGGED, head_size=head_size, kv_dtype=kv_dtype, device="cpu", **options).call()
     if features == "part":
         call = dataclasses.replace(
             call, out=call.out.float(), lse=torch.empty(call.query.shape[:2])
@@ -102,17 +120,41 @@ def test_the_kernel_compiles(features, head_size, tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 @on_hopper
+@pytest.mark.parametrize("kv_dtype", CACHES.values(), ids=CACHES)
 @pytest.mark.parametrize("features", FEATURES)
-def test_features_agree_with_float64_over_many_tiles(features):
-    run(inputs_of(LONG, **FEATURES[features]), return_lse=True)
+def test_features_agree_with_float64_over_many_tiles(features, kv_dtype):
+    run(inputs_of(LONG, kv_dtype=kv_dtype, **FEATURES[features]), return_lse=True)
 
 
 @pytest.mark.gpu
 @on_hopper
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_queries_of_any_magnitude_are_multiplied_with_fp8(dtype):
+    inputs = inputs_of(LONG, dtype=dtype, kv_dtype=CACHES["fp8"])
+    smallest = -100 if dtype == "bfloat16" else -10
+    powers = torch.randint(smallest, 3, inputs.query.shape[:2], device="cuda")
+    factors = 2.0**powers
+    factors[::7] = 0.0  # rows of zeros weigh all keys the same
+    query = (inputs.query * factors[..., None]).to(inputs.query.dtype)
+    run(dataclasses.replace(inputs, query=query), return_lse=True)
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_an_fp8_cache_without_scales_is_in_units_of_1():
+    inputs = inputs_of(RAGGED, kv_dtype=CACHES["fp8"])
+    plain = dataclasses.replace(inputs.cache, key_scale=None, value_scale=None)
+    run(dataclasses.replace(inputs, cache=plain))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("kv_dtype", CACHES.values(), ids=CACHES)
 @pytest.mark.parametrize("head_size", [64, 80, 128, 256])
 @pytest.mark.parametrize("lengths", [RAGGED, LONG], ids=["ragged", "long"])
-def test_a_part_of_shared_blocks_sees_all_keys_and_is_float32(lengths, head_size):
-    inputs = dataclasses.replace(inputs_of(lengths, head_size=head_size), causal=False)
+def test_a_part_of_shared_blocks_sees_all_keys_and_is_float32(lengths, head_size, kv_dtype):
+    inputs = inputs_of(lengths, head_size=head_size, kv_dtype=kv_dtype)
+    inputs = dataclasses.replace(inputs, causal=False)
     exact, exact_lse = reference_attention(inputs.call(), torch.float64)
     out = torch.full(inputs.query.shape, torch.nan, device="cuda")
     lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
@@ -126,8 +168,9 @@ def test_a_part_of_shared_blocks_sees_all_keys_and_is_float32(lengths, head_size
 
 @pytest.mark.gpu
 @on_hopper
-def test_entries_of_blocks_that_nobody_sees_are_not_followed():
-    inputs = inputs_of(LONG, window=40)
+@pytest.mark.parametrize("kv_dtype", CACHES.values(), ids=CACHES)
+def test_entries_of_blocks_that_nobody_sees_are_not_followed(kv_dtype):
+    inputs = inputs_of(LONG, kv_dtype=kv_dtype, window=40)
     tables, lengths = inputs.batch.block_tables, inputs.batch.kv_lengths
     starts = inputs.batch.query_starts
     queries = starts[1:] - starts[:-1]
@@ -144,8 +187,9 @@ def test_entries_of_blocks_that_nobody_sees_are_not_followed():
 
 @pytest.mark.gpu
 @on_hopper
-def test_padding_and_idle_sequences_disturb_nobody_and_a_second_run_gives_the_same_bits():
-    inputs = inputs_of(LONG)
+@pytest.mark.parametrize("kv_dtype", CACHES.values(), ids=CACHES)
+def test_padding_and_idle_sequences_disturb_nobody_and_a_second_run_gives_the_same_bits(kv_dtype):
+    inputs = inputs_of(LONG, kv_dtype=kv_dtype)
     inputs.batch.kv_lengths[3] = 0
     inputs.batch.query_starts[2] = 700  # the second sequence has no query, the third two
     first, second = torch.full((2, *inputs.query.shape), torch.nan, device="cuda").to(
@@ -179,6 +223,31 @@ def test_a_tile_finds_its_sequence_among_any_number(num_sequences):
     kv_lengths = rng.integers(1, 200, num_sequences)
     queries = np.minimum(rng.integers(1, 50, num_sequences), kv_lengths)
     run(inputs_of((tuple(queries.tolist()), tuple(kv_lengths.tolist()))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"dtype": "float32"}, "queries of torch.float32"),
+        ({"kv_dtype": None, "dtype": "float32"}, "queries of torch.float32"),
+        ({"head_size": 72}, "head_size 72"),
+        ({"block_size": 12}, "block_size 12"),
+        ({"block_size": 48}, "block_size 48"),
+        ({"heads": "group129"}, "129 query heads a KV head"),
+    ],
+    ids=str,
+)
+def test_what_the_kernel_cannot_take_over_fp8_is_told(changes, phrase, monkeypatch):
+    monkeypatch.setitem(HEADS, "group129", (129, 1))
+    options = {"kv_dtype": CACHES["fp8"], "device": "cpu", **changes}
+    assert phrase in not_taken(inputs_of(RAGGED, **options).call())
+
+
+def test_a_cache_of_the_other_16_bits_is_not_taken():
+    call = inputs_of(RAGGED, device="cpu").call()
+    assert "a cache of torch.bfloat16" in not_taken(
+        dataclasses.replace(call, query=call.query.half(), out=call.out.half())
+    )
 
 
 @pytest.mark.parametrize(
