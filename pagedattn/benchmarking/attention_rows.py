@@ -14,6 +14,7 @@ from pagedattn.attention.cascade import plan_of
 from pagedattn.attention.reference import reference_attention
 from pagedattn.benchmarking.gpu_timing import LaunchGraph, rotation_size
 from pagedattn.benchmarking.step_times import time_steps
+from pagedattn.kv_cache import FP8
 from pagedattn.page_table import PageTable
 from pagedattn.testing import (
     AttentionInputs,
@@ -139,10 +140,13 @@ class AttentionCase:
 
     def budget(self, name: str) -> ErrorBudget:
         """Error allowed to an implementation on the first batch: larger if it is known to round."""
-        known = known_roundings(get_implementation(name), self.rotation[0].call())
+        known = self._roundings(name)
         if known not in self.budgets:
             self.budgets[known] = error_budget(self.rotation[0], self.exact, *known)
         return self.budgets[known]
+
+    def _roundings(self, name: str) -> tuple[torch.dtype | None, bool]:
+        return known_roundings(get_implementation(name), self.rotation[0].call())
 
     def error(self, name: str, result: torch.Tensor) -> ErrorBudget:
         """Error of an implementation's result on the first batch.
@@ -159,6 +163,9 @@ class AttentionCase:
         self, name: str, error: ErrorBudget, seconds: float | None, peak_bytes: int | None
     ) -> dict[str, Any]:
         """Columns of a row for pytest-benchmark's `extra_info`.
+
+        The limit is that of products of 16 bits, to which K and V of fp8 are widened, but for an
+        implementation that rounds queries and weights to fp8: that of products in fp8.
 
         Args:
             name: implementation.
@@ -197,7 +204,8 @@ class AttentionCase:
             row["gb_per_s"] = row["bytes"] / seconds * 1e-9
             row["tflop_per_s"] = shape.flops / seconds * 1e-12
         if self.roofs is not None:
-            limit = self.roofs.limit_seconds(row["bytes"], shape.flops)
+            in_fp8 = self._roundings(name)[0] == FP8
+            limit = self.roofs.limit_seconds(row["bytes"], shape.flops, in_fp8=in_fp8)
             row["limit_us"] = limit * 1e6
             row["measured_read_gb_per_s"] = self.roofs.read_gb_per_s
             if seconds:

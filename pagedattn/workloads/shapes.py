@@ -87,7 +87,7 @@ MIXED: tuple[AttentionShape, ...] = (
 
 
 def _named(name: str) -> AttentionShape:
-    return next(shape for shape in DECODE + PREFILL if shape.name == name)
+    return next(shape for shape in DECODE + PREFILL + MIXED if shape.name == name)
 
 
 def _over_fp8(shape: AttentionShape) -> AttentionShape:
@@ -95,9 +95,10 @@ def _over_fp8(shape: AttentionShape) -> AttentionShape:
 
 
 FP8: tuple[AttentionShape, ...] = tuple(
-    _over_fp8(_named(name)) for name in ("decode-B64-4k", "decode-B8-8k")
+    _over_fp8(_named(name))
+    for name in ("decode-B64-4k", "decode-B8-8k", "prefill-8k", "chunk-2k-over-16k")
 )
-"""Decode steps over a cache of fp8, with queries in bfloat16."""
+"""Decode steps, a prompt and a chunk over a cache of fp8, with queries in bfloat16."""
 
 
 def _shared(name: str, batch: int, shared: int, own: int) -> AttentionShape:

@@ -56,7 +56,8 @@ def roof_of(rows: Iterable[Row]) -> Roof:
     """Return the roofs that rows of one device were measured against.
 
     The read bandwidth is in the rows. The matrix rate follows from the limit of a row that
-    arithmetic bounds: its operations over its limit. The highest, if several runs differ.
+    arithmetic bounds: its operations over its limit. The highest, if several runs differ. Over fp8
+    that may be of products in fp8, so such rows say nothing of it.
     """
     rows = list(rows)
     reads = [row.measured_read_gb_per_s for row in rows if row.measured_read_gb_per_s]
@@ -64,6 +65,7 @@ def roof_of(rows: Iterable[Row]) -> Roof:
         row.flops / row.limit_us * 1e-6
         for row in rows
         if row.flops and row.limit_us and row.bytes and row.measured_read_gb_per_s
+        if row.dtype != "float8_e4m3"
         # 1e-3 GB/s is a byte in a microsecond
         if row.limit_us > 1.01 * row.bytes / row.measured_read_gb_per_s * 1e-3
     ]
@@ -128,8 +130,15 @@ def _rate(row: Row) -> float:
     return (row.flops or 0.0) / row.median_us * 1e-6
 
 
+def _limit(row: Row, roof: Roof) -> float | None:
+    """Return the TFLOP/s that a row says are possible for it, or else those of the roofs."""
+    if row.flops and row.limit_us:
+        return row.flops / row.limit_us * 1e-6
+    return roof.at(_intensity(row))
+
+
 def _share(row: Row, roof: Roof) -> float | None:
-    limit = roof.at(_intensity(row))
+    limit = _limit(row, roof)
     return None if not limit else _rate(row) / limit
 
 
@@ -198,7 +207,7 @@ def _table(place: int, device: str, points: list[tuple[str, Row]], roof: Roof) -
             row.implementation,
             number(_intensity(row)),
             number(_rate(row)),
-            MISSING if (limit := roof.at(_intensity(row))) is None else number(limit),
+            MISSING if (limit := _limit(row, roof)) is None else number(limit),
             share_text(_share(row, roof)),
         ]
         for label, row in points

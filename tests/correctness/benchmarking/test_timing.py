@@ -1,11 +1,13 @@
 """The GPU's clock, rounds, roofs, and rows that are too good to be true."""
 
+import dataclasses
 import statistics
 import time
 
 import pytest
 import torch
 
+from pagedattn.attention import get_implementation
 from pagedattn.benchmarking import DeviceClock, LaunchGraph, Roofs, rotation_size
 from pagedattn.benchmarking.attention_rows import AttentionCase
 from pagedattn.testing import ErrorBudget
@@ -41,6 +43,24 @@ def test_a_row_faster_than_its_limit_is_refused():
     assert row["share_of_bandwidth"] == pytest.approx(row["gb_per_s"] / 1000)
     with pytest.raises(AssertionError, match="is less than the limit"):
         case.describe("torch", ErrorBudget(0.0, 0.0), 1e-9, None)
+
+
+def test_who_rounds_to_fp8_multiplies_at_twice_the_rate_and_moves_as_many_bytes():
+    assert ROOFS.limit_seconds(0, 10**12, in_fp8=True) == pytest.approx(5e-3)
+    assert ROOFS.limit_seconds(10**9, 0, in_fp8=True) == pytest.approx(1e-3)
+
+
+def test_a_rows_limit_is_of_the_products_that_the_implementation_says_it_does(monkeypatch):
+    narrow = dataclasses.replace(SHAPE, dtype="float16", kv_dtype="float8_e4m3")
+    case = AttentionCase.of(narrow, "cpu")
+    case.roofs = dataclasses.replace(ROOFS, matmul_tflop_per_s=1e-3)  # arithmetic is the limit
+    error = ErrorBudget(0.0, 0.0)
+    widened = case.describe("torch", error, 1.0, None)["limit_us"]
+    assert widened == pytest.approx(narrow.flops / 1e9 * 1e6)
+    torch_implementation = type(get_implementation("torch"))
+    rounds_to = staticmethod(lambda _: torch.float8_e4m3fn)
+    monkeypatch.setattr(torch_implementation, "rounds_to", rounds_to, raising=False)
+    assert case.describe("torch", error, 1.0, None)["limit_us"] == pytest.approx(widened / 2)
 
 
 @pytest.mark.parametrize("name", ["torch", "reference", "sdpa_contiguous"])

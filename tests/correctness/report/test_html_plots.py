@@ -104,6 +104,19 @@ def test_the_roofs_are_those_of_the_rows():
     assert roof.peak == pytest.approx(measured["matmul_tflop_per_s"])
 
 
+def test_products_in_fp8_have_a_limit_of_their_own_and_raise_no_roof(made, run_of):
+    summary = summary_of(run_of(made.small()))
+    first = summary.data[0].cases[0]
+    name, row = next(iter(first.rows.items()))
+    work = {"bytes": 10**6, "flops": 10**12, "measured_read_gb_per_s": 3000.0}
+    wide = replace(row, **work, dtype="bfloat16", limit_us=1e6 / 600, median_us=2000)
+    narrow = replace(row, **work, dtype="float8_e4m3", limit_us=1e6 / 1200, median_us=1000)
+    assert roof_of([wide, narrow]).peak == pytest.approx(600)
+    first.rows[name] = narrow
+    figure = draw_roofline(summary, looks_of(summary.implementations))
+    assert f"nearest to its roof: {first.label} by {name} with 83 %" in figure.says
+
+
 def test_a_roof_is_slanted_up_to_the_ridge_and_then_flat():
     roof = Roof(read=2000.0, peak=600.0)
     assert roof.at(3) == pytest.approx(6)  # 3 operations for each of 2e12 bytes a second

@@ -58,16 +58,21 @@ def test_the_kind_follows_from_the_lengths(query_lengths, kv_lengths, kind):
         (PREFILL, "prefill"),
         (CPU_PREFILL, "prefill"),
         (MIXED, "mixed"),
-        (FP8, "decode"),
         (SHARED, "decode"),
         (PAGED, "decode"),
     ],
-    ids=[
-        *("DECODE", "CPU_DECODE", "PREFILL", "CPU_PREFILL", "MIXED", "FP8", "SHARED", "PAGED"),
-    ],
+    ids=["DECODE", "CPU_DECODE", "PREFILL", "CPU_PREFILL", "MIXED", "SHARED", "PAGED"],
 )
 def test_each_list_holds_its_kind(shapes, kind):
     assert {shape.kind for shape in shapes} == {kind}
+
+
+def test_each_kind_is_there_over_fp8_too_with_its_operations_and_half_its_bytes():
+    assert {shape.kind for shape in FP8} == {"decode", "prefill", "mixed"}
+    for narrow in FP8:
+        wide = BY_NAME[narrow.name.removesuffix("-fp8")]
+        assert dataclasses.replace(narrow, name=wide.name, kv_dtype=None) == wide
+        assert (narrow.flops, 2 * narrow.kv_bytes) == (wide.flops, wide.kv_bytes)
 
 
 @pytest.mark.parametrize("query_length", [1, 2, 5])
@@ -147,6 +152,8 @@ def test_counts_follow_from_the_lengths():
         ("verify4-B32-8k", 1_073_741_824),
         ("decode-B64-4k-fp8", 536_870_912),
         ("decode-B8-8k-fp8", 134_217_728),
+        ("prefill-8k-fp8", 16_777_216),
+        ("chunk-2k-over-16k-fp8", 33_554_432),
         ("shared-16k-B128", (16384 + 128 * 256) * 4096),
         ("shared-512-B8", (512 + 8 * 256) * 4096),
         ("shared-2k-B256", (2048 + 256 * 128) * 4096),
