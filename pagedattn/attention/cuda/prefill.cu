@@ -3,11 +3,13 @@
 // Shared memory holds rings of query, K and V tiles, filled by the TMA with the 128-byte swizzle:
 // pieces of 8 rows by 64 columns (1 KiB) are what the matrix units read. K is read with its
 // columns innermost along the product's depth ("K-major"), V with them along its width
-// ("MN-major"), so that neither is transposed.
+// ("MN-major"), so that neither is transposed. Of a cache of e4m3 the TMA fills other rings, in rows as
+// they are in memory, and a warpgroup widens K and V to float16 from there into those that are read.
 //
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
-// (2 or 3), QUERY_STAGES, BF16, OUT_F32 (an output in float32), CAUSAL (else queries see all keys), the
-// switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see trace.cuh.
+// (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), OUT_F32 (an
+// output in float32), CAUSAL (else queries see all keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS,
+// LSE, and TRACE, which need not be there, see trace.cuh.
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"

@@ -18,8 +18,16 @@ one tile of keys are computed while the outputs of the tile before are, and the 
 warpgroup runs beside the products of another. Weights pass from one product to the next in
 registers. Only tiles on the diagonal, or at a window's edge, are masked.
 
+Over an fp8 cache two warpgroups multiply, in float16, and one more widens: the accelerator brings
+bytes as they lie in memory, the third warpgroup turns them into float16, which holds each of them
+exactly, and writes that where the matrix units read it. So there is a ring more, of one tile of K
+and one of V, two over heads of 64, which is free again as soon as it has been read. Queries in
+bfloat16 become float16 in shared memory, each row divided by a power of two; that, and the scale of
+K, go into the scale of the row's scores, and the scale of V into its sum of weights.
+
 Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
-units, beside which the softmax takes its time, and then the board's power.
+units, beside which the softmax takes its time, and then the board's power; over fp8 shared memory
+too, which is written and read once more for widening.
 Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile; whole
 sections of KV heads are worked on together, so that the memory is read about once.
 

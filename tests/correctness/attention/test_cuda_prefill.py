@@ -17,7 +17,7 @@ from pagedattn.attention.reference import reference_attention
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.workloads import AttentionShape
 
-HEADS = {"mha": (4, 4), "gqa": (8, 2), "group3": (9, 3), "mqa": (71, 1)}
+HEADS = {"one": (1, 1), "mha": (4, 4), "gqa": (8, 2), "group3": (9, 3), "mqa": (71, 1)}
 RAGGED = ((1, 5, 1, 40, 3, 100), (1, 15, 16, 47, 37, 333))
 LONG = ((700, 1, 1, 64, 130), (700, 1500, 33, 64, 999))
 FEATURES = {
@@ -141,6 +141,26 @@ def test_queries_of_any_magnitude_are_multiplied_with_fp8(dtype):
 
 @pytest.mark.gpu
 @on_hopper
+def test_every_number_of_fp8_is_multiplied_as_it_is():
+    inputs = inputs_of(((256,), (256,)), "one", 256, dtype="float16", kv_dtype=CACHES["fp8"])
+    codes = torch.arange(256, dtype=torch.uint8, device="cuda")
+    codes[[0x7F, 0xFF]] = 0  # NaN
+    for part in (inputs.cache.key, inputs.cache.value):
+        part.view(torch.uint8)[inputs.batch.block_tables[0, 0], 0, 0] = codes
+    inputs.batch.kv_lengths.fill_(1)
+    one_hot = torch.eye(256, device="cuda").half()[:, None]  # each query scores one number
+    cache = dataclasses.replace(inputs.cache, key_scale=None, value_scale=None)
+    inputs = dataclasses.replace(inputs, query=one_hot, cache=cache, causal=False)
+    out, lse = torch.full_like(one_hot, torch.nan), torch.full((256, 1), torch.nan, device="cuda")
+    call = inputs.call(out, lse)
+    launch(call)
+    numbers = codes.view(torch.float8_e4m3fn)
+    assert torch.equal(out[:, 0], numbers.half().expand(256, 256))
+    torch.testing.assert_close(lse[:, 0], numbers.float() * call.scale, atol=0, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@on_hopper
 def test_an_fp8_cache_without_scales_is_in_units_of_1():
     inputs = inputs_of(RAGGED, kv_dtype=CACHES["fp8"])
     plain = dataclasses.replace(inputs.cache, key_scale=None, value_scale=None)
@@ -204,8 +224,9 @@ def test_padding_and_idle_sequences_disturb_nobody_and_a_second_run_gives_the_sa
 
 @pytest.mark.gpu
 @on_hopper
-def test_a_strided_query_and_output_are_taken_and_nothing_else_is_written():
-    inputs = inputs_of(LONG)
+@pytest.mark.parametrize("kv_dtype", CACHES.values(), ids=CACHES)
+def test_a_strided_query_and_output_are_taken_and_nothing_else_is_written(kv_dtype):
+    inputs = inputs_of(LONG, kv_dtype=kv_dtype)
     fused = torch.full((inputs.query.shape[0], 12, 128), torch.nan, device="cuda").bfloat16()
     fused[:, :8] = inputs.query
     out = torch.full_like(fused, 7.0)
