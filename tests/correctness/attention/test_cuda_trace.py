@@ -33,8 +33,8 @@ def macros_of_decode(head_size, kv_bytes, columns, block_size=16, features=()):
     )  # fmt: skip
 
 
-def macros_of_prefill(heads, head_size):
-    shape = AttentionShape("test", (40,), (60,), *heads, head_size)
+def macros_of_prefill(heads, head_size, kv_dtype=None):
+    shape = AttentionShape("test", (40,), (60,), *heads, head_size, kv_dtype=kv_dtype)
     return prefill.macros_of(make_inputs(shape).call())
 
 
@@ -45,6 +45,7 @@ CUTS = {
     "decode-64-block256": ("decode.cu", macros_of_decode(64, 2, 16, block_size=256)),
     "prefill-64": ("prefill.cu", macros_of_prefill((8, 1), 64)),
     "prefill-128": ("prefill.cu", macros_of_prefill((8, 2), 128)),
+    "prefill-128-fp8": ("prefill.cu", macros_of_prefill((8, 2), 128, "float8_e4m3")),
 }
 cuts = pytest.mark.parametrize(("source", "macros"), CUTS.values(), ids=CUTS)
 
@@ -93,14 +94,15 @@ LAUNCHES = {
     "decode-less-work-than-programs": ((1,), (100,), (8, 2), 64, 1),
     "prefill": ((700, 1, 130), (700, 1500, 999), (8, 2), 128, 16),
     "prefill-64": ((700,), (1400,), (8, 1), 64, 16),
+    "prefill-fp8": ((700, 1, 130), (700, 1500, 999), (8, 2), 128, 16, "bfloat16", "float8_e4m3"),
 }
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("launch", LAUNCHES.values(), ids=LAUNCHES)
 def test_a_traced_launch_gives_the_same_bits_and_moments_in_order(launch):
-    queries, lengths, heads, head_size, block_size = launch
-    shape = AttentionShape("test", queries, lengths, *heads, head_size, block_size)
+    queries, lengths, heads, *others = launch
+    shape = AttentionShape("test", queries, lengths, *heads, *others)
     inputs = make_inputs(shape, device="cuda")
     call = inputs.call()
     launch_of(call)(call)
