@@ -85,11 +85,11 @@ struct Consumer {
 #pragma unroll
             for (int i = 0; i < 2; ++i)
                 row_scale[i] *= __shfl_sync(0xffffffff, unit, lane / 4 * 2 + 16 * i);
-            __syncwarp();
-            if (QUERY_STEPS < HEAD_SIZE / 16) {
-                fence_for_tma();
+            fence_for_tma();  // products read it, and then the TMA writes over it
+            if (QUERY_STEPS < HEAD_SIZE / 16)
                 named_barrier(1 + group, 128);
-            }
+            else
+                __syncwarp();
         }
 #pragma unroll
         for (int step = 0; step < QUERY_STEPS; ++step)
