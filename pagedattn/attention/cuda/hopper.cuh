@@ -68,21 +68,6 @@ DEVICE void named_barrier(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
-// ---- 16 bytes of shared memory
-
-DEVICE void load_chunk(u32 (&to)[4], u32 from) {
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-DEVICE void store_chunk(u32 to, const u32 (&from)[4]) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(from[0]), "r"(from[1]),
-                 "r"(from[2]), "r"(from[3])
-                 : "memory");
-}
-
 // ---- copies by threads
 
 DEVICE void copy_16_bytes(u32 to, const void *from) {
@@ -118,6 +103,10 @@ DEVICE void load_shared(u32 (&to)[4], u32 from) {
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(from)
                  : "memory");
+}
+
+DEVICE void load_shared(u32 (&to)[2], u32 from) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(from) : "memory");
 }
 
 // Have what this thread wrote to shared memory be seen by the TMA and by products that read there.
@@ -290,6 +279,9 @@ DEVICE u32 f16_of_upper_e4m3(u32 pair) {
         : "r"(pair));
     return wide;
 }
+
+// Keep the compiler from knowing a number, so that what follows from it is not kept in registers.
+DEVICE void forget(int &x) { asm volatile("" : "+r"(x)); }
 
 DEVICE u32 select_bytes(u32 a, u32 b, u32 selector) {
     u32 found;

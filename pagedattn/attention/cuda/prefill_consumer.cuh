@@ -62,7 +62,7 @@ struct Consumer {
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
                 u32 pairs[4];
-                load_chunk(pairs, tile + chunk_of_row(row, 2 * i + lane % 2));
+                load_shared(pairs, tile + chunk_of_row(row, 2 * i + lane % 2));
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
                     largest = fmaxf(largest, fmaxf(fabsf(bf16_low(pairs[j])), fabsf(bf16_high(pairs[j]))));
@@ -76,11 +76,11 @@ struct Consumer {
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
                 u32 pairs[4], at = tile + chunk_of_row(row, 2 * i + lane % 2);
-                load_chunk(pairs, at);
+                load_shared(pairs, at);
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
                     pairs[j] = pack_f16(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse);
-                store_chunk(at, pairs);
+                store_shared(at, pairs);
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i)

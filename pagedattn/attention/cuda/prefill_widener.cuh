@@ -30,34 +30,27 @@ struct Widener {
     // become zeros: a weight of 0 times a NaN would be NaN.
     template <bool OF_VALUES, bool MASKED = false>
     DEVICE void widen(u32 count, int begin = 0, int end = KV_TILE) {
-        u32 low[OWN_CHUNKS], high[OWN_CHUNKS];
+        u32 stored[OWN_CHUNKS][2];
         int from = count % STORED_STAGES, to = count % STAGES;
         barrier_wait(shared.stored_full(OF_VALUES, from), count / STORED_STAGES % 2);
         u32 source = shared.stored(OF_VALUES, from) + thread * 8;
 #pragma unroll
-        for (int i = 0; i < OWN_CHUNKS; ++i)
-            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                         : "=r"(low[i]), "=r"(high[i])
-                         : "r"(source + i * WIDENERS * 8)
-                         : "memory");
+        for (int i = 0; i < OWN_CHUNKS; ++i) load_shared(stored[i], source + i * WIDENERS * 8);
         __syncwarp();
         if (thread % 32 == 0) barrier_arrive(shared.stored_empty(OF_VALUES, from));
         barrier_wait(OF_VALUES ? shared.value_empty(to) : shared.key_empty(to), count / STAGES % 2 ^ 1);
         u32 target = OF_VALUES ? shared.value(to) : shared.key(to);
         int own = thread;
-        asm volatile("" : "+r"(own));  // else rows, which few tiles need, would be kept in registers
+        forget(own);  // else rows, which few tiles need, would be kept in registers
 #pragma unroll
         for (int i = 0; i < OWN_CHUNKS; ++i) {
-            u32 wide[4] = {f16_of_e4m3(low[i]), f16_of_upper_e4m3(low[i]), f16_of_e4m3(high[i]),
-                           f16_of_upper_e4m3(high[i])};
+            u32 low = stored[i][0], high = stored[i][1];
+            u32 wide[4] = {f16_of_e4m3(low), f16_of_upper_e4m3(low), f16_of_e4m3(high), f16_of_upper_e4m3(high)};
             if (MASKED) {
                 int row = (own + i * WIDENERS) / CHUNKS;
                 if (row < begin || row >= end) wide[0] = wide[1] = wide[2] = wide[3] = 0;
             }
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(
-                             target + places[i % PERIOD] + i / PERIOD * PERIOD_OCTETS * OCTET_STRIDE),
-                         "r"(wide[0]), "r"(wide[1]), "r"(wide[2]), "r"(wide[3])
-                         : "memory");
+            store_shared(target + places[i % PERIOD] + i / PERIOD * PERIOD_OCTETS * OCTET_STRIDE, wide);
         }
         fence_for_tma();
         __syncwarp();

@@ -53,6 +53,11 @@ inline int __popc(u32 x) { return __builtin_popcount(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 
 template <class T>
+T __ldg(const T *from) {
+    return *from;
+}
+
+template <class T>
 T __ldcg(const T *from) {
     return *from;
 }

@@ -58,6 +58,8 @@ DEVICE void store_shared(u32 to, const u32 (&x)[4]) {
     machine::note_written(machine::current, to);
 }
 
+DEVICE void load_shared(u32 (&to)[2], u32 from) { memcpy(to, machine::shared(from, 8, 8), 8); }
+DEVICE void forget(int &) {}
 DEVICE void load_shared(u32 (&to)[4], u32 from) { memcpy(to, machine::shared(from, 16), 16); }
 DEVICE void fence_for_tma() { machine::fence(); }
 DEVICE void prefetch_l2(const void *) {}

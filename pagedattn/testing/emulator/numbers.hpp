@@ -34,6 +34,8 @@ DEVICE u32 f16_of_one_e4m3(u32 bits) {
 
 DEVICE u32 f16_of_e4m3(u32 pair) { return f16_of_one_e4m3(pair & 255) | f16_of_one_e4m3(pair >> 8 & 255) << 16; }
 
+DEVICE u32 f16_of_upper_e4m3(u32 pair) { return f16_of_e4m3(pair >> 16); }
+
 DEVICE u32 pack_bf16(float low, float high) { return bf16_of(low) | bf16_of(high) << 16; }
 DEVICE u32 pack_f16(float low, float high) { return f16_of(low) | f16_of(high) << 16; }
 DEVICE float bf16_low(u32 pair) { return __uint_as_float(pair << 16); }

@@ -4,6 +4,8 @@
 #pragma once
 #include "hopper.cuh"
 
+constexpr bool OF_BF16 = BF16 && !FP8;  // factors, else of float16
+
 DEVICE void products_begin() {
     int none = 0;
     machine::together("wgmma.fence", none, [](int **) { machine::current->warp->may_multiply = true; });
@@ -88,7 +90,7 @@ struct Factor {
             u16 bits[8];
             memcpy(bits, machine::shared(line, 16), 16);
             for (int i = 0; i < 8; ++i) {
-                float x = BF16 ? bf16_low(bits[i]) : f16_low(bits[i]);
+                float x = OF_BF16 ? bf16_low(bits[i]) : f16_low(bits[i]);
                 (depth_is_innermost ? to[row][depth + i] : to[row + i][depth]) = x;
             }
         });
@@ -137,21 +139,27 @@ void product_of_shared(float *d, u64 a, u64 b, bool add) {
                [=](const std::vector<ProductOfLane> &, float (*rows)[16]) { first.read(16, rows); });
 }
 
-// a [64, 16] in registers, b [16, N] in shared memory.
+// a [64, 16] in registers, b in shared memory.
 template <int N>
-void product_of_registers(float *d, const u32 *a, u64 b) {
-    product<N>(d, a, Factor(b, false), true, [](const std::vector<ProductOfLane> &lanes, float (*rows)[16]) {
+void product_of_registers(float *d, const u32 *a, const Factor &b, bool add = true) {
+    product<N>(d, a, b, add, [](const std::vector<ProductOfLane> &lanes, float (*rows)[16]) {
         for (int lane = 0; lane < machine::WARP; ++lane)
             for (int i = 0; i < 4; ++i) {
                 u32 pair = lanes[lane].a[i];
                 float *to = &rows[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8];
-                to[0] = BF16 ? bf16_low(pair) : f16_low(pair);
-                to[1] = BF16 ? bf16_high(pair) : f16_high(pair);
+                to[0] = OF_BF16 ? bf16_low(pair) : f16_low(pair);
+                to[1] = OF_BF16 ? bf16_high(pair) : f16_high(pair);
             }
     });
 }
 
 DEVICE void multiply_scores(float (&d)[64], u64 a, u64 b, int add) { product_of_shared<128>(d, a, b, add); }
 DEVICE void multiply_scores(float (&d)[32], u64 a, u64 b, int add) { product_of_shared<64>(d, a, b, add); }
-DEVICE void multiply_values_128(float *d, const u32 *a, u64 b) { product_of_registers<128>(d, a, b); }
-DEVICE void multiply_values_64(float *d, const u32 *a, u64 b) { product_of_registers<64>(d, a, b); }
+DEVICE void multiply_scores(float (&d)[64], const u32 (&a)[4], u64 b, int add) {
+    product_of_registers<128>(d, a, Factor(b, true), add);
+}
+DEVICE void multiply_scores(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
+    product_of_registers<64>(d, a, Factor(b, true), add);
+}
+DEVICE void multiply_values_128(float *d, const u32 *a, u64 b) { product_of_registers<128>(d, a, Factor(b, false)); }
+DEVICE void multiply_values_64(float *d, const u32 *a, u64 b) { product_of_registers<64>(d, a, Factor(b, false)); }

@@ -185,6 +185,8 @@ PREFILLS = {
     "d128 window": (CHUNKS, {"head_size": 128, "window": 100, "block_size": 64}),
     "d256": (RAGGED, {"head_size": 256, "heads": (4, 2)}),
     "d128 not causal": (RAGGED, {"head_size": 128, "causal": False}),
+    "d128 fp8": (RAGGED, {"head_size": 128, "fp8": True, "dtype": "bfloat16"}),
+    "d64 fp8 window": (CHUNKS, {"fp8": True, "window": 100, "block_size": 64}),
 }
 
 
@@ -226,7 +228,13 @@ def test_prefill_gives_zeros_to_sequences_without_tokens():
     heads=[(4, 4), (8, 2), (9, 3)],
     head_size=prefill.HEAD_SIZES,
     block_size=[8, 64, 256],
-    options={"plain": {}, "all": ALL, "window": {"window": 3}, "part": {"causal": False}},
+    options={
+        "plain": {},
+        "all": ALL,
+        "window": {"window": 3},
+        "part": {"causal": False},
+        "fp8": {"fp8": True, "dtype": "bfloat16"},
+    },
     nightly=False,
 )
 def test_prefill_agrees_with_float64_in_many_orders(lengths, heads, head_size, block_size, options):

@@ -214,18 +214,34 @@ void write_sums(const Parameters &p, const float (&d)[COUNT]) {
         ((float *)p.out)[(row + i % 4 / 2 * 8) * (2 * COUNT) + i / 4 * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
+// This lane's part of a [64, 64], 16 columns a step.
+DEVICE void registers_of_rows(const Parameters &p, u32 (&a)[4][4]) {
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+    for (int step = 0; step < 4; ++step)
+        for (int i = 0; i < 4; ++i)
+            memcpy(&a[step][i],
+                   (const u16 *)p.in + (row + i % 2 * 8) * 64 + step * 16 + i / 2 * 8 + lane % 4 * 2, 4);
+}
+
 // out [64, 128] = a [64, 64] b [128, 64] transposed; 64 columns of it if p.a. Without waiting if p.b,
-// without `products_begin` if p.c, by some warps if p.d, and with a write to a before it if p.e.
+// without `products_begin` if p.c, by some warps if p.d, with a write to a before it if p.e, and with a
+// from memory in half of the steps if p.f.
 DEVICE void multiplies_rows(const Parameters &p, u32 base) {
     load_factors(p, base, false);
     if (p.d && threadIdx.x / 32 == 3) return;
     float d[64];
     float(&narrow)[32] = (float(&)[32])d;
     for (float &x : d) x = NAN;
+    u32 own[4][4];
+    if (p.f) registers_of_rows(p, own);
     if (!p.c) products_begin();
     for (int step = 0; step < 4; ++step) {
         u64 a = descriptor(base + FIRST + step * 32, 16, 1024), b = descriptor(base + SECOND + step * 32, 16, 1024);
-        if (p.a)
+        if (p.f && step % 2 == 0 && p.a)
+            multiply_scores(narrow, own[step], b, step > 0);
+        else if (p.f && step % 2 == 0)
+            multiply_scores(d, own[step], b, step > 0);
+        else if (p.a)
             multiply_scores(narrow, a, b, step > 0);
         else
             multiply_scores(d, a, b, step > 0);
@@ -243,13 +259,9 @@ DEVICE void multiplies_rows(const Parameters &p, u32 base) {
 // out [64, 128] = a [64, 64] b [64, 128], a from memory
 DEVICE void multiplies_columns(const Parameters &p, u32 base) {
     load_factors(p, base, true);
-    int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
     float d[64] = {};
     u32 weights[4][4];
-    for (int step = 0; step < 4; ++step)
-        for (int i = 0; i < 4; ++i)
-            memcpy(&weights[step][i],
-                   (const u16 *)p.in + (row + i % 2 * 8) * 64 + step * 16 + i / 2 * 8 + lane % 4 * 2, 4);
+    registers_of_rows(p, weights);
     products_begin();
     for (int step = 0; step < 4; ++step) {
         u64 b = descriptor(base + SECOND + step * 2048, 8192, 1024);

@@ -29,13 +29,15 @@ class Parameters(ctypes.Structure):
     )
 
 
-def run(name, *numbers, threads=32, programs=1, seed=0, bf16=0, shared_bytes=32768, **fields):
+def run(
+    name, *numbers, threads=32, programs=1, seed=0, bf16=0, fp8=0, shared_bytes=32768, **fields
+):
     """Run one of the small kernels; tensors are passed by where they lie."""
     parameters = Parameters(name=name.encode())
     for field, value in [*zip("abcdef", numbers, strict=False), *fields.items()]:
         is_array = isinstance(value, (torch.Tensor, np.ndarray))
         setattr(parameters, field, address_of(value) if is_array else value)
-    emulated = EmulatedKernel(SOURCE, "kernel", (("BF16", bf16),), seed)
+    emulated = EmulatedKernel(SOURCE, "kernel", (("BF16", bf16), ("FP8", fp8)), seed)
     emulated.launch(programs, threads, shared_bytes, parameters)
 
 

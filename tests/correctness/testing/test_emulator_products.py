@@ -42,14 +42,17 @@ def map_of(matrix, rows):
 
 
 @pytest.mark.parametrize("narrow", [0, 1])
-@pytest.mark.parametrize("bf16", [0, 1])
+@pytest.mark.parametrize(("bf16", "fp8"), [(0, 0), (1, 0), (1, 1)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_warpgroup_multiplies_by_rows_and_by_columns_as_torch_does(narrow, bf16, seed):
-    a, by_rows, by_columns = factors(bf16, (64, 64), (128, 64), (64, 128))
-    how = {"threads": 128, "bf16": bf16, "seed": seed, "map": map_of(a, 64)}
-    out = torch.full((64, 64 if narrow else 128), torch.nan)
-    run("multiplies_rows", narrow, other=map_of(by_rows, 128), out=out, **how)
-    torch.testing.assert_close(out, (a.float() @ by_rows.float().T)[:, : out.shape[1]])
+def test_a_warpgroup_multiplies_by_rows_and_by_columns_as_torch_does(narrow, bf16, fp8, seed):
+    # over fp8 factors are float16, whatever the queries were
+    a, by_rows, by_columns = factors(bf16 and not fp8, (64, 64), (128, 64), (64, 128))
+    how = {"threads": 128, "bf16": bf16, "fp8": fp8, "seed": seed, "map": map_of(a, 64)}
+    for from_memory in (0, 1):
+        out = torch.full((64, 64 if narrow else 128), torch.nan)
+        flags = (narrow, 0, 0, 0, 0, from_memory)
+        run("multiplies_rows", *flags, other=map_of(by_rows, 128), given=a, out=out, **how)
+        torch.testing.assert_close(out, (a.float() @ by_rows.float().T)[:, : out.shape[1]])
     out = torch.full((64, 128), torch.nan)
     other = map_of(by_columns, 64)
     run("multiplies_columns", narrow, other=other, given=a, out=out, **how)
