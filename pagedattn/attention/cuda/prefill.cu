@@ -79,8 +79,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
     mark(Moment::STARTED);
     allow_the_next_launch();
     __syncthreads();
-    // All of a multiprocessor's 65,536 registers: few for those that load, the rest for those that
-    // multiply. The same in all lanes, as the compiler sees from the shuffle.
+    // the same in all lanes, as the compiler sees from the shuffle
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
         give_registers<PRODUCER_REGISTERS>();

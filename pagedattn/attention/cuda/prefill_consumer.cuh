@@ -86,7 +86,7 @@ struct Consumer {
             for (int i = 0; i < 2; ++i)
                 row_scale[i] *= __shfl_sync(0xffffffff, unit, lane / 4 * 2 + 16 * i);
             fence_for_tma();  // products read it, and then the TMA writes over it
-            if (QUERY_STEPS < HEAD_SIZE / 16)
+            if (QUERY_STEPS < STEPS)
                 named_barrier(1 + group, 128);
             else
                 __syncwarp();
@@ -106,7 +106,7 @@ struct Consumer {
         u64 keys = descriptor(shared.key(key.stage), 16, OCTET_STRIDE);
         products_begin();
 #pragma unroll
-        for (int step = 0; step < HEAD_SIZE / 16; ++step) {
+        for (int step = 0; step < STEPS; ++step) {
             int half = step / 4, inside = step % 4 * 32;
             if (step < QUERY_STEPS)
                 multiply_scores(scores, query_steps[step],

@@ -58,26 +58,23 @@ constexpr bool WHOLE_ROWS = HEAD_SIZE % 64 == 0;
 constexpr int OCTET_STRIDE = WHOLE_ROWS ? HALVES * PIECE : PIECE;       // to the next 8 tokens
 constexpr int HALF_STRIDE = WHOLE_ROWS ? PIECE : KV_TILE / 8 * PIECE;  // to the next 64 columns
 
-// Of a row's steps of 16 columns in the product with K, over e4m3: those that are kept in registers.
-#ifndef QUERY_STEPS
-#define QUERY_STEPS 0
-#endif
+// Of a row's steps of 16 columns in the product with K, over e4m3: those that are kept in registers, so
+// that products read less of shared memory, which is busy with widening. With one more there are too few
+// registers for the compiler to let a product run beside others. Outputs of heads of 256 leave none.
+constexpr int STEPS = HEAD_SIZE / 16;
+constexpr int QUERY_STEPS = !FP8 || HEAD_SIZE > 192 ? 0 : STEPS < 5 ? STEPS : 5;
 
 constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
 constexpr int WIDENER_WARPS = FP8 ? 4 : 0;
 constexpr int LOADER_WARPS = 2;
 
-// All of a multiprocessor's 65,536 registers: few for those that load or widen, the rest for those that
-// multiply.
-#ifndef PRODUCER_REGISTERS
-#define PRODUCER_REGISTERS (WARPGROUPS == 2 ? 40 : 32)
-#endif
-#ifndef WIDENER_REGISTERS
-#define WIDENER_REGISTERS 56
-#endif
-#ifndef CONSUMER_REGISTERS
-#define CONSUMER_REGISTERS (FP8 ? 208 : WARPGROUPS == 2 ? 232 : 160)
-#endif
+// All of a multiprocessor's 65,536 registers: few for those that load, as many for those that widen as
+// their part of a tile needs, the rest for those that multiply. Multiples of 8.
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 2 ? 40 : 32;
+constexpr int WIDENER_REGISTERS = 56;
+constexpr int CONSUMER_REGISTERS = FP8 ? 208 : WARPGROUPS == 2 ? 232 : 160;
+static_assert(PRODUCER_REGISTERS + FP8 * WIDENER_REGISTERS + WARPGROUPS * CONSUMER_REGISTERS <= 65536 / 128,
+              "as many as there are");
 
 // ---- shared memory
 
