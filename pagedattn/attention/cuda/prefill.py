@@ -55,6 +55,7 @@ from pagedattn.attention.cuda.module import (
     num_multiprocessors,
     tensor_map,
 )
+from pagedattn.attention.triton.decode import rows_of_one_tile
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
@@ -115,6 +116,10 @@ def not_taken(call: AttentionCall) -> str | None:
         return f"block_size {block_size}"
     if group > 64 * _warpgroups(call):
         return f"{group} query heads a KV head"
+    if cache.dtype == FP8 and rows_of_one_tile(call) is not None:
+        # the decode kernel comes first; what it does not take, as heads of 80, is read by all
+        # programs together in Triton's, and here by one a KV head of a sequence
+        return f"short queries over {cache.dtype}"
     if not call.scale > 0:
         return f"scale {call.scale}"
     block_stride, head_stride, token_stride, _ = cache.key.stride()

@@ -264,6 +264,23 @@ def test_what_the_kernel_cannot_take_over_fp8_is_told(changes, phrase, monkeypat
     assert phrase in not_taken(inputs_of(RAGGED, **options).call())
 
 
+@pytest.mark.parametrize(
+    ("queries", "heads", "kv_dtype", "taken"),
+    [
+        ((1, 1), "mqa", CACHES["fp8"], False),
+        ((16, 1), "gqa", CACHES["fp8"], False),
+        ((17, 1), "gqa", CACHES["fp8"], True),
+        ((1, 1), "mqa", None, True),
+    ],
+)
+def test_short_queries_over_fp8_go_to_who_reads_a_sequence_with_all_programs(
+    queries, heads, kv_dtype, taken
+):
+    lengths = (queries, (300, 40))
+    call = inputs_of(lengths, heads, head_size=80, kv_dtype=kv_dtype, device="cpu").call()
+    assert (not_taken(call) is None) is taken
+
+
 def test_a_cache_of_the_other_16_bits_is_not_taken():
     call = inputs_of(RAGGED, device="cpu").call()
     assert "a cache of torch.bfloat16" in not_taken(
