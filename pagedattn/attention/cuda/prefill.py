@@ -23,13 +23,14 @@ bytes as they lie in memory, the third warpgroup turns them into float16, which 
 exactly, and writes that where the matrix units read it. So there is a ring more, of one tile of K
 and one of V, two over heads of 64, which is free again as soon as it has been read. Queries in
 bfloat16 become float16 in shared memory, each row divided by a power of two; that, and the scale of
-K, go into the scale of the row's scores, and the scale of V into its sum of weights.
+K, go into the scale of the row's scores, and the scale of V into its sum of weights. Up to 80
+columns of a query stay in registers, none of heads of 256.
 
 Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
 units, beside which the softmax takes its time, and then the board's power; over fp8 shared memory
-too, which is written and read once more for widening.
-Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile; whole
-sections of KV heads are worked on together, so that the memory is read about once.
+too, which is written and read once more for widening, so that this takes a little longer.
+Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile, over fp8
+for 256; whole sections of KV heads are worked on together, so that the memory is read about once.
 
 Source: FlashAttention-3 (Shah et al. 2024) for the overlap within a warpgroup; its reading of a
 page table by threads is replaced by the accelerator's.
