@@ -12,9 +12,9 @@
 
 DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Segment segment,
                     int range_end, int round, int program, int warp, int lane) {
-    int parity = 0;
-    Finish finish{p, shared, batch, program, warp * 32 + lane};
-    Cut before = {}, cut = {};  // the row that began in an earlier range, and the one that goes on
+    int parity = 0, cuts = 0;
+    int counter = 0, count = 0;  // where the parts of this lane's cut are counted, and to what number
+    Finish finish{p, shared, warp * 32 + lane};
     Row row;
     row.look_ahead(p, segment);
     if (FETCHES_EARLY) row.fetch(p, segment, lane);
@@ -23,14 +23,19 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         // while the queries are on their way, all that would hold up the segment's end
         bool goes_on = segment.end < range_end;
         if (!segment.is_whole()) {
-            if (goes_on)
-                before = finish.cut_of(row, segment);
-            else
-                cut = finish.cut_of(row, segment);
+            Cut cut = Cut::of(batch, segment, program);
+            cut.first_query = row.next_first;
+            cut.columns = row.next_queries * GROUP;
+            if (lane == 0) shared.cuts[warp][cuts] = cut;
+            if (lane == cuts) {
+                counter = cut.place_of(cut.from);
+                count = cut.count;
+            }
+            ++cuts;
         }
         row.start(p, segment, lane);
         Segment next = segment;
-        if (goes_on) {
+        if (FETCHES_EARLY && goes_on) {
             next.next(p, range_end);
             row.look_ahead(p, next);
         }
@@ -59,12 +64,17 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         // tiles that are there wait, and fewer are on their way: the next queries are read beside
         // what follows, and merging is left to the range's end
         if (FETCHES_EARLY && goes_on) row.fetch(p, next, lane);
-        finish.run(row, segment, parity);
+        finish.run(row, segment, 2 * program + (segment.begin == segment.row_begin), parity);
         parity ^= 1;
         if (!goes_on) break;
-        segment = next;
+        if (FETCHES_EARLY) {
+            segment = next;
+        } else {
+            segment.next(p, range_end);
+            row.look_ahead(p, segment);
+        }
     }
-    finish.merge(before, cut);
+    finish.merge_rows(counter, count);
 }
 
 // Zeros for the queries of sequences without tokens.

@@ -307,7 +307,7 @@ class DecodeLaunch:
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
         part = torch.empty(self._part_floats, dtype=torch.float32, device=call.query.device)
         parameters.part_weight = part.data_ptr() + self._weights_at
-        counters = batch.counters(4 * self._num_programs * WARPS)
+        counters = batch.counters(2 * self._num_programs * WARPS)
         set_addresses(
             parameters,
             (

@@ -37,18 +37,10 @@ struct Sum {
     float peak, total, of[4];
 };
 
-// A row that is cut, of which this program has a part; `count` is 0 where there is none.
-struct Cut {
-    int head, first_query, columns;
-    int first, last;  // range in which the row begins, and in which it ends
-    int from, count;  // of the bundle that this program's part is in: first range, and parts
-};
-
 struct Finish {
     const Parameters &p;
     Shared &shared;
-    const Batch &batch;
-    int program, thread;
+    int thread;
 
     static constexpr int THREADS = WARPS * 32;
     static constexpr int PER_COLUMN = HEAD_SIZE / 4;
@@ -83,48 +75,47 @@ struct Finish {
         return last;
     }
 
-    // Add up `count` parts of a row, every `step`-th range's from range `from` on, which lie
-    // `offset` places from their own; `first` is where the row begins. Call `work` with each column
-    // and place in it that are this thread's, and the sum. Few parts are added up for two places at
-    // a time, so that as many loads are on their way.
+    // Add up `count` parts of a row, every `step`-th from part `from` on, which lie `offset` places
+    // from their own. Call `work` with each column and place in it that are this thread's, and the sum.
+    // Few parts are added up for two places at a time, so that as many loads are on their way.
     template <class Work>
-    DEVICE void add_parts(int columns, int offset, int from, int step, int count, int first, Work work) {
+    DEVICE void add_parts(const Cut &cut, int offset, int from, int step, int count, Work work) {
         if (COLUMNS * PER_COLUMN > THREADS && count <= FAN_IN / 2)
-            add_parts_of<2>(columns, offset, from, step, count, first, work);
+            add_parts_of<2>(cut, offset, from, step, count, work);
         else
-            add_parts_of<1>(columns, offset, from, step, count, first, work);
+            add_parts_of<1>(cut, offset, from, step, count, work);
     }
 
     // No load is behind a branch, so that all are on their way at once: where there are fewer parts,
     // the first is loaded again, and where there are fewer places, the thread's first.
     template <int PLACES, class Work>
-    DEVICE void add_parts_of(int columns, int offset, int from, int step, int count, int first, Work work) {
+    DEVICE void add_parts_of(const Cut &cut, int offset, int from, int step, int count, Work work) {
         constexpr int MOST = FAN_IN / PLACES;
-        constexpr int PART = COLUMNS * HEAD_SIZE;
-        int first_part = offset + part_of(from, first), next_part = offset + part_of(from + step, first);
-        u32 stride = 2 * step * p.parallel_heads, items = columns * PER_COLUMN;
+        constexpr int PART = COLUMNS * HEAD_SIZE, WEIGHTS = COLUMNS * WARPS;
+        int first_part = offset + cut.place_of(from), next_part = offset + cut.place_of(from + step);
+        u32 stride = step * cut.apart, items = cut.columns * PER_COLUMN;
         for (u32 item = thread; item < items; item += PLACES * THREADS) {
             float2 weight[PLACES][MOST];
-            float4 x[PLACES][MOST];
+            float4 parts[PLACES][MOST];
 #pragma unroll
             for (int k = 0; k < PLACES; ++k) {
                 u32 own = item + k * THREADS < items ? item + k * THREADS : item;
                 // they lie evenly, but for the row's first
-                const float *x_first = p.part + (i64)first_part * PART + own * 4;
-                const float *x_next = p.part + (i64)next_part * PART + own * 4;
+                const float *x = p.part + own * 4;
+                const float *x_first = x + (i64)first_part * PART, *x_next = x + (i64)next_part * PART;
                 const float2 *w = p.part_weight + own / PER_COLUMN * WARPS + thread / 32;
-                const float2 *w_first = w + first_part * (COLUMNS * WARPS), *w_next = w + next_part * (COLUMNS * WARPS);
+                const float2 *w_first = w + first_part * WEIGHTS, *w_next = w + next_part * WEIGHTS;
 #pragma unroll
                 for (int i = 0; i < MOST; ++i) {
                     bool is_next = i > 0 && i < count;
-                    weight[k][i] = __ldcg(is_next ? w_next + (i - 1) * (stride * COLUMNS * WARPS) : w_first);
-                    x[k][i] = __ldcg((const float4 *)(is_next ? x_next + (i - 1) * (stride * PART) : x_first));
+                    weight[k][i] = __ldcg(is_next ? w_next + (i - 1) * (stride * WEIGHTS) : w_first);
+                    parts[k][i] = __ldcg((const float4 *)(is_next ? x_next + (i - 1) * (stride * PART) : x_first));
                 }
             }
 #pragma unroll
             for (int k = 0; k < PLACES; ++k) {
                 u32 own = item + k * THREADS;
-                if (own < items) work(own / PER_COLUMN, own % PER_COLUMN * 4, sum_of(weight[k], x[k], count));
+                if (own < items) work(own / PER_COLUMN, own % PER_COLUMN * 4, sum_of(weight[k], parts[k], count));
             }
         }
     }
@@ -150,65 +141,44 @@ struct Finish {
         return sum;
     }
 
-    // Place of what a range has of a row that begins in range `first`: a program has two, one for a
-    // row that began before and one for a row that goes on.
-    DEVICE int part_of(int range, int first) const {
-        int neighbour = (range - batch.range_of_program(program)) * p.parallel_heads;
-        return 2 * (program + neighbour) + (range == first);
-    }
-
-    // What the program has of the row that is fetched.
-    DEVICE Cut cut_of(const Row &row, const Segment &segment) const {
-        int range = batch.range_of_program(program);
-        int first = batch.range_of(segment.row_begin), last = batch.range_of(segment.row_end() - 1);
-        int from = first + (range - first) / FAN_IN * FAN_IN;
-        return {segment.head, row.next_first, row.next_queries * GROUP, first, last, from, min(FAN_IN, last + 1 - from)};
-    }
-
-    // Merge the rows that are cut, at most one that began before and one that goes on; who comes last
-    // to a row does it (the stream-K fix-up, Osama et al. 2023, §4), each warp for its own elements.
-    DEVICE void merge(const Cut &before, const Cut &cut) {
+    // Merge this warp's `Cut`s, two at most, of which a lane each has the counter and how many parts are
+    // counted; who comes last to a row does it (the stream-K fix-up, Osama et al. 2023, §4), each warp for
+    // its own elements.
+    DEVICE void merge_rows(int counter, int count) {
         __syncwarp();
-        int lane = thread % 32;
+        const Cut *rows = shared.cuts[thread / 32];
         bool last = false;
-        if (lane < 2) {  // both at once
-            int count = lane ? cut.count : before.count;
-            int place = lane ? part_of(cut.from, cut.first) : part_of(before.from, before.first);
-            if (count) last = is_last(place, count);
-        }
+        if (count) last = is_last(counter, count);  // both at once
         u32 lasts = __ballot_sync(~0u, last);
         __syncwarp();  // what lanes 0 and 1 know is known to all
 #pragma unroll 1
         for (int i = 0; i < 2; ++i)  // once in the code, which has to be fetched
-            if (lasts >> i & 1) {
-                Cut row = before;
-                if (i) row = cut;
-                merge(row);
-            }
+            if (lasts >> i & 1) merge(rows[i]);
     }
 
     // Merge a row's parts in order. Many are merged by bundles first.
-    DEVICE void merge(const Cut &cut) {
+    DEVICE void merge(Cut cut) {
         mark(Moment::LAST_TO_COME);
-        int bundles = (cut.last - cut.first) / FAN_IN + 1;
+        int bundles = (cut.total - 1) / FAN_IN + 1;
         int offset = 0, from = cut.from, step = 1, count = cut.count;
         bool all = bundles == 1;
 #pragma unroll 1
         while (true) {
-            add_parts(cut.columns, offset, from, step, count, cut.first, [&](int column, int at, const Sum &sum) {
+            add_parts(cut, offset, from, step, count, [&](int column, int at, const Sum &sum) {
                 if (all)
                     write_result(cut.head, cut.first_query, column, at, sum);
                 else
-                    write_part(2 * p.num_programs + part_of(from, cut.first), column, at, sum);
+                    write_part(2 * p.num_programs + cut.place_of(from), column, at, sum);
             });
             if (all) break;
             offset = 2 * p.num_programs;
             __syncwarp();
-            bool last = thread % 32 == 0 && is_last(offset + part_of(cut.first, cut.first), bundles);
+            // bundles are counted where the second part lies, with which none begins
+            bool last = thread % 32 == 0 && is_last(cut.place_of(1), bundles);
             last = __shfl_sync(~0u, last, 0);
             __syncwarp();
             if (!last) return;
-            from = cut.first;
+            from = 0;
             step = FAN_IN;
             count = bundles;
             all = true;
@@ -216,8 +186,8 @@ struct Finish {
         mark(Moment::MERGED);
     }
 
-    // Add up what the warps have of a segment, and write it: the result, or a part of it.
-    DEVICE void run(Row &row, const Segment &segment, int parity) {
+    // Add up what the warps have of a segment, and write it: the result, or a part of it, to `place`.
+    DEVICE void run(Row &row, const Segment &segment, int place, int parity) {
         int warp = thread / 32, lane = thread % 32;
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; ++tile)
@@ -233,16 +203,15 @@ struct Finish {
                 }
             }
         bool whole = segment.is_whole();
-        int part = 2 * program + (segment.begin == segment.row_begin);
         int columns = row.queries * GROUP;
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; ++tile) {
             named_barrier(1, THREADS);
             if (tile * 8 < columns) share(row, parity, tile, warp, lane);
             named_barrier(1, THREADS);
+            mark(Moment::SUMS_THERE);
             // the thread's elements, as `add_parts` has them
             int begin = tile * 8 * PER_COLUMN, end = min(columns, tile * 8 + 8) * PER_COLUMN;
-            mark(Moment::SUMS_THERE);
             for (int item = begin + (thread - begin % THREADS + THREADS) % THREADS; item < end;
                  item += THREADS) {
                 int column = item / PER_COLUMN, at = item % PER_COLUMN * 4;
@@ -250,7 +219,7 @@ struct Finish {
                 if (whole)
                     write_result(segment.head, row.first_query, column, at, sum);
                 else
-                    write_part(part, column, at, sum);
+                    write_part(place, column, at, sum);
             }
         }
         mark(Moment::WRITTEN);

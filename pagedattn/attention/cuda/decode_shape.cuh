@@ -51,7 +51,7 @@ struct Parameters {
     float *lse;
     float *part;          // [4 * num_programs, COLUMNS, HEAD_SIZE]
     float2 *part_weight;  // [4 * num_programs, COLUMNS, WARPS], peak and total
-    int *arrived;         // [4 * num_programs, WARPS], zeros before and after
+    int *arrived;         // [2 * num_programs, WARPS], zeros before and after
     const int *tables, *kv_lengths, *query_starts;
     const unsigned char *key_memory, *value_memory;
     const float *key_scale, *value_scale, *alibi_slopes, *sinks;
@@ -66,13 +66,3 @@ struct Parameters {
     int max_kv_length, max_query_length;  // of a sequence
     int is_full;  // whether all sequences have `max_kv_length` tokens, as far as the host knows
 };
-
-struct Shared {
-    alignas(1024) unsigned char tiles[STAGES][2][TILE_BYTES];
-    float sums[WARPS][8][SUM_PITCH];
-    float peaks[2][WARPS][COLUMNS], totals[2][WARPS][COLUMNS];
-    int table[PRODUCERS][ENTRIES];
-    alignas(8) u64 full[STAGES], empty[STAGES];
-};
-
-static_assert(sizeof(Shared) + 1024 <= SHARED_BYTES, "shared memory, and room to align it");

@@ -29,7 +29,8 @@ struct Division {
     int parallel_heads;
     int groups;  // of heads of a sequence, laid end to end
     int total, ranges;
-    int each, extra;  // tiles of a range, and how many ranges have one more
+    int unit, parts;  // what is cut by itself, all tiles or each row, and into how many ranges
+    int each, extra;  // tiles of a range, and how many of a unit's ranges have one more
 
     // Divide `of_head` tiles of one head, in rows of `row` tiles if they are `even`.
     DEVICE Division(const Parameters &p, int of_head, bool even, int row) {
@@ -37,26 +38,45 @@ struct Division {
         groups = p.num_kv_heads / parallel_heads;
         total = of_head * groups;
         ranges = max(1, min(p.num_programs / parallel_heads, total));
+        unit = total;
+        parts = ranges;
         each = (u32)total / (u32)ranges;
         extra = total - each * ranges;
-        // sequences of one length: whole rows, if that leaves few ranges with less, or little that
-        // those without work could have read: less than merging takes
+        if (!even) return;
         int rows = p.num_sequences * groups;
         int rows_each = (u32)(rows + ranges - 1) / (u32)ranges, missing = rows_each * ranges - rows;
+        // sequences of one length: whole rows, if that leaves few ranges with less, or little that
+        // those without work could have read: less than merging takes
         bool few = 16 * missing <= rows;
         bool little = missing <= rows && (i64)missing * row * parallel_heads <= MERGE_BYTES / (2 * TILE_BYTES);
-        if (even && (few || little)) {
+        if (few || little) {
             each = rows_each * row;
             extra = 0;
+        } else if (1 < rows && rows < ranges) {
+            // or each row by itself in as many ranges, if that leaves few without work: then none has
+            // the end of a row and the beginning of another
+            int of_row = (u32)ranges / (u32)rows;
+            if (16 * (ranges - of_row * rows) > ranges) return;
+            unit = row;
+            parts = of_row;
+            ranges = of_row * rows;
+            each = (u32)row / (u32)of_row;
+            extra = row - each * of_row;
         }
     }
 
     // First tile of a range; that of the one after the last is `total`.
-    DEVICE int begin(int range) const { return min(range * each + min(range, extra), total); }
+    DEVICE int begin(int range) const {
+        int before = parts == ranges ? 0 : (u32)range / (u32)parts;  // units
+        int part = range - before * parts;
+        return min(before * unit + part * each + min(part, extra), total);
+    }
 
     DEVICE int range_of(int tile) const {
-        int of_larger = extra * (each + 1);
-        return tile < of_larger ? (u32)tile / (u32)(each + 1) : extra + (u32)(tile - of_larger) / (u32)each;
+        int before = unit == total ? 0 : (u32)tile / (u32)unit, of_larger = extra * (each + 1);
+        tile -= before * unit;
+        int part = tile < of_larger ? (u32)tile / (u32)(each + 1) : extra + (u32)(tile - of_larger) / (u32)each;
+        return before * parts + part;
     }
 
     DEVICE int range_of_program(int program) const { return program / parallel_heads; }
@@ -130,6 +150,44 @@ struct Segment {
         end = min(row_end(), range_end);
     }
 };
+
+// A row that is cut, of which this program has a part. Its parts are those of the ranges that it lies
+// in, in order.
+struct Cut {
+    int head, first_query, columns;
+    int apart;        // places that the parts are apart
+    int place;        // see `place_of`
+    int total;        // parts
+    int from, count;  // of the bundle that the own part is in: first part, and how many
+
+    // Where a part lies. A program has two places, one for a row that began before and one for a row that
+    // goes on, so a row's first part is in another than those that follow.
+    DEVICE int place_of(int part) const { return place + part * apart + (part == 0); }
+
+    // What a program has of a row, but for its queries.
+    DEVICE static Cut of(const Batch &batch, const Segment &segment, int program) {
+        int first = batch.range_of(segment.row_begin), own = batch.range_of_program(program) - first;
+        Cut cut;
+        cut.head = segment.head;
+        cut.apart = 2 * batch.parallel_heads;
+        cut.place = 2 * program - own * cut.apart;
+        cut.total = batch.range_of(segment.row_end() - 1) - first + 1;
+        cut.from = own / FAN_IN * FAN_IN;
+        cut.count = min(FAN_IN, cut.total - cut.from);
+        return cut;
+    }
+};
+
+struct Shared {
+    alignas(1024) unsigned char tiles[STAGES][2][TILE_BYTES];
+    float sums[WARPS][8][SUM_PITCH];
+    float peaks[2][WARPS][COLUMNS], totals[2][WARPS][COLUMNS];
+    int table[PRODUCERS][ENTRIES];
+    Cut cuts[WARPS][2];  // of each warp, to be merged when its range ends
+    alignas(8) u64 full[STAGES], empty[STAGES];
+};
+
+static_assert(sizeof(Shared) + 1024 <= SHARED_BYTES, "shared memory, and room to align it");
 
 // The first tiles of a program if all sequences have as many tokens as the host allows, as they had
 // when it made the batch. They are asked for before the lengths are known, which saves the time to
