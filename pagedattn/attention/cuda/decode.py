@@ -108,11 +108,12 @@ class _Parameters(ctypes.Structure):
             (name, ctypes.c_int)
             for name in (
                 *("num_sequences", "num_query_heads", "num_kv_heads"),
-                *("window", "num_programs", "parallel_heads", "table_lines", "query_lines"),
+                *("window", "num_programs", "parallel_heads", "groups", "ranges"),
+                *("table_lines", "query_lines"),
                 *("max_kv_length", "max_query_length", "is_full"),
             )
         ),
-        ("_padding", ctypes.c_char * 20),
+        ("_padding", ctypes.c_char * 12),
     )
 
 
@@ -353,7 +354,10 @@ class DecodeLaunch:
             parameters.kv_head_stride,
             parameters.token_stride,
         ) = (stride * cache.key.element_size() for stride in cache.key.stride()[:3])
-        parameters.parallel_heads = heads_in_parallel(cache.num_kv_heads, self._num_programs)
+        parallel_heads = heads_in_parallel(cache.num_kv_heads, self._num_programs)
+        parameters.parallel_heads = parallel_heads
+        parameters.groups = cache.num_kv_heads // parallel_heads
+        parameters.ranges = self._num_programs // parallel_heads
         width = batch.block_tables.shape[1]
         parameters.max_kv_length = min(batch.max_kv_length, width * cache.block_size)
         parameters.max_query_length = batch.max_query_length

@@ -35,6 +35,7 @@ constexpr i64 MERGE_BYTES = 64 << 20;
 
 static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
 static_assert(GATHER || GUESSED * BLOCKS <= 32, "a lane has a block");
+static_assert(PROGRAMS <= 2, "see spread");
 static_assert(STAGES % WARPS == 0, "a warp has its own stages");
 static_assert(!FP8 || HEAD_SIZE % 32 == 0, "e4m3 rows are taken 32 at a time");
 
@@ -61,6 +62,7 @@ struct Parameters {
     float cap_log2;
     int num_sequences, num_query_heads, num_kv_heads, window, num_programs;
     int parallel_heads;  // neighbouring programs have so many heads of a sequence; divides num_kv_heads
+    int groups, ranges;  // of heads, and of tiles at most: num_kv_heads and num_programs divided by that
     int table_lines;     // of 128 bytes, that a row of the block tables has at most
     int query_lines;     // of the queries
     int max_kv_length, max_query_length;  // of a sequence

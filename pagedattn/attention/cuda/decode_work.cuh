@@ -35,9 +35,9 @@ struct Division {
     // Divide `of_head` tiles of one head, in rows of `row` tiles if they are `even`.
     DEVICE Division(const Parameters &p, int of_head, bool even, int row) {
         parallel_heads = p.parallel_heads;
-        groups = p.num_kv_heads / parallel_heads;
+        groups = p.groups;
         total = of_head * groups;
-        ranges = max(1, min(p.num_programs / parallel_heads, total));
+        ranges = max(1, min(p.ranges, total));
         unit = total;
         parts = ranges;
         each = (u32)total / (u32)ranges;
