@@ -22,8 +22,9 @@ constexpr int COLUMN_TILES = COLUMNS / 8;
 constexpr int ENTRIES = BLOCKS * 16 < 32 ? 32 : BLOCKS * 16;  // of the block table, read at once
 // Bytes of K and V that a program asks for before it knows the lengths.
 constexpr int GUESSED_BYTES = 65536 / PROGRAMS;
-constexpr int MOST_GUESSED = GUESSED_BYTES / (2 * TILE_BYTES);
-constexpr int GUESSED = MOST_GUESSED < 1 ? 1 : MOST_GUESSED > WARPS ? WARPS : MOST_GUESSED;  // tiles
+constexpr int MOST_GUESSED = WARPS < 32 / BLOCKS ? WARPS : 32 / BLOCKS;  // tiles: a lane has a block
+constexpr int FIT = GUESSED_BYTES / (2 * TILE_BYTES);
+constexpr int GUESSED = FIT < 1 ? 1 : FIT > MOST_GUESSED ? MOST_GUESSED : FIT;
 constexpr int SUM_PITCH = HEAD_SIZE + 4;                    // floats; keeps banks apart
 constexpr bool FP8 = KV_BYTES == 1;
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
@@ -34,7 +35,7 @@ constexpr int FAN_IN = 20;  // parts that are merged at once
 constexpr i64 MERGE_BYTES = 64 << 20;
 
 static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
-static_assert(GATHER || GUESSED * BLOCKS <= 32, "a lane has a block");
+static_assert(GATHER || BLOCKS <= 32, "a lane has a block");
 static_assert(PROGRAMS <= 2, "see spread");
 static_assert(STAGES % WARPS == 0, "a warp has its own stages");
 static_assert(!FP8 || HEAD_SIZE % 32 == 0, "e4m3 rows are taken 32 at a time");
