@@ -69,12 +69,14 @@ HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 WARPS = 4
 SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
 IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
+MORE_IN_FLIGHT = 196_608  # the same over heads of 64
 MAX_TILE = 64
 MAX_STAGES = 16
 MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
-SMALL_BLOCKS = 4  # up to here the kernel copies by threads, with more warps
+GATHERERS = 4  # warps of a multiprocessor that copy by threads, over blocks of one token
+MAX_BOXES = 16  # blocks of a tile
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
 MAX_COLUMNS = 32
 MAX_ACCUMULATORS = 4096  # of a row: columns times head size
@@ -154,8 +156,8 @@ def choose_config(
 
     Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
     rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
-    flight keep the memory busy, and more does not help. Where a program or a row has little, tiles
-    are small enough for each warp to have one.
+    flight keep the memory busy, and more helps only over heads of 64. Where a program
+    or a row has little, tiles are small enough for each warp to have one.
 
     Args:
         head_size: elements of a head.
@@ -169,13 +171,13 @@ def choose_config(
     """
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
     many = num_rows >= (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS)
-    fit = padded * head_size <= MAX_ACCUMULATORS // 2 and block_size > SMALL_BLOCKS
-    programs = 2 if many and fit else 1
-    most = IN_FLIGHT // programs // WARPS
+    programs = 2 if many and padded * head_size <= MAX_ACCUMULATORS // 2 else 1
+    in_flight = MORE_IN_FLIGHT if programs == 1 and head_size <= 64 else IN_FLIGHT
+    most = in_flight // programs // WARPS
     tile = 16
     while (
         4 * tile * head_size * kv_bytes <= most
-        and tile < MAX_TILE
+        and tile < (MAX_TILE if block_size == 1 else min(MAX_TILE, MAX_BOXES * block_size))
         and tile * padded < 1024
         and tile * WARPS < min(tokens_a_program, max_kv_length)
     ):
@@ -288,7 +290,8 @@ class DecodeLaunch:
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
-        self._threads = 32 * (WARPS + (4 if cache.block_size <= SMALL_BLOCKS else 1))
+        producers = GATHERERS // config.programs if cache.block_size == 1 else 1
+        self._threads = 32 * (WARPS + producers)
         self._config = config
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)

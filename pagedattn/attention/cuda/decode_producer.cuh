@@ -44,8 +44,8 @@ struct Producer {
                 if (token >= blocks * BLOCK_SIZE) break;
                 i64 from = table[token / BLOCK_SIZE] * p.block_stride + head * p.kv_head_stride +
                            token % BLOCK_SIZE * p.token_stride + byte;
-                copy_16_bytes(place_in_tile(to, token, byte), p.key_memory + from);
-                copy_16_bytes(place_in_tile(to + TILE_BYTES, token, byte), p.value_memory + from);
+                copy_16_bytes(place_in_tile(to, token, byte), p.key_memory + from, policy);
+                copy_16_bytes(place_in_tile(to + TILE_BYTES, token, byte), p.value_memory + from, policy);
             }
             barrier_arrive_when_copied(full);
         } else {

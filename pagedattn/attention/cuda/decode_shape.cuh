@@ -9,10 +9,9 @@ constexpr int ROW_BYTES = HEAD_SIZE * KV_BYTES;
 // costs less than moving 32 bytes at a time.
 constexpr int SPAN = ROW_BYTES % 128 == 0 ? 128 : ROW_BYTES % 64 == 0 ? 64 : ROW_BYTES;
 constexpr int SWIZZLE = SPAN == ROW_BYTES && SPAN % 64 ? 16 : SPAN;  // 16: none
-// where blocks are so small that the TMA would need an instruction for a few rows, the producer's
-// lanes copy 16 bytes each
-constexpr bool GATHER = BLOCK_SIZE <= 4;
-constexpr int PRODUCERS = GATHER ? 4 : 1;  // warps
+// where the TMA would need an instruction for each token, the producer's lanes copy 16 bytes each
+constexpr bool GATHER = BLOCK_SIZE == 1;
+constexpr int PRODUCERS = GATHER ? 4 / PROGRAMS : 1;  // warps
 constexpr int BOX_TOKENS = BLOCK_SIZE < TILE && !GATHER ? BLOCK_SIZE : TILE;
 constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;
 constexpr int BLOCKS = BLOCK_SIZE < TILE ? TILE / BLOCK_SIZE : 1;  // of a tile

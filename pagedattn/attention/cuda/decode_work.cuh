@@ -50,6 +50,13 @@ struct Division {
         bool few = 16 * missing <= rows;
         bool little = missing <= rows && (i64)missing * row * parallel_heads <= MERGE_BYTES / (2 * TILE_BYTES);
         if (few || little) {
+            // where more than half of the programs would have work, but not all, half of them, each on a
+            // path to the L2 of its own, see `spread`, with as much to do as the others
+            int half = ranges / 2;
+            if (PROGRAMS == 1 && !few && half > 0 && rows_each * half < rows) {
+                int more_each = (u32)(rows + half - 1) / (u32)half;
+                if (16 * (more_each * half - rows) <= rows) rows_each = more_each;
+            }
             each = rows_each * row;
             extra = 0;
         } else if (1 < rows && rows < ranges) {

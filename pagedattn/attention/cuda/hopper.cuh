@@ -70,8 +70,10 @@ DEVICE void named_barrier(int number, int threads) {
 
 // ---- copies by threads
 
-DEVICE void copy_16_bytes(u32 to, const void *from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+DEVICE void copy_16_bytes(u32 to, const void *from, u64 policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "l"(policy)
+                 : "memory");
 }
 
 // Arrive once all of this thread's copies before are done.
