@@ -1,5 +1,7 @@
 // Decode and short queries: the KV of all sequences divided evenly over the whole GPU.
-// What it does and why is told in decode.py; here is how.
+// What it does and why is told in decode.py; here is how. A program's tiles are numbered from 0 on, in
+// the order in which they are asked for: a tile's number is its `round`, and it lies in stage
+// `round % STAGES`.
 //
 // Macros: HEAD_SIZE; GROUP of query heads a KV head; KV_BYTES an element of K and V (2, or 1 for
 // e4m3); BF16 of query and output (else float16); COLUMNS of the score tile (queries times heads of a
@@ -10,6 +12,8 @@
 
 #include "decode_finish.cuh"
 
+// Work of a consumer's warp: fold its tiles of each segment, write what the program has of a row, and
+// merge at the range's end. The first tile of the range is number `round`.
 DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Segment segment,
                     int range_end, int round, int program, int warp, int lane) {
     int parity = 0, cuts = 0;
@@ -117,9 +121,10 @@ DEVICE void throw_away(Shared &shared, int stage, int lane) {
     if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
 }
 
-// Programs that come one after the other are put on the two multiprocessors of a cluster (TPC), which
-// share a path to the L2: one of them gets more than half of what both get. Where there is not work for
-// all, it is for one of each two first.
+// Which program a block is. Blocks that follow each other are put on the two multiprocessors of a TPC,
+// which share a path to the L2 that brings less than twice what one of them can take. Where there is not
+// work for all, the first programs have it: of each two blocks one is in the first half of the programs.
+// Where a multiprocessor has two programs, each half of the grid is numbered so.
 DEVICE int spread(int block) {
     int all = gridDim.x / PROGRAMS, before = block < all ? 0 : all, place = block - before;
     return before + place / 2 + place % 2 * ((all + 1) / 2);

@@ -5,24 +5,39 @@ query sees. All sequences' tiles, laid end to end, are cut into equal ranges (St
 2023, applied to attention), so a ragged batch takes as long as an even one of as many tokens. Each
 range goes to as many neighbouring programs as there are KV heads, which read the same blocks at the
 same time. Where that would leave many programs without work, fewer heads are read side by side, and
-such groups are laid end to end. Ranges end where rows do if all sequences are as long and few
-programs then have less to do, or the batch is so small that merging parts would take longer than
-the programs without work could save. A program finds its range from the lengths by itself: nothing
-is planned on the host, and a captured graph follows new lengths.
+such groups are laid end to end. A program finds its range from the lengths by itself: nothing is
+planned on the host, and a captured graph follows new lengths.
+
+Two neighbouring multiprocessors (a TPC) share a path to the L2, which brings less than twice what
+one of them can take. So where there is not work for all programs, one of each two has some first.
+
+If all sequences are as long, the first of these that fits is done instead:
+
+- Ranges end where rows do, if few programs then have less to do, or the batch is so small that
+  merging parts would take longer than the programs without work could save. Where more than half of
+  the programs would have work then, but not all, half of them get more rows each, if these come out
+  nearly even: each has its path to the L2 for itself.
+- Where rows are fewer than programs, each is cut by itself into as many ranges, if at most one
+  program in 16 is left without work: then none has the end of a row and the beginning of another,
+  which would be two rows to merge.
 
 Where the host made the batch of sequences that all have as many tokens as it allows, a program asks
 for its first tiles before it has read a length, and does not wait for that and for finding out what
 is whose. The lengths decide all the same: if they are others by now, what comes is thrown away.
 
-In a program one warp does nothing but have the tensor memory accelerator bring blocks through the
-page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows; a
-block's K of one head is one instruction and one contiguous piece of memory. Four warps take the
-tiles by turns. Scores are K times Q transposed, tokens by queries, since a product's first factor
-has 16 rows and its second 8 columns: a group of 4 heads fills half of the columns, where it would
-fill a quarter of the rows. The softmax weights become the second product's factor by transposing
-8 x 8 matrices in registers. Each warp keeps a softmax of its own until the row's end; there the
-four are added up in shared memory. Tiles that are there wait meanwhile, so the next row's queries
-are read ahead, and merging is left to the range's end.
+In a program one warp does nothing but have the tensor memory accelerator (TMA) bring blocks through
+the page table into shared memory, up to 128 KiB ahead a multiprocessor, 192 over 16-bit heads of 64
+where one program has it, and on into the next rows; a block's K of one head is one instruction and
+one contiguous piece of memory. One lane asks for a whole tile, K and V of a block by turns. Blocks
+of one token would be too many instructions: four warps of a multiprocessor copy them by threads.
+
+Four warps take the tiles by turns. Scores are K times Q transposed, tokens by queries, since a
+product's first factor has 16 rows and its second 8 columns: a group of 4 heads fills half of the
+columns, where it would fill a quarter of the rows. The softmax weights become the second product's
+factor by transposing 8 x 8 matrices in registers. Each warp keeps a softmax of its own until the
+row's end; there the four are added up in shared memory. Tiles that are there wait meanwhile, so the
+next row's queries are read ahead where registers hold them, and merging is left to the range's end.
+Which rows are to be merged is kept in shared memory: registers are few where queries are many.
 
 A row that lies within one range is written to the output at once. Of one that is cut, each program
 leaves a part in a workspace, and the last program to come adds them up, each of its warps for its
@@ -32,7 +47,8 @@ Over e4m3, K and V become float16 in registers, which holds them exactly, and bf
 divided by a power of two each, so that float16 holds them.
 
 Bytes: K and V once (2 * kv_length * head_size * itemsize a row), plus at most two parts a program,
-written and read (8 * columns * head_size bytes each). Limit: the read bandwidth.
+written and read (8 * columns * head_size bytes each). Limit: the read bandwidth; where few programs
+have work, what a multiprocessor can take by its path to the L2.
 """
 
 from __future__ import annotations
@@ -69,14 +85,14 @@ HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 WARPS = 4
 SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
 IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
-MORE_IN_FLIGHT = 196_608  # the same over heads of 64
+MORE_IN_FLIGHT = 196_608  # the same over heads of 64, for one program
 MAX_TILE = 64
 MAX_STAGES = 16
 MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
 GATHERERS = 4  # warps of a multiprocessor that copy by threads, over blocks of one token
-MAX_BOXES = 16  # blocks of a tile
+MAX_BOXES = 16  # blocks of a tile that the TMA brings
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
 MAX_COLUMNS = 32
 MAX_ACCUMULATORS = 4096  # of a row: columns times head size
@@ -156,8 +172,8 @@ def choose_config(
 
     Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
     rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
-    flight keep the memory busy, and more helps only over heads of 64. Where a program
-    or a row has little, tiles are small enough for each warp to have one.
+    flight keep the memory busy, and more helps only over heads of 64, with one program. Where a
+    program or a row has little, tiles are small enough for each warp to have one.
 
     Args:
         head_size: elements of a head.

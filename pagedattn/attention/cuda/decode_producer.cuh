@@ -1,4 +1,4 @@
-// The producer: a warp that has the TMA bring tiles, or four that copy them.
+// The producer: a warp that has the TMA bring tiles, or PRODUCERS that copy them.
 #pragma once
 #include "decode_work.cuh"
 
@@ -49,7 +49,7 @@ struct Producer {
             }
             barrier_arrive_when_copied(full);
         } else {
-            int own = table[min(lane, BLOCKS - 1)], block[BLOCKS];
+            int own = table[min(lane, BLOCKS - 1)], block[BLOCKS];  // a lane has the block of a box
 #pragma unroll
             for (int box = 0; box < BLOCKS; ++box) block[box] = __shfl_sync(~0u, own, box);
             if (elected()) {
@@ -59,8 +59,10 @@ struct Producer {
         }
     }
 
-    // Ask for a tile. One elected lane does it, by numbers of which the compiler knows that they are the
-    // same for all lanes: else it has the lanes ask in a loop, which takes 60 to 120 cycles a box.
+    // Ask for a tile, a box for each of its blocks, or one if it lies in a block. One elected lane does
+    // it, with numbers that come by shuffles, so that the compiler knows them to be the same for all
+    // lanes: else it has the lanes ask in a loop, one by one, which takes 60 to 120 cycles a box. K and V
+    // go by turns, so that the first tile is whole before others come.
     DEVICE void ask(const int (&block)[BLOCKS], int blocks, int offset, int head, u32 to, u32 full) {
 #pragma unroll
         for (int box = 0; box < BLOCKS; ++box) {

@@ -27,6 +27,7 @@ struct Row {
 #if ALIBI
     float slope[COLUMN_TILES][2];
 #endif
+    // `least_end`: the least of all queries' `seen_end`
     int least_end, kv_length, lowest, first_query, queries;
     int next_first, next_queries;  // of the row that comes next, then of the one that is fetched
     float value_scale;

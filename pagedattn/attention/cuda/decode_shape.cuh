@@ -1,4 +1,4 @@
-// Sizes, parameters and shared memory of the decode kernel.
+// Sizes and parameters of the decode kernel.
 #pragma once
 #include "trace.cuh"
 
@@ -11,7 +11,7 @@ constexpr int SPAN = ROW_BYTES % 128 == 0 ? 128 : ROW_BYTES % 64 == 0 ? 64 : ROW
 constexpr int SWIZZLE = SPAN == ROW_BYTES && SPAN % 64 ? 16 : SPAN;  // 16: none
 // where the TMA would need an instruction for each token, the producer's lanes copy 16 bytes each
 constexpr bool GATHER = BLOCK_SIZE == 1;
-constexpr int PRODUCERS = GATHER ? 4 / PROGRAMS : 1;  // warps
+constexpr int PRODUCERS = GATHER ? 4 / PROGRAMS : 1;  // warps; see GATHERERS in decode.py
 constexpr int BOX_TOKENS = BLOCK_SIZE < TILE && !GATHER ? BLOCK_SIZE : TILE;
 constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;
 constexpr int BLOCKS = BLOCK_SIZE < TILE ? TILE / BLOCK_SIZE : 1;  // of a tile
@@ -21,14 +21,15 @@ constexpr int COLUMN_TILES = COLUMNS / 8;
 constexpr int ENTRIES = BLOCKS * 16 < 32 ? 32 : BLOCKS * 16;  // of the block table, read at once
 // Bytes of K and V that a program asks for before it knows the lengths.
 constexpr int GUESSED_BYTES = 65536 / PROGRAMS;
-constexpr int MOST_GUESSED = WARPS < 32 / BLOCKS ? WARPS : 32 / BLOCKS;  // tiles: a lane has a block
+// tiles: a warp has to throw away one at most, and a lane has a block
+constexpr int MOST_GUESSED = WARPS < 32 / BLOCKS ? WARPS : 32 / BLOCKS;
 constexpr int FIT = GUESSED_BYTES / (2 * TILE_BYTES);
 constexpr int GUESSED = FIT < 1 ? 1 : FIT > MOST_GUESSED ? MOST_GUESSED : FIT;
 constexpr int SUM_PITCH = HEAD_SIZE + 4;                    // floats; keeps banks apart
 constexpr bool FP8 = KV_BYTES == 1;
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
-constexpr int FAN_IN = 20;  // parts that are merged at once
+constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there are more
 // What half of the programs can leave unread, for which the other half takes as long as for merging:
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
@@ -50,6 +51,7 @@ struct Parameters {
     const u16 *query;
     Out *out;
     float *lse;
+    // two places a program for parts, then two for what bundles of parts are merged to
     float *part;          // [4 * num_programs, COLUMNS, HEAD_SIZE]
     float2 *part_weight;  // [4 * num_programs, COLUMNS, WARPS], peak and total
     int *arrived;         // [2 * num_programs, WARPS], zeros before and after
@@ -62,7 +64,7 @@ struct Parameters {
     float cap_log2;
     int num_sequences, num_query_heads, num_kv_heads, window, num_programs;
     int parallel_heads;  // neighbouring programs have so many heads of a sequence; divides num_kv_heads
-    int groups, ranges;  // of heads, and of tiles at most: num_kv_heads and num_programs divided by that
+    int groups, ranges;  // of heads, and of tiles at most: num_kv_heads and num_programs by parallel_heads
     int table_lines;     // of 128 bytes, that a row of the block tables has at most
     int query_lines;     // of the queries
     int max_kv_length, max_query_length;  // of a sequence

@@ -1,4 +1,4 @@
-// Who works on what: which tiles of which sequences and heads a program has.
+// Who works on what: which tiles of which sequences and heads a program has, and its shared memory.
 #pragma once
 #include "decode_shape.cuh"
 
@@ -22,9 +22,9 @@ DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
 }
 
 // What a program works on is a range of tiles. KV heads form groups of `parallel_heads`, neighbours.
-// All sequences' tiles, once a group, are laid end to end and cut into ranges, and each range goes to
-// as many programs as a group has heads: they read the same blocks at the same time, and what they
-// read of a block lies together.
+// All sequences' tiles, once a group, are laid end to end and cut into ranges, all at once or row by
+// row, and each range goes to as many programs as a group has heads: they read the same blocks at the
+// same time, and what they read of a block lies together.
 struct Division {
     int parallel_heads;
     int groups;  // of heads of a sequence, laid end to end
@@ -50,8 +50,8 @@ struct Division {
         bool few = 16 * missing <= rows;
         bool little = missing <= rows && (i64)missing * row * parallel_heads <= MERGE_BYTES / (2 * TILE_BYTES);
         if (few || little) {
-            // where more than half of the programs would have work, but not all, half of them, each on a
-            // path to the L2 of its own, see `spread`, with as much to do as the others
+            // where more than half of the programs would have work, but not all: half of them have more
+            // rows each, if these come out nearly even, and a path to the L2 for themselves, see `spread`
             int half = ranges / 2;
             if (PROGRAMS == 1 && !few && half > 0 && rows_each * half < rows) {
                 int more_each = (u32)(rows + half - 1) / (u32)half;
@@ -61,7 +61,7 @@ struct Division {
             extra = 0;
         } else if (1 < rows && rows < ranges) {
             // or each row by itself in as many ranges, if that leaves few without work: then none has
-            // the end of a row and the beginning of another
+            // the end of a row and the beginning of another, two to merge
             int of_row = (u32)ranges / (u32)rows;
             if (16 * (ranges - of_row * rows) > ranges) return;
             unit = row;
@@ -72,13 +72,14 @@ struct Division {
         }
     }
 
-    // First tile of a range; that of the one after the last is `total`.
+    // First tile of a range; of any after the last it is `total`.
     DEVICE int begin(int range) const {
         int before = parts == ranges ? 0 : (u32)range / (u32)parts;  // units
         int part = range - before * parts;
         return min(before * unit + part * each + min(part, extra), total);
     }
 
+    // The range that a tile is in.
     DEVICE int range_of(int tile) const {
         int before = unit == total ? 0 : (u32)tile / (u32)unit, of_larger = extra * (each + 1);
         tile -= before * unit;
@@ -159,7 +160,7 @@ struct Segment {
 };
 
 // A row that is cut, of which this program has a part. Its parts are those of the ranges that it lies
-// in, in order.
+// in, in order. FAN_IN parts that follow each other are a bundle, from the row's first on.
 struct Cut {
     int head, first_query, columns;
     int apart;        // places that the parts are apart
@@ -190,7 +191,9 @@ struct Shared {
     float sums[WARPS][8][SUM_PITCH];
     float peaks[2][WARPS][COLUMNS], totals[2][WARPS][COLUMNS];
     int table[PRODUCERS][ENTRIES];
-    Cut cuts[WARPS][2];  // of each warp, to be merged when its range ends
+    // rows that are cut, for each warp, which merges its elements of them when the range ends: here they
+    // take no registers meanwhile
+    Cut cuts[WARPS][2];
     alignas(8) u64 full[STAGES], empty[STAGES];
 };
 
@@ -202,7 +205,7 @@ static_assert(sizeof(Shared) + 1024 <= SHARED_BYTES, "shared memory, and room to
 struct Guess {
     Tiles tiles;
     int sequence = 0, head = 0;
-    int tile = 0, count = 0;  // the first one of the row, and how many there are
+    int tile = 0, count = 0;  // the first one's number in its row, and how many there are
 
     DEVICE Guess(const Parameters &p, int program) {
         tiles = tiles_of(p, p.max_kv_length, p.max_query_length);

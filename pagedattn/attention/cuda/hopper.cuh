@@ -70,6 +70,7 @@ DEVICE void named_barrier(int number, int threads) {
 
 // ---- copies by threads
 
+// From memory to shared memory; `policy` is what `evict_first` returns.
 DEVICE void copy_16_bytes(u32 to, const void *from, u64 policy) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "l"(policy)
