@@ -4,11 +4,12 @@
 // `round % STAGES`.
 //
 // Macros: HEAD_SIZE; GROUP of query heads a KV head; KV_BYTES an element of K and V (2, or 1 for
-// e4m3); BF16 of query and output (else float16); COLUMNS of the score tile (queries times heads of a
-// group, padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS,
-// STAGES a multiple of WARPS; SHARED_BYTES of a program; PROGRAMS on a multiprocessor; OUT_F32 for an
-// output in float32; CAUSAL, else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS
-// and LSE; TRACE, which need not be there, see trace.cuh.
+// e4m3); BF16 of query and output (else float16); COLUMNS of the score tile (queries times heads of
+// a group, padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS,
+// STAGES a multiple of WARPS; PRODUCERS, warps that bring tiles; SHARED_BYTES of a program;
+// PROGRAMS on a multiprocessor; OUT_F32 for an output in float32; CAUSAL, else queries see all
+// keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be there, see
+// trace.cuh.
 
 #include "decode_finish.cuh"
 

@@ -92,7 +92,7 @@ MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
 GATHERERS = 4  # warps of a multiprocessor that copy by threads, over blocks of one token
-MAX_BOXES = 16  # blocks of a tile that the TMA brings
+MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
 MAX_COLUMNS = 32
 MAX_ACCUMULATORS = 4096  # of a row: columns times head size
@@ -254,12 +254,17 @@ def macros_of(
         ("TILE", config.tile),
         ("STAGES", config.stages),
         ("WARPS", WARPS),
+        ("PRODUCERS", _producers(config, block_size)),
         ("PROGRAMS", config.programs),
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),
         ("OUT_F32", int(out_f32)),
         *((name.upper(), int(name in features)) for name in SWITCHES),
     )
+
+
+def _producers(config: DecodeConfig, block_size: int) -> int:
+    return GATHERERS // config.programs if block_size == 1 else 1
 
 
 class DecodeLaunch:
@@ -306,8 +311,7 @@ class DecodeLaunch:
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
-        producers = GATHERERS // config.programs if cache.block_size == 1 else 1
-        self._threads = 32 * (WARPS + producers)
+        self._threads = 32 * (WARPS + _producers(config, cache.block_size))
         self._config = config
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)

@@ -11,7 +11,6 @@ constexpr int SPAN = ROW_BYTES % 128 == 0 ? 128 : ROW_BYTES % 64 == 0 ? 64 : ROW
 constexpr int SWIZZLE = SPAN == ROW_BYTES && SPAN % 64 ? 16 : SPAN;  // 16: none
 // where the TMA would need an instruction for each token, the producer's lanes copy 16 bytes each
 constexpr bool GATHER = BLOCK_SIZE == 1;
-constexpr int PRODUCERS = GATHER ? 4 / PROGRAMS : 1;  // warps; see GATHERERS in decode.py
 constexpr int BOX_TOKENS = BLOCK_SIZE < TILE && !GATHER ? BLOCK_SIZE : TILE;
 constexpr int BOX_BYTES = BOX_TOKENS * ROW_BYTES;
 constexpr int BLOCKS = BLOCK_SIZE < TILE ? TILE / BLOCK_SIZE : 1;  // of a tile
@@ -37,6 +36,7 @@ constexpr i64 MERGE_BYTES = 64 << 20;
 static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
 static_assert(GATHER || BLOCKS <= 32, "a lane has a block");
 static_assert(PROGRAMS <= 2, "see spread");
+static_assert(GATHER || PRODUCERS == 1, "one warp asks the TMA");
 static_assert(STAGES % WARPS == 0, "a warp has its own stages");
 static_assert(!FP8 || HEAD_SIZE % 32 == 0, "e4m3 rows are taken 32 at a time");
 
