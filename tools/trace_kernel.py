@@ -27,7 +27,11 @@ DEFAULT_OUT = Path("figures") / "local"
 def main(arguments: list[str] | None = None) -> int:
     """Trace a row; return 0, or 2 after one sentence on stderr."""
     parser = Parser(prog="trace_kernel.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("row", metavar="ROW", help="a row of the benchmarks, such as decode-B1-8k")
+    parser.add_argument(
+        "row",
+        metavar="ROW",
+        help="a row of the benchmarks, such as decode-B1-8k; docs/BENCHMARK_RESULTS.md names them",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=DEFAULT_OUT, help="default: %(default)s"
     )

@@ -11,12 +11,12 @@ planned on the host, and a captured graph follows new lengths.
 Two neighbouring multiprocessors (a TPC) share a path to the L2, which brings less than twice what
 one of them can take. So where there is not work for all programs, one of each two has some first.
 
-If all sequences are as long, the first of these that fits is done instead:
+If all sequences have equally many tiles, the first of these that fits is done instead:
 
 - Ranges end where rows do, if few programs then have less to do, or the batch is so small that
   merging parts would take longer than the programs without work could save. Where more than half of
   the programs would have work then, but not all, half of them get more rows each, if these come out
-  nearly even: each has its path to the L2 for itself.
+  nearly even and a multiprocessor has one program: each has its path to the L2 for itself.
 - Where rows are fewer than programs, each is cut by itself into as many ranges, if at most one
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
@@ -40,15 +40,16 @@ next row's queries are read ahead where registers hold them, and merging is left
 Which rows are to be merged is kept in shared memory: registers are few where queries are many.
 
 A row that lies within one range is written to the output at once. Of one that is cut, each program
-leaves a part in a workspace, and the last program to come adds them up, each of its warps for its
-own elements, in the order of the ranges, so that results do not change from run to run.
+leaves a part in a workspace. Of the warps that have the same elements in all of them, the last to
+come adds these up, in the order of the ranges, so that results do not change from run to run. Of
+many parts, bundles are added up first.
 
 Over e4m3, K and V become float16 in registers, which holds them exactly, and bfloat16 queries are
 divided by a power of two each, so that float16 holds them.
 
 Bytes: K and V once (2 * kv_length * head_size * itemsize a row), plus at most two parts a program,
-written and read (8 * columns * head_size bytes each). Limit: the read bandwidth; where few programs
-have work, what a multiprocessor can take by its path to the L2.
+and one of each bundle, written and read (8 * columns * head_size bytes each). Limit: the read
+bandwidth; where few programs have work, what a multiprocessor can take by its path to the L2.
 """
 
 from __future__ import annotations

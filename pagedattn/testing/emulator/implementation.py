@@ -80,7 +80,8 @@ class EmulatedImplementation(CudaImplementation):
             return why_not
         by_decode, by_prefill = decode.not_taken(call), prefill.not_taken(call)
         if by_decode is not None and by_prefill is not None:
-            return f"neither kernel takes {by_decode}; {by_prefill}"
+            told = dict.fromkeys((by_decode, by_prefill))
+            return f"neither kernel takes {'; '.join(told)}"
         return TritonImplementation.unsupported(self, call)
 
     def attention(self, call: AttentionCall) -> None:
