@@ -1,0 +1,170 @@
+"""How decode divides a batch between programs, as its own source does it on the host.
+
+Lengths here are whole tiles, in which the division counts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from pagedattn.attention.cuda import decode
+from pagedattn.testing.emulator import EmulatedKernel, unavailable
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
+
+SOURCE = Path(__file__).with_name("divided.cu")
+TILE, HEAD_SIZE = 16, 64
+TILES_OF_MERGING = (64 << 20) // (2 * TILE * HEAD_SIZE * 2)  # read in the time that it takes
+GUESSED = 4  # tiles at most
+FEW = 16  # one in so many is left without work, or less
+
+on_each = pytest.mark.parametrize("on_each", [1, 2], ids="{} a multiprocessor".format)
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A batch, and what the kernel makes of it.
+
+    Attributes:
+        rows: of a group: each sequence as often as there are groups.
+        row: tiles of a row, or of the longest.
+        parallel_heads: of a group.
+        begins: first tile of each range, and of the one after the last; [ranges + 1].
+        range_of: of each tile.
+        guessed: tiles that each program with work guesses, 0 where they are not what it has.
+
+    """
+
+    rows: int
+    row: int
+    parallel_heads: int
+    begins: np.ndarray
+    range_of: np.ndarray
+    guessed: np.ndarray
+
+    @property
+    def sizes(self):
+        return np.diff(self.begins)
+
+
+def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1):
+    """Divide sequences of so many tiles, all as many as the longest as far as the host knows."""
+    macros = decode.macros_of(
+        decode.DecodeConfig(8, TILE, 4, on_each),
+        head_size=HEAD_SIZE, kv_bytes=2, group=4, bf16=False, block_size=TILE,
+    )  # fmt: skip
+    num_programs = num_multiprocessors * on_each
+    parallel = decode.heads_in_parallel(num_kv_heads, num_programs)
+    ranges, groups = num_programs // parallel, num_kv_heads // parallel
+    tiles = np.array(tiles, np.int32)
+    total, lengths = int(tiles.sum()) * groups, tiles * TILE
+    out = np.full(num_programs + 1 + ranges + 1 + total, -7, np.int32)
+    parameters = decode._Parameters(
+        num_sequences=len(tiles),
+        num_kv_heads=num_kv_heads,
+        num_programs=num_programs,
+        parallel_heads=parallel,
+        groups=groups,
+        ranges=ranges,
+        max_kv_length=int(lengths.max()),
+        max_query_length=1,
+        is_full=1,
+        kv_lengths=lengths.ctypes.data,
+        arrived=out.ctypes.data,
+    )
+    EmulatedKernel(SOURCE, "divide", macros).launch(num_programs, 32, 0, parameters)
+    guessed, told, begins, range_of = np.split(out, np.cumsum([num_programs, 1, ranges + 1]))
+    assert told == total
+    rows, row = len(tiles) * groups, int(tiles.max())
+    return Divided(rows, row, parallel, begins, range_of, guessed[guessed >= 0])
+
+
+def batches(on_each, *, even):
+    """Divide batches of all sizes."""
+    rng = np.random.default_rng(on_each)
+    for _ in range(100):
+        num_multiprocessors = int(rng.choice([1, 2, 3, 7, 12, 21, 24, 44, 66]))
+        num_kv_heads = int(rng.choice([1, 2, 3, 8, 40]))
+        num_sequences = int(2 ** rng.uniform(0, 7))
+        most = int(2 ** rng.uniform(0, min(10, 16 - np.log2(num_sequences * num_kv_heads))))
+        tiles = np.full(num_sequences, most)
+        if not even:
+            tiles[:-1] = rng.integers(0, most + 1, num_sequences - 1)
+        yield divide(rng.permutation(tiles), num_kv_heads, num_multiprocessors, on_each)
+
+
+@on_each
+@pytest.mark.parametrize("even", [True, False], ids=["even", "ragged"])
+def test_ranges_follow_one_another_and_each_tile_has_its_range(on_each, even):
+    for divided in batches(on_each, even=even):
+        begins, total = divided.begins, len(divided.range_of)
+        assert begins[0] == 0
+        assert begins[-1] == total
+        assert (divided.sizes >= 0).all()
+        expected = np.searchsorted(begins, np.arange(total), side="right") - 1
+        assert np.array_equal(divided.range_of, expected)
+
+
+@on_each
+def test_rows_of_one_length_stay_whole_or_are_cut_evenly(on_each):
+    kinds = set()
+    for divided in batches(on_each, even=True):
+        rows, row, sizes = divided.rows, divided.row, divided.sizes
+        ranges = min(len(sizes), rows * row)
+        with_work = sizes[sizes > 0]
+        if not (divided.begins % row).any():
+            least, most = -(-rows // ranges), sizes.max() // row
+            missing = least * ranges - rows
+            assert missing * FEW <= rows or (
+                missing <= rows and missing * row * divided.parallel_heads <= TILES_OF_MERGING
+            )
+            kinds.add("whole" if most == least else "half")
+            if most > least:
+                half = ranges // 2
+                assert on_each == 1
+                assert len(with_work) <= half
+                assert (most * half - rows) * FEW <= rows
+            continue
+        assert with_work.max() - with_work.min() <= 1
+        first, last = divided.begins[:-1][sizes > 0], divided.begins[1:][sizes > 0] - 1
+        if rows > 1 and (first // row == last // row).all():
+            kinds.add("each row by itself")
+            assert (ranges - len(with_work)) * FEW <= ranges
+        else:
+            kinds.add("all")
+            assert len(with_work) == ranges
+    assert kinds == {"whole", "each row by itself", "all"} | ({"half"} if on_each == 1 else set())
+
+
+@on_each
+def test_a_right_guess_is_what_a_program_begins_with(on_each):
+    for divided in batches(on_each, even=True):
+        begins = divided.begins[:-1][divided.sizes > 0]
+        of_row = divided.row - begins % divided.row
+        first = np.minimum(np.minimum(divided.sizes[divided.sizes > 0], of_row), GUESSED)
+        assert np.array_equal(divided.guessed, np.repeat(first, divided.parallel_heads))
+
+
+CUT = {
+    "each row by itself": (5, 63, 20, 1, [16, 16, 16, 15] * 5),
+    "and one without work": (5, 63, 21, 1, [16, 16, 16, 15] * 5 + [0]),
+    "too many without work": (5, 63, 24, 1, [14] * 3 + [13] * 21),
+    "one row": (1, 63, 20, 1, [4] * 3 + [3] * 17),
+    "whole rows, few without work": (33, 9, 34, 1, [9] * 33 + [0]),
+    "by half of the programs": (17, 9, 12, 1, [27] * 5 + [18] + [0] * 6),
+    "by all of two a multiprocessor": (17, 9, 6, 2, [18] * 8 + [9] + [0] * 3),
+    "by all where half would do more": (20, 9, 12, 1, [18] * 10 + [0] * 2),
+    "whole rows as merging takes longer": (100, 512, 132, 1, [512] * 100 + [0] * 32),
+    "merging takes less time": (100, 513, 132, 1, [389] * 84 + [388] * 48),
+}
+"""Rows, their tiles, multiprocessors, programs on each, and the tiles of each range."""
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_what_is_cut_where(case):
+    rows, row, num_multiprocessors, on_each, sizes = CUT[case]
+    assert divide([row] * rows, 1, num_multiprocessors, on_each).sizes.tolist() == sizes
