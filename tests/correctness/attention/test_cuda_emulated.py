@@ -94,6 +94,13 @@ ROWS = {
     "ragged": ((1, 1, 300, 17, 1, 64), (8, 2), 6),
     "many": (tuple(range(1, 41)), (4, 1), 24),
 }
+"""Lengths, heads of queries and of KV, and multiprocessors."""
+EVEN_ROWS = {
+    "each cut by itself": ((300,) * 5, (4, 1), 21),
+    "each cut into bundles": ((400,) * 2, (4, 1), 44),
+    "whole, by half": ((40,) * 6, (4, 1), 4),
+    "whole, by an odd number": ((20,) * 7, (4, 1), 5),
+}
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -101,6 +108,13 @@ def test_decode_cuts_rows_between_any_number_of_programs(rows):
     kv_lengths, heads, multiprocessors = ROWS[rows]
     inputs = inputs_of(kv_lengths, heads=heads)
     check(inputs, small_tiles, multiprocessors=multiprocessors, seeds=range(6))
+
+
+@pytest.mark.parametrize("rows", EVEN_ROWS)
+@pytest.mark.parametrize("launch_of", [small_tiles, two_programs], ids=["one", "two"])
+def test_rows_of_one_length_go_to_any_number_of_programs(rows, launch_of):
+    kv_lengths, heads, multiprocessors = EVEN_ROWS[rows]
+    check(inputs_of(kv_lengths, heads=heads), launch_of, multiprocessors=multiprocessors)
 
 
 # a lane that is late for the second merge meets who reads its part in one launch of a hundred
@@ -115,23 +129,31 @@ KINDS = {
     "d128 b64": {"head_size": 128, "block_size": 64, "dtype": "bfloat16"},
     "d256 b256": {"head_size": 256, "block_size": 256, "heads": (4, 2)},
     "b1": {"block_size": 1},
+    "b1 d128 fp8, two": {"block_size": 1, "head_size": 128, "fp8": True, "programs": 2},
+    "b2, four queries": {"block_size": 2, "queries": 4},
+    "b4 d128 fp8, eight queries": {
+        "block_size": 4, "head_size": 128, "fp8": True, "dtype": "bfloat16", "queries": 8
+    },
     "fp8": {"fp8": True, "dtype": "bfloat16"},
     "four queries": {"queries": 4},
     "all": {"dtype": "bfloat16", **ALL},
     "not causal": {"causal": False},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decode_takes_every_kind_of_call(kind):
-    kinds = KINDS[kind]
-    inputs = inputs_of((200, 4, 77, 31), **kinds)
-    check(inputs, small_tiles, lse=kind in ("all", "not causal"))
+    options = dict(KINDS[kind])
+    launch_of = two_programs if options.pop("programs", 1) == 2 else small_tiles
+    # entries of small blocks are more than are read at once
+    longest = 700 if options.get("block_size", 16) < 8 else 200
+    inputs = inputs_of((longest, 8, 77, 31), **options)
+    check(inputs, launch_of, lse=kind in ("all", "not causal"))
 
 
 GUESSED = {
     "whole": ((130,) * 6, 130, 6),
-    "cut": ((500, 500, 500), 500, 6),
+    "cut": ((500,) * 2, 500, 10),
     "far above": ((130,) * 6, 1024, 6),
     "one shorter": ((130,) * 5 + (17,), 130, 6),
     "ragged": ((1, 200, 64, 77, 100), 200, 6),
@@ -140,14 +162,20 @@ GUESSED = {
     "one cut, far above": ((500,), 1024, 6),
     "another head": ((10, 10, 20), 32, 3),
     "as many tiles in a window": ((130, 130, 100, 130, 130, 130), 130, 6),
+    "each cut by itself": ((540,) * 2, 540, 12),
+    "each cut by itself, above": ((500,) * 2, 540, 12),
+    "each cut by itself, far above": ((540,) * 2, 1024, 12),
+    "one would be cut by itself": ((540, 17), 540, 12),
+    "whole, by half": ((70,) * 6, 70, 8),
+    "by half, but for one shorter": ((70,) * 4 + (17, 70), 70, 8),
 }
 """Lengths, the bound that the host knows, and multiprocessors."""
 
 
-def check_guess(lengths, seeds=(0, 1), **options):
+def check_guess(lengths, seeds=(0, 1), launch_of=small_tiles, **options):
     kv_lengths, bound, multiprocessors = lengths
     inputs = with_bound(inputs_of(kv_lengths, extra_columns=1, **options), bound)
-    check(inputs, small_tiles, multiprocessors=multiprocessors, seeds=seeds)
+    check(inputs, launch_of, multiprocessors=multiprocessors, seeds=seeds)
 
 
 @pytest.mark.parametrize("lengths", GUESSED)
@@ -160,17 +188,38 @@ def test_a_guess_over_fp8_and_a_window_changes_no_result(lengths):
     check_guess(GUESSED[lengths], fp8=True, dtype="bfloat16", window=70)
 
 
+@pytest.mark.parametrize("bound", [400, 700])
+def test_a_guess_over_rows_that_are_merged_by_bundles_changes_no_result(bound):
+    check_guess(((400,) * 2, bound, 44), heads=(4, 1))
+
+
+@pytest.mark.parametrize("lengths", ["one shorter", "each cut by itself"])
+@pytest.mark.parametrize(
+    ("launch_of", "queries"),
+    [(small_tiles, 4), (decode.DecodeLaunch, 1)],
+    ids=["four tiles of eight", "two of sixteen"],
+)
+def test_a_guess_over_small_blocks_changes_no_result(lengths, launch_of, queries):
+    check_guess(GUESSED[lengths], block_size=2, queries=queries, launch_of=launch_of)
+
+
+def skip_small_boxes(bytes_of_block):
+    if bytes_of_block % 128:
+        pytest.skip("a head's part of a block has to be a multiple of 128 bytes")
+
+
 @nightly
 @pytest.mark.pairs(
     lengths=GUESSED,
     head_size=decode.HEAD_SIZES,
-    block_size=[8, 16, 64, 256],
+    block_size=[2, 4, 8, 16, 64, 256],
     options={"plain": {}, "window": {"window": 70}, "fp8": {"fp8": True}, "all": ALL},
     nightly=False,
 )
 def test_no_guess_changes_a_result(lengths, head_size, block_size, options):
     if "fp8" in options and head_size == 80:
         pytest.skip("heads of 80 are not taken over fp8")
+    skip_small_boxes(block_size * head_size * (1 if "fp8" in options else 2))
     check_guess(lengths, range(4), head_size=head_size, block_size=block_size, **options)
 
 
@@ -202,17 +251,16 @@ def test_prefill_takes_every_kind_of_call(case):
 
 @nightly
 @pytest.mark.pairs(
-    rows=ROWS,
+    rows=ROWS | EVEN_ROWS,
     head_size=decode.HEAD_SIZES,
-    block_size=[1, 8, 16, 64, 256],
+    block_size=[1, 2, 4, 8, 16, 64, 256],
     options={"plain": {}, "all": ALL, "window": {"window": 40}, "bf16": {"dtype": "bfloat16"}},
     launch_of={"small": small_tiles, "two": two_programs, "chosen": decode.DecodeLaunch},
     nightly=False,
 )
 def test_decode_agrees_with_float64_in_many_orders(rows, head_size, block_size, options, launch_of):
     kv_lengths, heads, multiprocessors = rows
-    if head_size in (80, 96) and block_size == 1:
-        pytest.skip("blocks of one token have to be multiples of 128 bytes")
+    skip_small_boxes(block_size * head_size * 2)
     inputs = inputs_of(
         kv_lengths, heads=heads, head_size=head_size, block_size=block_size, **options
     )
