@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def shape(**changes):
     ("head_size", "kv_bytes", "columns", "many"),
     [
         *((head_size, 2, 4, True) for head_size in decode.HEAD_SIZES),
-        *((64, 1, 4, False), (96, 1, 4, False), (256, 1, 16, False)),
+        *((64, 2, 4, False), (64, 1, 4, False), (96, 1, 4, False), (256, 1, 16, False)),
         *((128, 2, 16, True), (128, 2, 32, False), (128, 1, 32, False)),
     ],
 )
@@ -48,22 +49,74 @@ def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns,
 
 @pytest.mark.usefixtures("nvrtc")
 @pytest.mark.parametrize(
-    ("block_size", "features"),
+    ("block_size", "features", "programs"),
     [
-        *((1, ()), (4, decode.SWITCHES), (256, ()), (16, ("lse", "not_causal"))),
-        *((8, (name,)) for name in decode.SWITCHES),
+        *((1, (), 1), (1, ("lse",), 2), (2, (), 2), (4, decode.SWITCHES, 1)),
+        *((256, (), 1), (16, ("lse", "not_causal"), 1)),
+        *((8, (name,), 1) for name in decode.SWITCHES),
     ],
     ids=str,
 )
-def test_features_and_block_sizes_compile(cache_folder, block_size, features):
+def test_features_and_block_sizes_compile(cache_folder, block_size, features, programs):
+    config = decode.choose_config(
+        128, 2, 4, block_size=block_size, num_rows=512 if programs == 2 else 1
+    )
+    assert config.programs == programs
     macros = decode.macros_of(
-        decode.choose_config(128, 2, 4, block_size=block_size),
+        config,
         head_size=128, kv_bytes=2, group=4, bf16=False, block_size=block_size, features=features,
         out_f32="not_causal" in features,
     )  # fmt: skip
     cubin = compiler.compile_kernel("decode.cu", dict(macros))
     (path,) = cache_folder.iterdir()
     assert path.read_bytes() == cubin
+
+
+def shared_bytes_of(config, head_size, kv_bytes, block_size):
+    """Bytes of `Shared` of decode_work.cuh, and 1024 to align it, at most."""
+    blocks = max(1, config.tile // block_size)
+    producers = decode.GATHERERS // config.programs if block_size == 1 else 1
+    return (
+        config.stages * 2 * config.tile * head_size * kv_bytes
+        + decode.WARPS * 8 * (head_size + 4) * 4  # sums
+        + 2 * 2 * decode.WARPS * config.columns * 4  # peaks and totals
+        + producers * max(32, 16 * blocks) * 4  # the block table
+        + decode.WARPS * 2 * 32  # cuts
+        + config.stages * 2 * 8  # barriers
+        + 2 * 1024
+    )
+
+
+@pytest.mark.parametrize("block_size", [2**i for i in range(9)])
+@pytest.mark.parametrize("head_size", decode.HEAD_SIZES)
+def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, block_size):
+    for kv_bytes, columns, num_rows, tokens_a_program, max_kv_length in itertools.product(
+        (1, 2), range(1, 33), (1, 256, 1024), (0, 64, 1000, 1 << 30), (1, 100, 1 << 30)
+    ):
+        if min(block_size, 16) * head_size * kv_bytes % 128:
+            continue  # not taken
+        if columns * head_size > decode.MAX_ACCUMULATORS:
+            continue  # not taken
+        config = decode.choose_config(
+            head_size, kv_bytes, columns,
+            block_size=block_size, num_rows=num_rows,
+            tokens_a_program=tokens_a_program, max_kv_length=max_kv_length,
+        )  # fmt: skip
+        assert columns <= config.columns
+        assert config.tile in (16, 32, 64)
+        assert config.programs in (1, 2)
+        assert 0 < config.stages <= decode.MAX_STAGES
+        assert config.stages % decode.WARPS == 0
+        # a lane of the producer has a block, and a tile is not asked for by too many instructions
+        assert block_size == 1 or config.tile <= decode.MAX_BOXES * block_size
+        assert min(config.tile, block_size) * head_size * kv_bytes % 128 == 0 or block_size == 1
+        assert shared_bytes_of(config, head_size, kv_bytes, block_size) <= config.shared_bytes
+
+
+def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_program():
+    assert decode.choose_config(64, 2, 4) == decode.DecodeConfig(8, 64, 12, 1)
+    assert decode.choose_config(64, 2, 4, num_rows=512) == decode.DecodeConfig(8, 64, 4, 2)
+    assert decode.choose_config(128, 2, 4) == decode.DecodeConfig(8, 64, 4, 1)
 
 
 @pytest.mark.usefixtures("nvrtc")
