@@ -162,6 +162,7 @@ GUESSED = {
     "one cut, far above": ((500,), 1024, 6),
     "another head": ((10, 10, 20), 32, 3),
     "as many tiles in a window": ((130, 130, 100, 130, 130, 130), 130, 6),
+    "up to an end": ((20,) * 6, 20, 6),
     "each cut by itself": ((540,) * 2, 540, 12),
     "each cut by itself, above": ((500,) * 2, 540, 12),
     "each cut by itself, far above": ((540,) * 2, 1024, 12),
@@ -193,13 +194,15 @@ def test_a_guess_over_rows_that_are_merged_by_bundles_changes_no_result(bound):
     check_guess(((400,) * 2, bound, 44), heads=(4, 1))
 
 
-@pytest.mark.parametrize("lengths", ["one shorter", "each cut by itself"])
 @pytest.mark.parametrize(
-    ("launch_of", "queries"),
-    [(small_tiles, 4), (decode.DecodeLaunch, 1)],
-    ids=["four tiles of eight", "two of sixteen"],
+    ("lengths", "queries", "launch_of"),
+    [
+        # of eight boxes a tile, then of sixteen
+        *((rows, 4, small_tiles) for rows in ("one shorter", "each cut by itself", "up to an end")),
+        *((rows, 1, decode.DecodeLaunch) for rows in ("one shorter", "each cut by itself")),
+    ],
 )
-def test_a_guess_over_small_blocks_changes_no_result(lengths, launch_of, queries):
+def test_a_guess_over_small_blocks_changes_no_result(lengths, queries, launch_of):
     check_guess(GUESSED[lengths], block_size=2, queries=queries, launch_of=launch_of)
 
 
