@@ -94,7 +94,7 @@ DEVICE void overflows_its_stack(const Parameters &p, u32) {
 DEVICE void copies(const Parameters &p, u32 base) {
     make_barrier(base, 32);
     u32 own = base + 128 + threadIdx.x * 16;
-    copy_16_bytes(own, (const char *)p.in + threadIdx.x * 16);
+    copy_16_bytes(own, (const char *)p.in + threadIdx.x * 16, evict_first());
     barrier_arrive_when_copied(base);
     u32 x[4];
     if (!p.a) load_shared(x, own);
