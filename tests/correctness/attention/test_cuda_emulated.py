@@ -124,6 +124,23 @@ def test_a_row_of_more_programs_than_are_merged_at_once_is_merged_by_bundles(see
     check(inputs, two_programs, multiprocessors=24, seeds=seeds)
 
 
+def test_decode_counts_only_where_it_says_that_it_does(monkeypatch):
+    inputs = inputs_of((1000,), heads=(4, 1))
+    counters = torch.full((NUM_ARRIVALS,), 1 << 20, dtype=torch.int32)
+    asked = []
+
+    def counters_of(_, count):
+        asked.append(count)
+        counters[:count] = 0
+        return counters
+
+    monkeypatch.setattr(type(inputs.batch), "counters", counters_of)
+    check(inputs, two_programs, multiprocessors=24)
+    (count,) = set(asked)
+    assert not counters[:count].any()
+    assert (counters[count:] == 1 << 20).all()
+
+
 KINDS = {
     "d80": {"head_size": 80},
     "d128 b64": {"head_size": 128, "block_size": 64, "dtype": "bfloat16"},
