@@ -55,11 +55,19 @@ bandwidth; where few programs have work, what a multiprocessor can take by its p
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from pagedattn.attention.cuda.decode_config import (
+    MAX_ACCUMULATORS,
+    MAX_COLUMNS,
+    WARPS,
+    DecodeConfig,
+    choose_config,
+    heads_in_parallel,
+    producers_of,
+)
 from pagedattn.attention.cuda.launching import (
     macros_of_trace,
     marks_of,
@@ -83,20 +91,7 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
-WARPS = 4
 SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
-IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
-MORE_IN_FLIGHT = 196_608  # the same over heads of 64, for one program
-MAX_TILE = 64
-MAX_STAGES = 16
-MANY_ROWS = 256
-VERY_MANY_ROWS = 1024
-LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
-GATHERERS = 4  # warps of a multiprocessor that copy by threads, over blocks of one token
-MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
-SHARED_BYTES = 232_448  # of a multiprocessor, for one program
-MAX_COLUMNS = 32
-MAX_ACCUMULATORS = 4096  # of a row: columns times head size
 
 
 class _Parameters(ctypes.Structure):
@@ -134,73 +129,6 @@ class _Parameters(ctypes.Structure):
         ),
         ("_padding", ctypes.c_char * 12),
     )
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How the kernel is cut and compiled.
-
-    Attributes:
-        columns: queries times heads of a group, padded to 8, 16 or 32.
-        tile: KV tokens that a warp takes at once.
-        stages: tiles in shared memory; a multiple of `WARPS`.
-        programs: on a multiprocessor, 1 or 2.
-
-    """
-
-    columns: int
-    tile: int
-    stages: int
-    programs: int = 1
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a program: as much as there is for it."""
-        return SHARED_BYTES // self.programs - (self.programs - 1) * 1024
-
-
-def choose_config(
-    head_size: int,
-    kv_bytes: int,
-    columns: int,
-    *,
-    block_size: int = 16,
-    num_rows: int = 1,
-    tokens_a_program: int = 1 << 30,
-    max_kv_length: int = 1 << 30,
-) -> DecodeConfig:
-    """Pick how to cut, from bounds that the host knows; measured on an H100.
-
-    Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
-    rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
-    flight keep the memory busy, and more helps only over heads of 64, with one program. Where a
-    program or a row has little, tiles are small enough for each warp to have one.
-
-    Args:
-        head_size: elements of a head.
-        kv_bytes: bytes of an element of the cache.
-        columns: queries times heads of a group; at most `MAX_COLUMNS`.
-        block_size: tokens a block.
-        num_rows: sequences times KV heads.
-        tokens_a_program: KV tokens of one head that a program has at most.
-        max_kv_length: KV tokens that a sequence has at most.
-
-    """
-    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
-    many = num_rows >= (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS)
-    programs = 2 if many and padded * head_size <= MAX_ACCUMULATORS // 2 else 1
-    in_flight = MORE_IN_FLIGHT if programs == 1 and head_size <= 64 else IN_FLIGHT
-    most = in_flight // programs // WARPS
-    tile = 16
-    while (
-        4 * tile * head_size * kv_bytes <= most
-        and tile < (MAX_TILE if block_size == 1 else min(MAX_TILE, MAX_BOXES * block_size))
-        and tile * padded < 1024
-        and tile * WARPS < min(tokens_a_program, max_kv_length)
-    ):
-        tile *= 2
-    stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
-    return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
 
 
 def not_taken(call: AttentionCall) -> str | None:
@@ -255,17 +183,13 @@ def macros_of(
         ("TILE", config.tile),
         ("STAGES", config.stages),
         ("WARPS", WARPS),
-        ("PRODUCERS", _producers(config, block_size)),
+        ("PRODUCERS", producers_of(config.programs, block_size)),
         ("PROGRAMS", config.programs),
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),
         ("OUT_F32", int(out_f32)),
         *((name.upper(), int(name in features)) for name in SWITCHES),
     )
-
-
-def _producers(config: DecodeConfig, block_size: int) -> int:
-    return GATHERERS // config.programs if block_size == 1 else 1
 
 
 class DecodeLaunch:
@@ -312,7 +236,7 @@ class DecodeLaunch:
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
-        self._threads = 32 * (WARPS + _producers(config, cache.block_size))
+        self._threads = 32 * (WARPS + producers_of(config.programs, cache.block_size))
         self._config = config
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)
@@ -391,19 +315,6 @@ class DecodeLaunch:
         if query.is_contiguous():
             parameters.query_lines = query.shape[0] * query.stride(0) // 64
         return parameters
-
-
-def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
-    """Return how many programs read the same blocks, each for a KV head.
-
-    As many as divide the heads and leave no more than one program in twenty without work: of 40
-    heads 10 where there are 132 programs, 2 of which then have nothing to do.
-    """
-    return max(
-        heads
-        for heads in range(1, num_kv_heads + 1)
-        if num_kv_heads % heads == 0 and 20 * (num_programs % heads) <= num_programs
-    )
 
 
 def _map_of(part: torch.Tensor, tile: int) -> TensorMap:

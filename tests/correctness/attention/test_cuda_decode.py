@@ -13,7 +13,7 @@ from pagedattn.workloads import AttentionShape
 pytest.importorskip("cuda.bindings.nvrtc")
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import compiler, decode
+from pagedattn.attention.cuda import compiler, decode, decode_config
 
 from .bounds import with_bound
 
@@ -39,7 +39,7 @@ def shape(**changes):
     ],
 )
 def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns, many):
-    config = decode.choose_config(head_size, kv_bytes, columns, num_rows=512 if many else 1)
+    config = decode_config.choose_config(head_size, kv_bytes, columns, num_rows=512 if many else 1)
     macros = decode.macros_of(
         config, head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=True, block_size=16
     )
@@ -58,7 +58,7 @@ def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns,
     ids=str,
 )
 def test_features_and_block_sizes_compile(cache_folder, block_size, features, programs):
-    config = decode.choose_config(
+    config = decode_config.choose_config(
         128, 2, 4, block_size=block_size, num_rows=512 if programs == 2 else 1
     )
     assert config.programs == programs
@@ -75,13 +75,13 @@ def test_features_and_block_sizes_compile(cache_folder, block_size, features, pr
 def shared_bytes_of(config, head_size, kv_bytes, block_size):
     """Bytes of `Shared` of decode_work.cuh, and 1024 to align it, at most."""
     blocks = max(1, config.tile // block_size)
-    producers = decode.GATHERERS // config.programs if block_size == 1 else 1
+    producers = decode_config.producers_of(config.programs, block_size)
     return (
         config.stages * 2 * config.tile * head_size * kv_bytes
-        + decode.WARPS * 8 * (head_size + 4) * 4  # sums
-        + 2 * 2 * decode.WARPS * config.columns * 4  # peaks and totals
+        + decode_config.WARPS * 8 * (head_size + 4) * 4  # sums
+        + 2 * 2 * decode_config.WARPS * config.columns * 4  # peaks and totals
         + producers * max(32, 16 * blocks) * 4  # the block table
-        + decode.WARPS * 2 * 32  # cuts
+        + decode_config.WARPS * 2 * 32  # cuts
         + config.stages * 2 * 8  # barriers
         + 2 * 1024
     )
@@ -95,9 +95,9 @@ def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, b
     ):
         if min(block_size, 16) * head_size * kv_bytes % 128:
             continue  # not taken
-        if columns * head_size > decode.MAX_ACCUMULATORS:
+        if columns * head_size > decode_config.MAX_ACCUMULATORS:
             continue  # not taken
-        config = decode.choose_config(
+        config = decode_config.choose_config(
             head_size, kv_bytes, columns,
             block_size=block_size, num_rows=num_rows,
             tokens_a_program=tokens_a_program, max_kv_length=max_kv_length,
@@ -105,24 +105,26 @@ def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, b
         assert columns <= config.columns
         assert config.tile in (16, 32, 64)
         assert config.programs in (1, 2)
-        assert 0 < config.stages <= decode.MAX_STAGES
-        assert config.stages % decode.WARPS == 0
+        assert 0 < config.stages <= decode_config.MAX_STAGES
+        assert config.stages % decode_config.WARPS == 0
         # a lane of the producer has a block, and a tile is not asked for by too many instructions
-        assert block_size == 1 or config.tile <= decode.MAX_BOXES * block_size
+        assert block_size == 1 or config.tile <= decode_config.MAX_BOXES * block_size
         assert min(config.tile, block_size) * head_size * kv_bytes % 128 == 0 or block_size == 1
         assert shared_bytes_of(config, head_size, kv_bytes, block_size) <= config.shared_bytes
 
 
 def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_program():
-    assert decode.choose_config(64, 2, 4) == decode.DecodeConfig(8, 64, 12, 1)
-    assert decode.choose_config(64, 2, 4, num_rows=512) == decode.DecodeConfig(8, 64, 4, 2)
-    assert decode.choose_config(128, 2, 4) == decode.DecodeConfig(8, 64, 4, 1)
+    assert decode_config.choose_config(64, 2, 4) == decode_config.DecodeConfig(8, 64, 12, 1)
+    assert decode_config.choose_config(64, 2, 4, num_rows=512) == decode_config.DecodeConfig(
+        8, 64, 4, 2
+    )
+    assert decode_config.choose_config(128, 2, 4) == decode_config.DecodeConfig(8, 64, 4, 1)
 
 
 @pytest.mark.usefixtures("nvrtc")
 def test_a_compiled_kernel_is_read_from_the_cache(cache_folder):
     macros = decode.macros_of(
-        decode.choose_config(64, 2, 4),
+        decode_config.choose_config(64, 2, 4),
         head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
     )  # fmt: skip
     compiler.compile_kernel("decode.cu", dict(macros))
@@ -138,7 +140,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path / "file" / "kernels"))
     macros = decode.macros_of(
-        decode.choose_config(64, 2, 4),
+        decode_config.choose_config(64, 2, 4),
         head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
     )  # fmt: skip
     assert compiler.compile_kernel("decode.cu", dict(macros)).startswith(b"\x7fELF")
@@ -183,7 +185,7 @@ def test_what_the_kernel_can_take_is_taken():
 def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
     num_kv_heads, num_programs
 ):
-    parallel = decode.heads_in_parallel(num_kv_heads, num_programs)
+    parallel = decode_config.heads_in_parallel(num_kv_heads, num_programs)
     assert num_kv_heads % parallel == 0
     assert num_programs % parallel <= num_programs / 20
 
@@ -193,7 +195,7 @@ def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
     [(8, 132, 8), (3, 132, 3), (12, 132, 12), (40, 132, 10), (40, 264, 20), (52, 132, 26)],
 )
 def test_as_many_heads_as_possible_are_read_side_by_side(num_kv_heads, num_programs, parallel):
-    assert decode.heads_in_parallel(num_kv_heads, num_programs) == parallel
+    assert decode_config.heads_in_parallel(num_kv_heads, num_programs) == parallel
 
 
 @pytest.mark.gpu
@@ -212,7 +214,9 @@ def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, 
         AttentionShape("test", (1,) * len(kv_lengths), kv_lengths, *heads, 64), device="cuda"
     )
     call = inputs.call()
-    config = decode.choose_config(64, 2, heads[0] // heads[1], num_rows=300 if programs == 2 else 1)
+    config = decode_config.choose_config(
+        64, 2, heads[0] // heads[1], num_rows=300 if programs == 2 else 1
+    )
     assert config.programs == programs
     for _ in range(2):  # the counters are left as they were found
         call.out.fill_(torch.nan)
@@ -237,7 +241,7 @@ def test_what_is_asked_for_before_lengths_are_known_changes_no_result(
     inputs = with_bound(inputs, max(kv_lengths) if bound is None else bound)
     call = inputs.call()
     for programs in (1, 2):
-        config = decode.choose_config(128, 2, 4, num_rows=2000 if programs == 2 else 1)
+        config = decode_config.choose_config(128, 2, 4, num_rows=2000 if programs == 2 else 1)
         assert config.programs == programs
         launch = decode.DecodeLaunch(call, config)
         for _ in range(2):

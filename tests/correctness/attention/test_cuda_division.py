@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode
+from pagedattn.attention.cuda import decode, decode_config
 from pagedattn.testing.emulator import EmulatedKernel, unavailable
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
@@ -54,11 +54,11 @@ class Divided:
 def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1):
     """Divide sequences of so many tiles, all as many as the longest as far as the host knows."""
     macros = decode.macros_of(
-        decode.DecodeConfig(8, TILE, 4, on_each),
+        decode_config.DecodeConfig(8, TILE, 4, on_each),
         head_size=HEAD_SIZE, kv_bytes=2, group=4, bf16=False, block_size=TILE,
     )  # fmt: skip
     num_programs = num_multiprocessors * on_each
-    parallel = decode.heads_in_parallel(num_kv_heads, num_programs)
+    parallel = decode_config.heads_in_parallel(num_kv_heads, num_programs)
     ranges, groups = num_programs // parallel, num_kv_heads // parallel
     tiles = np.array(tiles, np.int32)
     total, lengths = int(tiles.sum()) * groups, tiles * TILE

@@ -18,7 +18,7 @@ from .bounds import with_bound
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, prefill
+from pagedattn.attention.cuda import decode, decode_config, prefill
 from pagedattn.testing.emulator import emulation, unavailable
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
@@ -74,7 +74,7 @@ def small_tiles(call, programs=1):
     assert decode.not_taken(call) is None
     columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
-    return decode.DecodeLaunch(call, decode.DecodeConfig(padded, 16, 4, programs))
+    return decode.DecodeLaunch(call, decode_config.DecodeConfig(padded, 16, 4, programs))
 
 
 def two_programs(call):

@@ -1,0 +1,111 @@
+"""How the decode kernel is cut: tiles, stages, programs, and heads that are read side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WARPS = 4  # of a program, that multiply
+IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
+MORE_IN_FLIGHT = 196_608  # the same over heads of 64, for one program
+MAX_TILE = 64
+MAX_STAGES = 16
+MANY_ROWS = 256
+VERY_MANY_ROWS = 1024
+LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
+GATHERERS = 4  # warps of a multiprocessor that copy by threads, over blocks of one token
+MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
+SHARED_BYTES = 232_448  # of a multiprocessor, for one program
+MAX_COLUMNS = 32
+MAX_ACCUMULATORS = 4096  # of a row: columns times head size
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How the kernel is cut and compiled.
+
+    Attributes:
+        columns: queries times heads of a group, padded to 8, 16 or 32.
+        tile: KV tokens that a warp takes at once.
+        stages: tiles in shared memory; a multiple of `WARPS`.
+        programs: on a multiprocessor, 1 or 2.
+
+    """
+
+    columns: int
+    tile: int
+    stages: int
+    programs: int = 1
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a program: as much as there is for it."""
+        return SHARED_BYTES // self.programs - (self.programs - 1) * 1024
+
+
+def choose_config(
+    head_size: int,
+    kv_bytes: int,
+    columns: int,
+    *,
+    block_size: int = 16,
+    num_rows: int = 1,
+    tokens_a_program: int = 1 << 30,
+    max_kv_length: int = 1 << 30,
+) -> DecodeConfig:
+    """Pick how to cut, from bounds that the host knows; measured on an H100.
+
+    Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
+    rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
+    flight keep the memory busy, and more helps only over heads of 64, with one program. Where a
+    program or a row has little, tiles are small enough for each warp to have one, and over small
+    blocks for few instructions.
+
+    Args:
+        head_size: elements of a head.
+        kv_bytes: bytes of an element of the cache.
+        columns: queries times heads of a group; at most `MAX_COLUMNS`.
+        block_size: tokens a block.
+        num_rows: sequences times KV heads.
+        tokens_a_program: KV tokens of one head that a program has at most.
+        max_kv_length: KV tokens that a sequence has at most.
+
+    """
+    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
+    many = num_rows >= (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS)
+    programs = 2 if many and padded * head_size <= MAX_ACCUMULATORS // 2 else 1
+    in_flight = MORE_IN_FLIGHT if programs == 1 and head_size <= 64 else IN_FLIGHT
+    most = in_flight // programs // WARPS
+    tile = 16
+    while (
+        4 * tile * head_size * kv_bytes <= most
+        and tile < (MAX_TILE if block_size == 1 else min(MAX_TILE, MAX_BOXES * block_size))
+        and tile * padded < 1024
+        and tile * WARPS < min(tokens_a_program, max_kv_length)
+    ):
+        tile *= 2
+    stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
+    return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
+
+
+def producers_of(programs: int, block_size: int) -> int:
+    """Return how many warps of a program bring tiles: one asks the TMA, others copy by threads.
+
+    Args:
+        programs: on a multiprocessor.
+        block_size: tokens a block.
+
+    """
+    return GATHERERS // programs if block_size == 1 else 1
+
+
+def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
+    """Return how many programs read the same blocks, each for a KV head.
+
+    As many as divide the heads and leave no more than one program in twenty without work: of 40
+    heads 10 where there are 132 programs, 2 of which then have nothing to do.
+    """
+    return max(
+        heads
+        for heads in range(1, num_kv_heads + 1)
+        if num_kv_heads % heads == 0 and 20 * (num_programs % heads) <= num_programs
+    )
