@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pagedattn.block_manager import Lineage
     from pagedattn.page_table import PageTable
 
-NUM_ARRIVALS = 8192
-"""Counters of a batch: 16 a program of the decode kernel, two programs a multiprocessor."""
+NUM_ARRIVALS = 4096
+"""Counters of a batch: 8 a program of the decode kernel, two programs a multiprocessor."""
 ROOM = 1024
 """Entries of block tables that a step can change besides one of each row."""
 ALIGNED = 32  # int32: 128 bytes
