@@ -32,6 +32,9 @@ struct Producer {
         read_ahead(guess.sequence, guess.first_tile() * TILE / BLOCK_SIZE, blocks_of(guess.tiles));
     }
 
+    // Where in its block a tile begins, in tokens.
+    DEVICE static int offset_of(int tile) { return BLOCK_SIZE < TILE ? 0 : tile * TILE % BLOCK_SIZE; }
+
     DEVICE static int blocks_of(const Tiles &tiles) { return (tiles.kv_length + BLOCK_SIZE - 1) / BLOCK_SIZE; }
 
     // Bring a tile; `table` has the entries of its blocks, of which `blocks` exist.
@@ -61,8 +64,8 @@ struct Producer {
 
     // Ask for a tile, a box for each of its blocks, or one if it lies in a block. One elected lane does
     // it, with numbers that come by shuffles, so that the compiler knows them to be the same for all
-    // lanes: else it has the lanes ask in a loop, one by one, which takes 60 to 120 cycles a box. K and V
-    // go by turns, so that the first tile is whole before others come.
+    // lanes: else it has the lanes ask in a loop, one by one. K and V go by turns, so that the first tile is
+    // whole before others come.
     DEVICE void ask(const int (&block)[BLOCKS], int blocks, int offset, int head, u32 to, u32 full) {
 #pragma unroll
         for (int box = 0; box < BLOCKS; ++box) {
@@ -94,15 +97,14 @@ struct Producer {
 #pragma unroll
             for (int box = 0; box < BLOCKS; ++box) block[box] = __shfl_sync(~0u, own, stage * BLOCKS + box);
             if (elected())
-                ask(block, blocks - tile * TILE / BLOCK_SIZE, BLOCK_SIZE < TILE ? 0 : tile * TILE % BLOCK_SIZE,
-                    guess.head, shared_address(shared.tiles[stage]), shared_address(&shared.full[stage]));
+                ask(block, blocks - tile * TILE / BLOCK_SIZE, offset_of(tile), guess.head, shared_address(shared.tiles[stage]), shared_address(&shared.full[stage]));
         }
         mark(Moment::FIRST_ASKED);
     }
 
     DEVICE void bring_tile(const int *table, int base, int blocks, int tile, int head, int stage) {
-        int entry = tile * TILE / BLOCK_SIZE, offset = BLOCK_SIZE < TILE ? 0 : tile * TILE % BLOCK_SIZE;
-        bring(table + entry - base, min(BLOCKS, blocks - entry), offset, head,
+        int entry = tile * TILE / BLOCK_SIZE;
+        bring(table + entry - base, min(BLOCKS, blocks - entry), offset_of(tile), head,
               shared_address(shared.tiles[stage]), shared_address(&shared.full[stage]));
     }
 
