@@ -28,7 +28,7 @@ columns of a query stay in registers, none of heads of 256.
 
 Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
 units, beside which the softmax takes its time, and then the board's power; over fp8 shared memory
-too, which is written and read once more for widening, so that this takes a little longer.
+too, which is written and read once more for widening, so that this takes longer.
 Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile, over fp8
 for 256; whole sections of KV heads are worked on together, so that the memory is read about once.
 
