@@ -33,6 +33,7 @@ class StepTimes:
     Attributes:
         batch: from the page table on the host to tensors on the device, where nothing is shared.
         plan: what a step takes longer where shared blocks are read once; None where they are not.
+            The median of the differences, step by step.
 
     """
 
@@ -45,8 +46,9 @@ def time_steps(
 ) -> StepTimes:
     """Time `AttentionBatch.advance`, and wait for the GPU after each.
 
-    With and without a plan it goes through the same page tables by turns, a block manager's, so
-    that the difference of the medians is what the plan adds.
+    With and without a plan it goes through the same page tables by turns, a block manager's. The
+    two times of a step are taken one after the other, so that what slows the host for a while is in
+    both, and not in their difference.
 
     Args:
         shape: of a decode step.
@@ -60,8 +62,8 @@ def time_steps(
     batches = [AttentionBatch.of(tables[0], 1, device, longest, share=False)]
     if plan_of(implementation, call) is not None:
         batches.append(AttentionBatch.of(tables[0], 1, device, longest, share=True))
-        plan = plan_of(implementation, replace(call, batch=batches[-1]))  # kept by the batch
-        assert plan is not None
+        kept = plan_of(implementation, replace(call, batch=batches[-1]))  # by the batch
+        assert kept is not None
     seconds: list[list[float]] = [[] for _ in batches]
     for number, table in enumerate(tables):
         order = range(len(batches)) if number % 2 else reversed(range(len(batches)))
@@ -71,8 +73,9 @@ def time_steps(
             batches[which].advance(table)
             _wait(device)
             seconds[which].append(time.perf_counter() - begin)
-    medians = [statistics.median(samples[WARM_UP:]) for samples in seconds]
-    return StepTimes(medians[0], medians[1] - medians[0] if len(medians) > 1 else None)
+    steps = list(zip(*seconds, strict=True))[WARM_UP:]
+    plan = statistics.median(step[1] - step[0] for step in steps) if len(batches) > 1 else None
+    return StepTimes(statistics.median(step[0] for step in steps), plan)
 
 
 def growing_tables(shape: AttentionShape, count: int) -> Iterator[PageTable]:

@@ -8,6 +8,7 @@ import pytest
 
 from pagedattn.attention import AttentionBatch, get_implementation
 from pagedattn.attention.cascade import plan_of
+from pagedattn.benchmarking import step_times
 from pagedattn.benchmarking.attention_rows import AttentionCase
 from pagedattn.benchmarking.step_times import growing_tables, time_steps
 from pagedattn.shared_prefix import find_shared_blocks
@@ -53,6 +54,28 @@ def test_a_plan_is_timed_where_there_is_one(shares):
     times = time_steps(shape, call, torch_impl)
     assert 0 < times.batch < 0.1
     assert (times.plan is not None) == shares
+
+
+def test_what_a_plan_adds_is_the_median_of_the_differences_step_by_step(monkeypatch):
+    shape, torch_impl = shape_of(prefix=64), get_implementation("torch")
+    table = next(growing_tables(shape, 1))
+    call = dataclasses.replace(
+        make_inputs(shape).call(), batch=AttentionBatch.of(table, share=True)
+    )
+    rng, clock, costs = np.random.default_rng(0), [0.0], {False: [], True: []}
+
+    def advance(batch, _):
+        shares = batch.sharing is not None
+        costs[shares].append(rng.integers(1, 100))
+        clock[0] += float(costs[shares][-1])
+
+    monkeypatch.setattr(AttentionBatch, "advance", advance)
+    monkeypatch.setattr(step_times.time, "perf_counter", lambda: clock[0])
+    times = time_steps(shape, call, torch_impl)
+    plain, sharing = (np.array(costs[shares][step_times.WARM_UP :]) for shares in (False, True))
+    assert times.batch == np.median(plain)
+    assert times.plan == np.median(sharing - plain)
+    assert times.plan != np.median(sharing) - np.median(plain)
 
 
 def test_columns_are_those_of_decode_and_of_launches_with_a_plan():
