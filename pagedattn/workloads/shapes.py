@@ -46,6 +46,7 @@ DECODE: tuple[AttentionShape, ...] = (
     _decode("B1-1k", (1 * _K,)),
     _decode("B1-8k", (8 * _K,)),
     _decode("B4-2k", (2 * _K,) * 4),
+    _decode("B12-2k", (2 * _K,) * 12),
     _decode("B16-512", (512,) * 16),
     _decode("B1-64k", (64 * _K,)),
     _decode("B8-1k", (1 * _K,) * 8),

@@ -26,10 +26,12 @@ for its first tiles before it has read a length, and does not wait for that and 
 is whose. The lengths decide all the same: if they are others by now, what comes is thrown away.
 
 In a program one warp does nothing but have the tensor memory accelerator (TMA) bring blocks through
-the page table into shared memory, up to 128 KiB ahead a multiprocessor, 192 over 16-bit heads of 64
-where one program has it, and on into the next rows; a block's K of one head is one instruction and
-one contiguous piece of memory. One lane asks for a whole tile, K and V of a block by turns. Blocks
-of one token would be too many instructions: four warps of a multiprocessor copy them by threads.
+the page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows:
+192 over 16-bit heads of 64 where one program has it, and 64 over those of 128 where some pairs of
+multiprocessors have work for both and as many for one. A block's K of one head is one instruction
+and one contiguous piece of memory. One lane asks for a whole tile, K and V of a block by turns.
+Blocks of one token would be too many instructions: four warps of a multiprocessor copy them by
+threads.
 
 Four warps take the tiles by turns. Scores are K times Q transposed, tokens by queries, since a
 product's first factor has 16 rows and its second 8 columns: a group of 4 heads fills half of the
@@ -67,6 +69,7 @@ from pagedattn.attention.cuda.decode_config import (
     choose_config,
     heads_in_parallel,
     producers_of,
+    shares_paths_unevenly,
 )
 from pagedattn.attention.cuda.launching import (
     macros_of_trace,
@@ -221,6 +224,13 @@ class DecodeLaunch:
                     batch.num_sequences * batch.max_kv_length * num_kv_heads // num_programs
                 ),
                 max_kv_length=batch.max_kv_length,
+                shares_paths=batch.is_full
+                and shares_paths_unevenly(
+                    batch.num_sequences,
+                    num_kv_heads,
+                    num_programs,
+                    2 * batch.max_kv_length * head_size * kv_bytes,
+                ),
             )
         macros = macros_of(
             config,

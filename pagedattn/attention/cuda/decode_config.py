@@ -7,6 +7,8 @@ from dataclasses import dataclass
 WARPS = 4  # of a program, that multiply
 IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
 MORE_IN_FLIGHT = 196_608  # the same over heads of 64, for one program
+LESS_IN_FLIGHT = 65_536  # the same over heads of 128 where `shares_paths_unevenly`
+MERGE_BYTES = 64 << 20  # see decode_shape.cuh
 MAX_TILE = 64
 MAX_STAGES = 16
 MANY_ROWS = 256
@@ -51,14 +53,17 @@ def choose_config(
     num_rows: int = 1,
     tokens_a_program: int = 1 << 30,
     max_kv_length: int = 1 << 30,
+    shares_paths: bool = False,
 ) -> DecodeConfig:
     """Pick how to cut, from bounds that the host knows; measured on an H100.
 
     Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
     rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
-    flight keep the memory busy, and more helps only over heads of 64, with one program. Where a
-    program or a row has little, tiles are small enough for each warp to have one, and over small
-    blocks for few instructions.
+    flight keep the memory busy, and more helps only over heads of 64, with one program. Where some
+    multiprocessors share a path to the L2 and as many do not, half of it, over 16-bit heads of 128,
+    leaves more of the memory to the first, with which a launch ends; over heads of 64 it is too
+    little. Where a program or a row has little, tiles are small enough for each warp to have one,
+    and over small blocks for few instructions.
 
     Args:
         head_size: elements of a head.
@@ -68,16 +73,21 @@ def choose_config(
         num_rows: sequences times KV heads.
         tokens_a_program: KV tokens of one head that a program has at most.
         max_kv_length: KV tokens that a sequence has at most.
+        shares_paths: whether the batch `shares_paths_unevenly`.
 
     """
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
     many = num_rows >= (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS)
     programs = 2 if many and padded * head_size <= MAX_ACCUMULATORS // 2 else 1
-    in_flight = MORE_IN_FLIGHT if programs == 1 and head_size <= 64 else IN_FLIGHT
+    in_flight, tiles_of_warp = IN_FLIGHT, 1
+    if programs == 1 and head_size <= 64:
+        in_flight = MORE_IN_FLIGHT
+    elif programs == 1 and head_size * kv_bytes == 256 and block_size >= 16 and shares_paths:
+        in_flight, tiles_of_warp = LESS_IN_FLIGHT, 2
     most = in_flight // programs // WARPS
     tile = 16
     while (
-        4 * tile * head_size * kv_bytes <= most
+        2 * 2 * tile * head_size * kv_bytes * tiles_of_warp <= most
         and tile < (MAX_TILE if block_size == 1 else min(MAX_TILE, MAX_BOXES * block_size))
         and tile * padded < 1024
         and tile * WARPS < min(tokens_a_program, max_kv_length)
@@ -96,6 +106,33 @@ def producers_of(programs: int, block_size: int) -> int:
 
     """
     return GATHERERS // programs if block_size == 1 else 1
+
+
+def shares_paths_unevenly(
+    num_sequences: int, num_kv_heads: int, num_programs: int, row_bytes: int
+) -> bool:
+    """Return whether 2 to 4 of 5 pairs of multiprocessors have work for both, the others for one.
+
+    Of sequences of one length, each program that has work a whole row of a head then, and one
+    program a multiprocessor; see `Division` of decode_work.cuh.
+
+    Args:
+        num_sequences: of one length.
+        num_kv_heads: of each.
+        num_programs: of the launch.
+        row_bytes: K and V of a head of a sequence.
+
+    """
+    heads = heads_in_parallel(num_kv_heads, num_programs)
+    ranges, rows = num_programs // heads, num_sequences * num_kv_heads // heads
+    missing = ranges - rows
+    left_by_half = 2 * (ranges // 2) - rows  # if half of the ranges have two rows each
+    both = 2 * rows * heads - num_programs  # multiprocessors of pairs that both have work
+    return (
+        0 <= missing * heads * row_bytes <= MERGE_BYTES
+        and not 0 <= 16 * left_by_half <= rows
+        and 2 * num_programs <= 5 * both <= 4 * num_programs
+    )
 
 
 def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -119,6 +120,18 @@ def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_progr
         8, 64, 4, 2
     )
     assert decode_config.choose_config(128, 2, 4) == decode_config.DecodeConfig(8, 64, 4, 1)
+
+
+def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_path():
+    choose = partial(decode_config.choose_config, 128, 2, 4, num_rows=96, max_kv_length=2048)
+    assert choose(shares_paths=True) == decode_config.DecodeConfig(8, 16, 8, 1)
+    assert choose(shares_paths=False) == decode_config.DecodeConfig(8, 64, 4, 1)
+    assert choose(shares_paths=True, block_size=1) == choose(block_size=1)
+    many = partial(choose, num_rows=512)
+    assert many(shares_paths=True) == many()
+    for head_size in (64, 96, 256):
+        other = partial(decode_config.choose_config, head_size, 2, 4)
+        assert other(shares_paths=True) == other()
 
 
 @pytest.mark.usefixtures("nvrtc")

@@ -3,6 +3,7 @@
 Lengths here are whole tiles, in which the division counts.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Divided:
         rows: of a group: each sequence as often as there are groups.
         row: tiles of a row, or of the longest.
         parallel_heads: of a group.
+        shares_paths: what the host takes it for.
         begins: first tile of each range, and of the one after the last; [ranges + 1].
         range_of: of each tile.
         guessed: tiles that each program with work guesses, 0 where they are not what it has.
@@ -42,6 +44,7 @@ class Divided:
     rows: int
     row: int
     parallel_heads: int
+    shares_paths: bool
     begins: np.ndarray
     range_of: np.ndarray
     guessed: np.ndarray
@@ -80,7 +83,10 @@ def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1):
     guessed, told, begins, range_of = np.split(out, np.cumsum([num_programs, 1, ranges + 1]))
     assert told == total
     rows, row = len(tiles) * groups, int(tiles.max())
-    return Divided(rows, row, parallel, begins, range_of, guessed[guessed >= 0])
+    shares_paths = decode_config.shares_paths_unevenly(
+        len(tiles), num_kv_heads, num_programs, row * TILE * 2 * HEAD_SIZE * 2
+    )
+    return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed[guessed >= 0])
 
 
 def batches(on_each, *, even):
@@ -168,3 +174,21 @@ CUT = {
 def test_what_is_cut_where(case):
     rows, row, num_multiprocessors, on_each, sizes = CUT[case]
     assert divide([row] * rows, 1, num_multiprocessors, on_each).sizes.tolist() == sizes
+
+
+def test_the_host_knows_where_2_to_4_of_5_pairs_of_multiprocessors_have_a_row_each():
+    seen = set()
+    for num_multiprocessors in (3, 8, 21, 44, 66):
+        for num_sequences, num_kv_heads, row in itertools.product(
+            range(1, 50), (1, 2, 8), (3, 40, 1100)
+        ):
+            if num_sequences * num_kv_heads > 1.2 * num_multiprocessors:
+                continue
+            divided = divide([row] * num_sequences, num_kv_heads, num_multiprocessors)
+            sizes = divided.sizes
+            with_work = divided.parallel_heads * (sizes > 0).sum()
+            share = (2 * with_work - num_multiprocessors) / num_multiprocessors
+            expected = set(sizes) <= {0, row} and 0.4 <= share <= 0.8
+            assert divided.shares_paths == expected, (num_multiprocessors, num_sequences, row)
+            seen.add((row, expected))
+    assert {(3, True), (3, False), (40, True), (40, False), (1100, False)} <= seen
