@@ -140,7 +140,8 @@ def time_interleaved(
     Args:
         works: by name; each replays once a round.
         rule: when the rounds of a work will do; all go on until the last one's do, so that each
-            has as many and they saw the same machine.
+            has as many and they saw the same machine. But one that is so slow that it has taken
+            the rule's seconds ends there, as it would keep the others waiting for most of theirs.
         probe: asked for the processor's clock in Hz before each round; None where it is not known.
         turn: rounds of one that count before the next has its turn.
         settle: rounds before them that do not, for works that find caches full of others' data.
@@ -162,9 +163,10 @@ def time_interleaved(
         contender.counts, contender.patience = True, patience
     order = list(contenders)
     found: dict[str, Rounds] = {}
+    spent: set[str] = set()
     while contenders:
         lap = time_by_turns(
-            {name: contenders[name] for name in order},
+            {name: contenders[name] for name in order if name not in spent},
             settle + turn,
             turn=settle + turn,
             clock=clock,
@@ -187,6 +189,7 @@ def time_interleaved(
                 )
         if all(rule.enough(rounds.seconds) for rounds in found.values()):
             break
+        spent = {name for name, rounds in found.items() if rule.spent(rounds.seconds)}
     return found
 
 

@@ -21,7 +21,7 @@ class StopRule:
         precision: half the width of the median's 95 % interval over the median, to be reached.
         least: rounds of each contender, however sure.
         most: rounds of each contender, however unsure.
-        seconds: of measured work of one contender, after which it is enough.
+        seconds: of measured launches of one contender, after which it is enough.
 
     """
 
@@ -34,9 +34,13 @@ class StopRule:
         """Whether these rounds, in seconds, will do."""
         if len(samples) < self.least:
             return False
-        if len(samples) >= self.most or math.fsum(samples) >= self.seconds:
+        if len(samples) >= self.most or self.spent(samples):
             return True
         return median_precision(samples) <= self.precision
+
+    def spent(self, samples: Sequence[float]) -> bool:
+        """Whether these rounds are the least ones, and so long that no others will be timed."""
+        return len(samples) >= self.least and math.fsum(samples) >= self.seconds
 
 
 def median_precision(samples: Sequence[float]) -> float:

@@ -62,6 +62,19 @@ def test_what_is_never_known_well_ends_at_the_most_rounds_or_seconds():
     assert 20.0 <= sum(rounds.seconds) < 24.0
 
 
+def test_what_has_taken_its_seconds_is_timed_no_more_while_others_go_on():
+    wild = np.random.default_rng(1).lognormal(0.0, 1.0, (2, 100)) * 1e-3
+    works = {
+        "slow": Scripted("s", [3.0]),
+        "wild": Scripted("w", wild[0].tolist()),
+        "slower": Scripted("t", [9.0]),
+        "as wild": Scripted("x", wild[1].tolist()),
+    }
+    found = time_interleaved(works, StopRule(least=10, most=40, seconds=42.0))
+    rounds = {name: len(each.seconds) for name, each in found.items()}
+    assert rounds == {"slow": 14, "wild": 40, "slower": 10, "as wild": 40}
+
+
 @pytest.mark.parametrize("share", [0.5, 0.74, 0.76])
 def test_rounds_below_three_quarters_of_the_usual_clock_are_left_out_and_counted(share):
     clocks = itertools.cycle([2e9] * 9 + [2e9 * share])
