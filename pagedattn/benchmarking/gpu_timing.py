@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 MIN_GRAPH_SECONDS = 2e-3
 MAX_GRAPH_LAUNCHES = 1000
 HOST_CALLS = 30
+FEWEST_HOST_CALLS = 5
+HOST_SECONDS = 0.1  # of calls and waits for them, after which the fewest will do
 COVER_CYCLES = 400_000  # 0.2 ms at 2 GHz; the host enqueues a graph in 10 to 100 µs
 MOST_USUAL_COVER = 16 * COVER_CYCLES
 MAX_COVERS = 8
 PLACES = 16
 PLACES_BYTES = 2 << 30
 LONG_SECONDS = 1e-4
+NEVER_WARM_SECONDS = 5e-3  # to read as much as its L2 holds takes an H100 0.3 % of it
 
 
 class DeviceClock:
@@ -92,28 +95,38 @@ def require_cold(bytes_each: int, count: int, device: torch.device | str = "cuda
 class LaunchGraph:
     """Launches captured in one CUDA graph, in turn, so often that a replay lasts 2 ms.
 
+    Of launches of 5 ms or more, the first alone is captured: whatever the L2 held of its input
+    would not show in its time, and a replay of a whole rotation could last for a second.
+
     A kernel spins while the host enqueues a replay and the events around it: on an idle GPU the
     first event would be reached before the graph is there, and a round would contain some of the
     host's time.
 
     Args:
         launches: one for each input of the rotation; each enqueues the same work on other data.
-            They are kept, and with them the memory that a replay reads and writes.
+            What is captured of them is kept, and with it the memory that a replay reads and
+            writes.
+
+    Attributes:
+        host_seconds: median that a launch costs the host.
+        num_inputs: launches of the rotation that are captured, all or one.
+        num_launches: in a replay.
 
     """
 
     def __init__(self, launches: Sequence[Callable[[], object]]) -> None:
-        self._launches = tuple(launches)
-        self.host_seconds = self._warm_up(launches)
+        self.host_seconds, awaited = self._warm_up(launches)
         self._begin = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
         self._cover_cycles = COVER_CYCLES
-        self._capture(1)
-        one_turn = min(self.replay() for _ in range(2)) * len(launches)
+        # the GPU's time is part of what was awaited, and it alone counts
+        if awaited >= NEVER_WARM_SECONDS and self._seconds_of(launches[:1]) >= NEVER_WARM_SECONDS:
+            return
+        one_turn = self._seconds_of(launches) * len(launches)
         turns = math.ceil(MIN_GRAPH_SECONDS / one_turn)
         turns = max(1, min(turns, MAX_GRAPH_LAUNCHES // len(launches)))
         if turns > 1:
-            self._capture(turns)
+            self._capture(launches, turns)
 
     def replay(self) -> float:
         """Replay once and return the seconds of one launch.
@@ -139,30 +152,40 @@ class LaunchGraph:
             "so its time cannot be told from the GPU's"
         )
 
-    def _capture(self, turns: int) -> None:
-        self.num_launches = turns * len(self._launches)
+    def _seconds_of(self, launches: Sequence[Callable[[], object]]) -> float:
+        """Capture one turn of them; return the seconds of one launch."""
+        self._capture(launches, 1)
+        return min(self.replay() for _ in range(2))
+
+    def _capture(self, launches: Sequence[Callable[[], object]], turns: int) -> None:
+        self._launches, self.num_inputs = tuple(launches), len(launches)
+        self.num_launches = turns * self.num_inputs
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             for launch in itertools.chain.from_iterable([self._launches] * turns):
                 launch()
 
     @staticmethod
-    def _warm_up(launches: Sequence[Callable[[], object]]) -> float:
-        """Compile and settle; return the median seconds of host time that a launch costs."""
+    def _warm_up(launches: Sequence[Callable[[], object]]) -> tuple[float, float]:
+        """Compile and settle; return the median seconds of a launch's call, and to its end."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        samples = []
+        called: list[float] = []
+        awaited: list[float] = []
         with torch.cuda.stream(stream):
             for launch in launches:
                 launch()
             torch.cuda.synchronize()
-            for _ in range(HOST_CALLS):
+            while len(called) < HOST_CALLS and (
+                len(called) < FEWEST_HOST_CALLS or math.fsum(awaited) < HOST_SECONDS
+            ):
                 begin = time.perf_counter()
                 launches[0]()
-                samples.append(time.perf_counter() - begin)
+                called.append(time.perf_counter() - begin)
                 torch.cuda.synchronize()
+                awaited.append(time.perf_counter() - begin)
         torch.cuda.current_stream().wait_stream(stream)
-        return statistics.median(samples)
+        return statistics.median(called), statistics.median(awaited)
 
     @staticmethod
     def seconds_to_plan(plan: Callable[[], object]) -> float:

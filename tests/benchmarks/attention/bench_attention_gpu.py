@@ -52,7 +52,7 @@ def ready(case, slowed):
             pytest.skip(f"{name}: {refusal}")
         columns = {
             "host_us": graph.host_seconds * 1e6,
-            "rotation": len(launches),
+            "rotation": graph.num_inputs,
             "launches_per_replay": graph.num_launches,
             **case.planning_columns(name, launches[0]),
         }

@@ -76,7 +76,7 @@ class Case:
         graph = LaunchGraph([launch.run for launch in launches])
         more = {
             "host_us": graph.host_seconds * 1e6,
-            "rotation": len(launches),
+            "rotation": graph.num_inputs,
             "launches_per_replay": graph.num_launches,
             **case.planning_columns(self.implementation, launches[0]),
         }

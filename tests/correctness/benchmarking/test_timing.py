@@ -130,6 +130,31 @@ def test_a_graph_keeps_the_memory_that_it_writes():
     assert not any(other.any() for other in others)
 
 
+def launches_of(cycles, host_seconds, calls):
+    def launch(number):
+        calls.append(number)
+        time.sleep(host_seconds)
+        torch.cuda._sleep(cycles)
+
+    return [lambda number=number: launch(number) for number in range(4)]
+
+
+@pytest.mark.gpu
+def test_of_launches_that_an_l2_is_nothing_to_one_is_captured():
+    calls = []
+    graph = LaunchGraph(launches_of(40_000_000, 0.0, calls))  # 20 ms at 2 GHz
+    assert (graph.num_inputs, graph.num_launches) == (1, 1)
+    assert len(calls) < 15  # each once, the host's, the captured one
+    assert calls[-1] == 0
+
+
+@pytest.mark.gpu
+def test_launches_that_take_the_host_long_and_the_gpu_little_are_rotated():
+    graph = LaunchGraph(launches_of(1_000_000, 6e-3, []))
+    assert (graph.num_inputs, graph.num_launches % 4) == (4, 0)
+    assert graph.host_seconds == pytest.approx(6e-3, rel=0.2)
+
+
 @pytest.mark.gpu
 def test_all_inputs_of_a_rotation_are_launched_equally_often():
     counts = torch.zeros(3, device="cuda")
