@@ -86,7 +86,7 @@ def measure_bus(device: torch.device | str = "cuda") -> Bus:
     """Measure how fast a GPU and the host exchange large pieces, one way at a time."""
     here = torch.randint(0, 256, (BUS_BYTES,), dtype=torch.uint8, device=device)
     host = torch.empty(BUS_BYTES, dtype=torch.uint8, pin_memory=True)
-    host.random_()
+    host.copy_(here)
 
     def rate(target: torch.Tensor, source: torch.Tensor) -> float:
         seconds = []

@@ -161,7 +161,9 @@ class SwapCase:
         swap, host = made_ready.get(name, self.index_copy)()
         host.zero_()
         if not self.outwards:
-            host[:, self.on_host] = torch.randn(host[:, self.on_host].shape).bfloat16()
+            shape = host[:, self.on_host].shape
+            numbers = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+            host[:, self.on_host] = numbers.cpu()
         swap()
         on_device = self.cache.storage[:, self.on_device.cuda()].cpu()
         assert torch.equal(host[:, self.on_host], on_device)
