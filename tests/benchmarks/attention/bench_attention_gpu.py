@@ -1,7 +1,5 @@
 """Attention on a GPU: the time of one launch, with cold K and V, beside other kernels."""
 
-import gc
-
 import pytest
 import torch
 
@@ -24,13 +22,12 @@ RULE = StopRule(least=10, most=40, seconds=0.1)
 
 
 @pytest.fixture(scope="module")
-def case(request, roofs):
+def case(request, roofs, give_back):
     made = AttentionCase.of(find_shape(request.param), "cuda", roofs)
     require_cold(made.shape.kv_bytes, len(made.rotation))
     yield made
     del made
-    gc.collect()
-    torch.cuda.empty_cache()
+    give_back()
 
 
 @pytest.fixture(scope="module")

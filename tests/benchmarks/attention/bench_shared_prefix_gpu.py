@@ -5,7 +5,6 @@ nothing is asked for loses to the other one.
 """
 
 import dataclasses
-import gc
 import statistics
 
 import numpy as np
@@ -107,12 +106,11 @@ def _batch(inputs, way):
 
 
 @pytest.fixture(scope="module")
-def case(request, roofs):
+def case(request, roofs, give_back):
     made = Case(CASES[request.param], roofs)
     yield made
     del made
-    gc.collect()
-    torch.cuda.empty_cache()
+    give_back()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ A row that takes `implementation` runs on those of `@pytest.mark.implementations
 them on those that `--impl` names.
 """
 
+import gc
 import statistics
 import time
 
@@ -41,6 +42,24 @@ def all_backends_of_torch():
     )
     with sdpa_kernel(list(backends)):
         yield
+
+
+@pytest.fixture(scope="module")
+def give_back():
+    """Function that gives back memory of the GPU, also what only a cycle holds.
+
+    To look for cycles among all that a session's cases and imports are takes half a second. What
+    the first case leaves is therefore not looked through again before the module's end.
+    """
+
+    def collect():
+        gc.collect()
+        if not gc.get_freeze_count():
+            gc.freeze()
+        torch.cuda.empty_cache()
+
+    yield collect
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
