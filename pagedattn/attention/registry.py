@@ -63,6 +63,7 @@ _BUILT_IN = {
     "triton": "pagedattn.attention.triton:TritonImplementation",
     "torch": "pagedattn.attention.torch_impl:TorchImplementation",
     "reference": "pagedattn.attention.reference:ReferenceImplementation",
+    "cuda_fp8": "pagedattn.attention.cuda:CudaFp8Implementation",
 }
 _made: dict[str, Implementation] = {}
 

@@ -265,6 +265,16 @@ DEVICE float f16_high(u32 pair) {
     return x;
 }
 
+// Four numbers to e4m3, rounded to the nearest, of two to the even one; up to 448.
+DEVICE u32 pack_e4m3(float first, float second, float third, float fourth) {
+    u32 packed;
+    asm("{.reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, %4, %3; "
+        "mov.b32 %0, {low, high};}"
+        : "=r"(packed)
+        : "f"(first), "f"(second), "f"(third), "f"(fourth));
+    return packed;
+}
+
 // Two e4m3 numbers in the low 16 bits, as two of 16 bits.
 DEVICE u32 f16_of_e4m3(u32 pair) {
     u32 wide;

@@ -4,16 +4,19 @@
 // pieces of 8 rows by 64 columns (1 KiB) are what the matrix units read. K is read with its
 // columns innermost along the product's depth ("K-major"), V with them along its width
 // ("MN-major"), so that neither is transposed. Of a cache of e4m3 the TMA fills other rings, in rows as
-// they are in memory, and a warpgroup widens K and V to float16 from there into those that are read.
+// they are in memory, and a warpgroup widens K and V to float16 from there into those that are read; or
+// e4m3 is multiplied, and that warpgroup turns V around.
 //
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
-// (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), OUT_F32 (an
-// output in float32), CAUSAL (else queries see all keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS,
+// (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS (over
+// it queries and weights are rounded to e4m3), OUT_F32 (an output in float32), CAUSAL (else queries see all keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS,
 // LSE, and TRACE, which need not be there, see trace.cuh.
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
-#if FP8
+#if FP8_PRODUCTS
+#include "prefill_transposer.cuh"
+#elif FP8
 #include "prefill_widener.cuh"
 #endif
 
@@ -50,6 +53,35 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
     }
 }
 
+#if FP8
+// Prepare the tiles of the work items for the products, in the order in which they are multiplied: K of a
+// tile, then V of the tile before.
+DEVICE void prepare_tiles(const Parameters &p, const Shared &shared, int thread) {
+    Place item_place{0, 0};
+    Preparer preparer(shared, thread);
+    u32 count = 0;  // of the tiles of the items before
+    for (;;) {
+        Item item = wait_for_item(shared, item_place);
+        __syncwarp();
+        if (thread % 32 == 0) barrier_arrive(shared.query_empty(item_place.stage));
+        item_place.next<QUERY_STAGES>();
+        if (item.head < 0) break;
+        int first_key = item.first_key(p);
+        int tiles = item.tile_end - item.tile_begin;
+        int hidden = first_key - item.tile_end * KV_TILE, held = item.kv_length - item.tile_end * KV_TILE;
+        for (int i = 0; i <= tiles; ++i, hidden += KV_TILE, held += KV_TILE) {
+            if (i < tiles) preparer.prepare_key(count + i);
+            if (i == 0) continue;
+            if (hidden <= 0 && held >= KV_TILE)
+                preparer.prepare_value<false>(count + i - 1, 0, KV_TILE);
+            else
+                preparer.prepare_value<true>(count + i - 1, hidden, held);
+        }
+        count += tiles;
+    }
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
     prefill_kernel(const __grid_constant__ Parameters p) {
     // so aligned, it lies at a place that is known when this is compiled
@@ -57,7 +89,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
     Shared shared{shared_address(memory)};
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
-            barrier_init(shared.key_full(i), FP8 ? WIDENER_WARPS : 1);
+            barrier_init(shared.key_full(i), KEY_WARPS);
             barrier_init(shared.key_empty(i), CONSUMER_WARPS);
             barrier_init(shared.value_full(i), FP8 ? WIDENER_WARPS : 1);
             barrier_init(shared.value_empty(i), CONSUMER_WARPS);
@@ -93,7 +125,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
 #if FP8
     } else if (warpgroup == 1) {
         give_registers<WIDENER_REGISTERS>();
-        widen_tiles(p, shared, threadIdx.x % 128);
+        prepare_tiles(p, shared, threadIdx.x % 128);
 #endif
     } else {
         take_registers<CONSUMER_REGISTERS>();

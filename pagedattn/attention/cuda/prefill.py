@@ -26,6 +26,9 @@ bfloat16 become float16 in shared memory, each row divided by a power of two; th
 K, go into the scale of the row's scores, and the scale of V into its sum of weights. Up to 80
 columns of a query stay in registers, none of heads of 256.
 
+With `fp8_products` queries and weights are rounded to e4m3 instead, K is multiplied as it comes,
+and the third warpgroup turns V around, into columns of the head by tokens.
+
 Operations: 4 * head_size a query head and visible key, and one exponential. Limit: the matrix
 units, beside which the softmax takes its time, and then the board's power; over fp8 shared memory
 too, which is written and read once more for widening, so that this takes longer.
@@ -134,8 +137,8 @@ def not_taken(call: AttentionCall) -> str | None:
     return None
 
 
-def macros_of(call: AttentionCall) -> tuple[tuple[str, int], ...]:
-    """Return what prefill.cu is specialised for."""
+def macros_of(call: AttentionCall, *, fp8_products: bool = False) -> tuple[tuple[str, int], ...]:
+    """Return what prefill.cu is specialised for; arguments as `PrefillLaunch` takes them."""
     query, cache = call.query, call.cache
     return (
         ("HEAD_SIZE", cache.head_size),
@@ -146,6 +149,7 @@ def macros_of(call: AttentionCall) -> tuple[tuple[str, int], ...]:
         ("QUERY_STAGES", _query_stages(cache.head_size)),
         ("BF16", int(query.dtype == torch.bfloat16)),
         ("FP8", int(cache.dtype == FP8)),
+        ("FP8_PRODUCTS", int(fp8_products)),
         ("OUT_F32", int(call.out.dtype == torch.float32)),
         ("CAUSAL", int(call.causal)),
         ("WINDOW", int(call.window is not None)),
@@ -161,11 +165,14 @@ class PrefillLaunch:
 
     Args:
         call: one of them.
+        fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
         trace: note when warps come to named moments, see `marks`.
 
     """
 
-    def __init__(self, call: AttentionCall, *, trace: bool = False) -> None:
+    def __init__(
+        self, call: AttentionCall, *, fp8_products: bool = False, trace: bool = False
+    ) -> None:
         query, cache = call.query, call.cache
         head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
@@ -175,22 +182,27 @@ class PrefillLaunch:
         self._threads = (warpgroups + 1 + over_fp8) * 128
         self._rows = rows = 64 * warpgroups
         self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
-        self._maps = maps_of(_map_of, tile, cache.key)
+        self._maps = maps_of(_map_of_pieces if fp8_products else _map_of, tile, cache.key)
         device = query.device
         parameters = self._parameters(call)
         self._num_programs = min(
             num_multiprocessors(device),
             parameters.num_tiles * cache.num_kv_heads,
         )
-        macros = macros_of(call)
+        macros = macros_of(call, fp8_products=fp8_products)
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, device.index)
         padded = -(-head_size // 64) * 128
-        tiles = _query_stages(head_size) * rows + 2 * STAGES * tile
-        stored = 2 * _stored_stages(head_size) * tile * head_size if over_fp8 else 0
+        if fp8_products:
+            # K, V as it comes, and V turned around
+            of_tiles = 2 * STAGES * tile * -(-head_size // 128) * 128 + STAGES * padded * 64
+        else:
+            stored = _stored_stages(head_size) * head_size if over_fp8 else 0
+            of_tiles = 2 * tile * (STAGES * padded + stored)
         # 1024: the tiles begin at a multiple of it; 256: items and barriers
-        self._shared_bytes = 1024 + tiles * padded + stored + 256
+        of_queries = _query_stages(head_size) * rows * padded
+        self._shared_bytes = 1024 + of_queries + of_tiles + 256
         self._fixed = bytes(parameters)
 
     def __call__(self, call: AttentionCall) -> None:
@@ -309,11 +321,10 @@ def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
     tokens 8 to 15 of a layer's view of a cache with 8 heads of block size 16, K and V together,
     are in octet 3 * (2 * 8 * 16 / 8) + 1 = 97.
     """
-    num_blocks, num_kv_heads, block_size, head_size = part.shape
+    num_kv_heads, _, head_size = part.shape[1:]
     size = part.element_size()
-    block_stride, head_stride, token_stride = (size * stride for stride in part.stride()[:3])
-    octets = (num_blocks - 1) * (block_stride // (8 * token_stride)) + block_size // 8
-    moved = min(block_size, tile) // 8
+    _, head_stride, token_stride = (size * stride for stride in part.stride()[:3])
+    octets, moved = _octets_of(part, tile)
     if size == 1:
         return tensor_map(
             part.data_ptr(),
@@ -340,3 +351,26 @@ def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
         (64, 8, head_size // 64, moved, 1),
         128,
     )
+
+
+def _map_of_pieces(part: torch.Tensor, tile: int) -> TensorMap:
+    """Describe K or V of fp8 in octets, in boxes of 128 columns as the matrix units read them."""
+    num_kv_heads, _, head_size = part.shape[1:]
+    _, head_stride, token_stride = part.stride()[:3]
+    octets, moved = _octets_of(part, tile)
+    return tensor_map(
+        part.data_ptr(),
+        1,
+        (head_size, 8, octets, num_kv_heads),
+        (token_stride, 8 * token_stride, head_stride),
+        (128, 8, moved, 1),
+        128,
+    )
+
+
+def _octets_of(part: torch.Tensor, tile: int) -> tuple[int, int]:
+    """Return how many octets K or V has, and how many of them an instruction moves."""
+    num_blocks, _, block_size, _ = part.shape
+    block_stride, _, token_stride = part.stride()[:3]
+    octets = (num_blocks - 1) * (block_stride // (8 * token_stride)) + block_size // 8
+    return octets, min(block_size, tile) // 8

@@ -11,6 +11,9 @@ DEVICE u32 pack_output(float low, float high) {
     return BF16 ? pack_bf16(low, high) : pack_f16(low, high);
 }
 
+DEVICE float query_low(u32 pair) { return BF16 ? bf16_low(pair) : f16_low(pair); }
+DEVICE float query_high(u32 pair) { return BF16 ? bf16_high(pair) : f16_high(pair); }
+
 // Bytes of a swizzled row's 16-byte chunk, in a tile whose pieces of 64 columns lie apart.
 DEVICE u32 chunk_of_row(int row, int chunk) {
     return chunk / 8 * (ROWS * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
@@ -24,12 +27,15 @@ struct Consumer {
     Place key, value;
     float scores[SCORES];
     float outputs[OUTPUTS];
-    u32 weights[SCORES / 2];
+    u32 weights[SCORES / (FP8_PRODUCTS ? 4 : 2)];
     float peak[2];   // of each row: the largest score, before or after scaling as `scale` says
     float total[2];  // this thread's part of the sum of weights
     float slope[2];  // ALiBi, in units of log2
     float row_scale[2];  // over e4m3: what `scale_log2`, the keys' scale and the query's unit make
     u32 query_steps[QUERY_STEPS > 0 ? QUERY_STEPS : 1][4];
+
+    // Weights are times 2 to this: of e4m3, whose numbers go up to 448, less are so small that they vanish.
+    static constexpr float WEIGHT_BITS = FP8_PRODUCTS ? 8.0f : 0.0f;
 
     // Under these, scores are brought to units of log2 before the softmax.
     static constexpr bool SCALED_EARLY = SOFT_CAP || ALIBI;
@@ -50,13 +56,15 @@ struct Consumer {
         }
     }
 
-    // Over e4m3: make float16 of queries in bfloat16, in place, each divided by a power of two so that it
-    // fits, and take those that are kept in registers. Two lanes have a row. `group` is the warpgroup.
+    // Over e4m3: make float16 of queries in bfloat16, or e4m3 of all, in place, each divided by a power of
+    // two so that it fits, and take those that are kept in registers. Two lanes have a row. `group` is the
+    // warpgroup.
     DEVICE void prepare_query(const Item &item, u32 tile, int group) {
         row_scale[0] = row_scale[1] =
             p.key_scale ? p.scale_log2 * __ldg(p.key_scale + item.head) : p.scale_log2;
-        if (BF16) {
+        if (BF16 || FP8_PRODUCTS) {
             constexpr int OWN = HEAD_SIZE / 16;  // every other chunk
+            constexpr int MORE = FP8_PRODUCTS ? 7 : 0;  // of a row of e4m3 the largest is from 128 to 256
             int row = warp_row + lane / 2;
             float largest = 0.0f;
 #pragma unroll
@@ -65,22 +73,26 @@ struct Consumer {
                 load_shared(pairs, tile + chunk_of_row(row, 2 * i + lane % 2));
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
-                    largest = fmaxf(largest, fmaxf(fabsf(bf16_low(pairs[j])), fabsf(bf16_high(pairs[j]))));
+                    largest = fmaxf(largest, fmaxf(fabsf(query_low(pairs[j])), fabsf(query_high(pairs[j]))));
             }
             largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
             // The power of two at or below the largest, kept where its inverse is a number, and scores
             // times it none too small for a float32: those of a row of zeros are zeros.
             u32 exponent = min(max(__float_as_uint(largest) >> 23, 64u), 252u);
-            float inverse = __uint_as_float((254 - exponent) << 23);
-            float unit = __uint_as_float(exponent << 23);
+            float inverse = __uint_as_float((254 + MORE - exponent) << 23);
+            float unit = __uint_as_float((exponent - MORE) << 23);
+            if (FP8_PRODUCTS) {
+                round_row(tile, row, inverse);
+            } else {
 #pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                u32 pairs[4], at = tile + chunk_of_row(row, 2 * i + lane % 2);
-                load_shared(pairs, at);
+                for (int i = 0; i < OWN; ++i) {
+                    u32 pairs[4], at = tile + chunk_of_row(row, 2 * i + lane % 2);
+                    load_shared(pairs, at);
 #pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    pairs[j] = pack_f16(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse);
-                store_shared(at, pairs);
+                    for (int j = 0; j < 4; ++j)
+                        pairs[j] = pack_f16(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse);
+                    store_shared(at, pairs);
+                }
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i)
@@ -95,6 +107,31 @@ struct Consumer {
         for (int step = 0; step < QUERY_STEPS; ++step)
             load_matrices(query_steps[step],
                           tile + chunk_of_row(warp_row + lane % 16, 2 * step + lane / 16));
+    }
+
+    // Write a row times `inverse` as e4m3 over itself, zeros behind its end. A lane has every other 16
+    // bytes of what comes out, and writes when the other one has read too.
+    DEVICE void round_row(u32 tile, int row, float inverse) {
+        u32 rounded[STEPS][4] = {};
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            int chunk = 2 * step + lane % 2;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                if ((2 * chunk + half) * 8 >= HEAD_SIZE) break;
+                u32 pairs[4];
+                load_shared(pairs, tile + chunk_of_row(row, 2 * chunk + half));
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+                    rounded[step][2 * half + i] =
+                        pack_e4m3(query_low(pairs[2 * i]) * inverse, query_high(pairs[2 * i]) * inverse,
+                                  query_low(pairs[2 * i + 1]) * inverse, query_high(pairs[2 * i + 1]) * inverse);
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step)
+            store_shared(tile + chunk_of_row(row, 2 * step + lane % 2), rounded[step]);
     }
 
     // Let a stage be filled anew: this warp has read it.
@@ -119,20 +156,21 @@ struct Consumer {
     }
 
     DEVICE void issue_outputs() {
-        u64 values = descriptor(shared.value(value.stage), HALF_STRIDE, OCTET_STRIDE);
+        // a step is 16 tokens, or 32 that a row has side by side; 64 columns are a piece or 64 rows
+        constexpr int STEP = FP8_PRODUCTS ? 32 : 2 * OCTET_STRIDE, HALF = FP8_PRODUCTS ? 8 * PIECE : HALF_STRIDE;
+        u64 values = FP8_PRODUCTS ? descriptor(shared.value(value.stage), 16, PIECE)
+                                  : descriptor(shared.value(value.stage), HALF_STRIDE, OCTET_STRIDE);
         products_begin();
 #pragma unroll
-        for (int step = 0; step < KV_TILE / 16; ++step) {
-            u64 rows = values + step * 2 * OCTET_STRIDE / 16;
+        for (int step = 0; step < KV_TILE / (FP8_PRODUCTS ? 32 : 16); ++step) {
+            u64 rows = values + step * STEP / 16;
 #pragma unroll
             for (int half = 0; half < HALVES;) {
                 if (HALVES % 2 == 0) {
-                    multiply_values_128(outputs + half * 32, weights + 4 * step,
-                                        rows + half * HALF_STRIDE / 16);
+                    multiply_values_128(outputs + half * 32, weights + 4 * step, rows + half * HALF / 16);
                     half += 2;
                 } else {
-                    multiply_values_64(outputs + half * 32, weights + 4 * step,
-                                       rows + half * HALF_STRIDE / 16);
+                    multiply_values_64(outputs + half * 32, weights + 4 * step, rows + half * HALF / 16);
                     half += 1;
                 }
             }
@@ -180,6 +218,7 @@ struct Consumer {
             // -inf - -inf is NaN: a row without keys so far is shifted by 0 instead
             float shift = MASKED && highest == MINUS_INFINITY ? 0.0f : highest * scale(row);
             decay[row] = exp2_of(peak[row] * scale(row) - shift);
+            shift -= WEIGHT_BITS;
             peak[row] = highest;
             even = odd = 0.0f;
 #pragma unroll
@@ -194,9 +233,18 @@ struct Consumer {
     }
 
     DEVICE void pack_weights() {
+#if FP8_PRODUCTS
+        // of a step of 32 tokens: the first 16 of the row and of the one 8 below, then the others
+#pragma unroll
+        for (int i = 0; i < SCORES / 4; ++i) {
+            const float *s = scores + i / 4 * 16 + i / 2 % 2 * 8 + i % 2 * 2;
+            weights[i] = pack_e4m3(s[0], s[1], s[4], s[5]);
+        }
+#else
 #pragma unroll
         for (int i = 0; i < SCORES / 2; ++i)
             weights[i] = pack_weights_of(scores[2 * i], scores[2 * i + 1]);
+#endif
     }
 
     // The item's first scores and weights.
@@ -311,7 +359,7 @@ struct Consumer {
             sum += __shfl_xor_sync(0xffffffff, sum, 2);
             int row = warp_row + lane / 4 + 8 * i;
             int token = row / GROUP, head = item.head * GROUP + row % GROUP;
-            float highest = peak[i] * scale(i), factor = 1.0f;
+            float highest = peak[i] * scale(i) - WEIGHT_BITS, factor = 1.0f;  // of what `sum` is of
             if (SINKS && token < item.num_tokens) {
                 float sink = p.sinks[head] * LOG2_E;
                 float top = fmaxf(highest, sink);

@@ -10,15 +10,17 @@ DEVICE void load_query(const Parameters &p, u32 to, u32 barrier, const Item &ite
 }
 
 // Bring LOAD_TOKENS tokens. The tensor's dimensions: 64 columns, 8 tokens, pieces of 64 columns,
-// octets of tokens, heads; or all columns, 8 tokens, octets, heads, of which a box is 64 columns, and
-// over e4m3 all.
+// octets of tokens, heads; or all columns, 8 tokens, octets, heads, of which a box is 128 bytes, or all
+// where they are widened.
 DEVICE void load_block(const TensorMap *map, u32 to, u32 barrier, int octet, int head) {
-    if constexpr (WHOLE_ROWS && !FP8) {
+    if constexpr (ARE_WIDENED) {
+        tma_load(to, map, 0, 0, octet, head, barrier);
+    } else if constexpr (WHOLE_ROWS) {
         tma_load(to, map, 0, 0, 0, octet, head, barrier);
     } else {
 #pragma unroll
-        for (int half = 0; half < (FP8 ? 1 : HALVES); ++half)
-            tma_load(to + half * HALF_STRIDE, map, half * 64, 0, octet, head, barrier);
+        for (int piece = 0; piece < PIECES_OF_ROW; ++piece)
+            tma_load(to + piece * HALF_STRIDE, map, piece * (FP8 ? 128 : 64), 0, octet, head, barrier);
     }
 }
 
@@ -34,13 +36,13 @@ DEVICE int octet_of_load(const Parameters &p, const Item &item, const int *table
 // Issue loads [begin, end) of a tile.
 DEVICE void load_tile(const TensorMap *map, u32 to, u32 barrier, int lane_octet, int begin, int end,
                       int head) {
-    constexpr int LOAD_STRIDE = FP8 ? LOAD_BYTES : LOAD_TOKENS / 8 * OCTET_STRIDE;
+    constexpr int LOAD_STRIDE = ARE_WIDENED ? LOAD_BYTES : LOAD_TOKENS / 8 * OCTET_STRIDE;
     int octets[LOADS];
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) octets[i] = __shfl_sync(0xffffffff, lane_octet, i);
     if (begin == 0 && end == LOADS) {
         if (elected()) {
-            barrier_arrive_expect(barrier, LOADED_BYTES);
+            barrier_arrive_expect(barrier, LOADS * LOAD_BYTES);
 #pragma unroll
             for (int i = 0; i < LOADS; ++i)
                 load_block(map, to + i * LOAD_STRIDE, barrier, octets[i], head);
@@ -122,7 +124,7 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
             u32 to = shared.loaded(OF_VALUES, place.stage);
             u32 full = shared.loaded_full(OF_VALUES, place.stage);
             barrier_wait(shared.loaded_empty(OF_VALUES, place.stage), place.parity);
-            place.next<LOADED_STAGES>();
+            place.next<goes_by_store(OF_VALUES) ? STORED_STAGES : STAGES>();
             int held = min(item.kv_length - tile * KV_TILE, KV_TILE);
             int hidden = WINDOW ? max(first_key - tile * KV_TILE, 0) : 0;
             int begin = hidden / LOAD_TOKENS;

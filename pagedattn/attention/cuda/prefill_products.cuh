@@ -19,6 +19,18 @@
 #else
 #define TYPES "f32.f16.f16"
 #endif
+// a product's depth and types, and for 16 bits which factors are transposed
+#if FP8_PRODUCTS
+#define KIND "k32.f32.e4m3.e4m3 "
+#define NEITHER ""
+#define NOT_THE_SECOND ""
+#define THE_SECOND ""
+#else
+#define KIND "k16." TYPES " "
+#define NEITHER ", 0, 0"
+#define NOT_THE_SECOND ", 0"
+#define THE_SECOND ", 1"
+#endif
 
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -41,19 +53,19 @@ DEVICE u64 descriptor(u32 address, u32 leading_stride, u32 stride) {
            (u64)(stride >> 4) << 32 | 1ull << 62;
 }
 
-// d [64, KV_TILE] = (add ? d : 0) + a [64, 16] b [KV_TILE, 16] transposed
+// d [64, KV_TILE] = (add ? d : 0) + a [64, 16] b [KV_TILE, 16] transposed; 32 of e4m3
 DEVICE void multiply_scores(float (&d)[64], u64 a, u64 b, int add) {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " " REGISTERS_64
-                 ", %64, %65, p, 1, 1, 0, 0;}\n"
+                 "wgmma.mma_async.sync.aligned.m64n128" KIND REGISTERS_64
+                 ", %64, %65, p, 1, 1" NEITHER ";}\n"
                  : SUMS_64(d)
                  : "l"(a), "l"(b), "r"(add));
 }
 
 DEVICE void multiply_scores(float (&d)[32], u64 a, u64 b, int add) {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16." TYPES " " REGISTERS_32
-                 ", %32, %33, p, 1, 1, 0, 0;}\n"
+                 "wgmma.mma_async.sync.aligned.m64n64" KIND REGISTERS_32
+                 ", %32, %33, p, 1, 1" NEITHER ";}\n"
                  : SUMS_32(d)
                  : "l"(a), "l"(b), "r"(add));
 }
@@ -61,31 +73,31 @@ DEVICE void multiply_scores(float (&d)[32], u64 a, u64 b, int add) {
 // The same with a in registers.
 DEVICE void multiply_scores(float (&d)[64], const u32 (&a)[4], u64 b, int add) {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " " REGISTERS_64
-                 ", {%64, %65, %66, %67}, %68, p, 1, 1, 0;}\n"
+                 "wgmma.mma_async.sync.aligned.m64n128" KIND REGISTERS_64
+                 ", {%64, %65, %66, %67}, %68, p, 1, 1" NOT_THE_SECOND ";}\n"
                  : SUMS_64(d)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
 DEVICE void multiply_scores(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16." TYPES " " REGISTERS_32
-                 ", {%32, %33, %34, %35}, %36, p, 1, 1, 0;}\n"
+                 "wgmma.mma_async.sync.aligned.m64n64" KIND REGISTERS_32
+                 ", {%32, %33, %34, %35}, %36, p, 1, 1" NOT_THE_SECOND ";}\n"
                  : SUMS_32(d)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
-// d [64, 128 or 64] += a [64, 16], in registers, b [16, 128 or 64]
+// d [64, 128 or 64] += a [64, 16], in registers, b [16, 128 or 64]; of e4m3 a [64, 32], and b transposed
 DEVICE void multiply_values_128(float *d, const u32 *a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16." TYPES " " REGISTERS_64
-                 ", {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128" KIND REGISTERS_64
+                 ", {%64, %65, %66, %67}, %68, 1, 1, 1" THE_SECOND ";\n"
                  : SUMS_64(d)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 DEVICE void multiply_values_64(float *d, const u32 *a, u64 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16." TYPES " " REGISTERS_32
-                 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64" KIND REGISTERS_32
+                 ", {%32, %33, %34, %35}, %36, 1, 1, 1" THE_SECOND ";\n"
                  : SUMS_32(d)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }

@@ -43,29 +43,39 @@ constexpr int QUERY_BYTES = ROWS * HALVES * 128;
 constexpr int TILE_BYTES = KV_TILE * HALVES * 128;
 constexpr int LOAD_TOKENS = BLOCK_SIZE < KV_TILE ? BLOCK_SIZE : KV_TILE;  // of one TMA instruction
 constexpr int LOADS = KV_TILE / LOAD_TOKENS;
-constexpr int LOAD_BYTES = LOAD_TOKENS * (FP8 ? HEAD_SIZE : HALVES * 128);
+
+// Tiles of e4m3 that are multiplied as they are lie in pieces of 8 rows by 128 columns, those of V turned
+// around: a row is a column of the head, and has the tile's tokens.
+constexpr int PIECES_OF_ROW = FP8_PRODUCTS ? (HEAD_SIZE + 127) / 128 : HALVES;
+constexpr int KEY_BYTES = KV_TILE * PIECES_OF_ROW * 128;
+constexpr int VALUE_BYTES = FP8_PRODUCTS ? HALVES * 64 * 128 : TILE_BYTES;
+constexpr bool ARE_WIDENED = FP8 && !FP8_PRODUCTS;
+constexpr int LOAD_BYTES = LOAD_TOKENS * (ARE_WIDENED ? HEAD_SIZE : PIECES_OF_ROW * 128);
 
 // What the TMA fills: the tiles that are multiplied, or over e4m3 others, in rows of HEAD_SIZE bytes,
-// which are widened from there to float16. Heads of 64 leave room for two.
-constexpr int STORED_STAGES = FP8 ? (HEAD_SIZE <= 64 ? 2 : 1) : 0;
-constexpr int STORED_BYTES = KV_TILE * HEAD_SIZE;
-constexpr int LOADED_STAGES = FP8 ? STORED_STAGES : STAGES;
+// which are widened from there to float16, for which heads of 64 leave room for two; or others of V alone,
+// which are turned around.
+constexpr int STORED_STAGES = FP8 ? (HEAD_SIZE <= 64 || FP8_PRODUCTS ? 2 : 1) : 0;
+DEVICE constexpr bool goes_by_store(bool values) { return values ? FP8 : ARE_WIDENED; }
+constexpr int STORED_BYTES = FP8_PRODUCTS ? KEY_BYTES : KV_TILE * HEAD_SIZE;
 constexpr int LOADED_BYTES = LOADS * LOAD_BYTES;  // of a tile
 
 // Where the pieces of a K or V tile lie. One instruction brings all columns of some tokens; where
-// the last columns are missing in memory, it brings 64, and the columns lie apart.
-constexpr bool WHOLE_ROWS = HEAD_SIZE % 64 == 0;
+// the last columns are missing in memory, or they are of e4m3, it brings 128 bytes, and the columns lie
+// apart.
+constexpr bool WHOLE_ROWS = HEAD_SIZE % 64 == 0 && !FP8_PRODUCTS;
 constexpr int OCTET_STRIDE = WHOLE_ROWS ? HALVES * PIECE : PIECE;       // to the next 8 tokens
-constexpr int HALF_STRIDE = WHOLE_ROWS ? PIECE : KV_TILE / 8 * PIECE;  // to the next 64 columns
+constexpr int HALF_STRIDE = WHOLE_ROWS ? PIECE : KV_TILE / 8 * PIECE;  // to the next 128 bytes
 
-// Of a row's steps of 16 columns in the product with K, over e4m3: those that are kept in registers, so
+// Of a row's steps of 32 bytes in the product with K, over e4m3: those that are kept in registers, so
 // that products read less of shared memory, which is busy with widening. With one more there are too few
 // registers for the compiler to let a product run beside others. Outputs of heads of 256 leave none.
-constexpr int STEPS = HEAD_SIZE / 16;
+constexpr int STEPS = FP8_PRODUCTS ? (HEAD_SIZE + 31) / 32 : HEAD_SIZE / 16;
 constexpr int QUERY_STEPS = !FP8 || HEAD_SIZE > 192 ? 0 : STEPS < 5 ? STEPS : 5;
 
 constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
-constexpr int WIDENER_WARPS = FP8 ? 4 : 0;
+constexpr int WIDENER_WARPS = FP8 ? 4 : 0;  // or those that turn V around
+constexpr int KEY_WARPS = ARE_WIDENED ? WIDENER_WARPS : 1;  // that bring a tile of K to where it is multiplied
 constexpr int LOADER_WARPS = 2;
 
 // All of a multiprocessor's 65,536 registers: few for those that load, as many for those that widen as
@@ -83,11 +93,11 @@ struct Shared {
 
     DEVICE u32 query(int stage) const { return base + stage * QUERY_BYTES; }
     DEVICE u32 key(int stage) const {
-        return base + QUERY_STAGES * QUERY_BYTES + stage * TILE_BYTES;
+        return base + QUERY_STAGES * QUERY_BYTES + stage * KEY_BYTES;
     }
-    DEVICE u32 value(int stage) const { return key(STAGES + stage); }
+    DEVICE u32 value(int stage) const { return key(STAGES) + stage * VALUE_BYTES; }
     DEVICE u32 stored(bool values, int stage) const {
-        return key(2 * STAGES) + (values * STORED_STAGES + stage) * STORED_BYTES;
+        return value(STAGES) + ((values && ARE_WIDENED) * STORED_STAGES + stage) * STORED_BYTES;
     }
     DEVICE u32 item(int stage) const { return stored(true, STORED_STAGES) + stage * 32; }
 
@@ -109,13 +119,13 @@ struct Shared {
 
     // The ring of K or V that the TMA fills.
     DEVICE u32 loaded(bool values, int stage) const {
-        return FP8 ? stored(values, stage) : values ? value(stage) : key(stage);
+        return goes_by_store(values) ? stored(values, stage) : values ? value(stage) : key(stage);
     }
     DEVICE u32 loaded_full(bool values, int stage) const {
-        return FP8 ? stored_full(values, stage) : values ? value_full(stage) : key_full(stage);
+        return goes_by_store(values) ? stored_full(values, stage) : values ? value_full(stage) : key_full(stage);
     }
     DEVICE u32 loaded_empty(bool values, int stage) const {
-        return FP8 ? stored_empty(values, stage) : values ? value_empty(stage) : key_empty(stage);
+        return goes_by_store(values) ? stored_empty(values, stage) : values ? value_empty(stage) : key_empty(stage);
     }
 };
 

@@ -21,10 +21,22 @@ DEVICE u32 place_of_chunk(int number) {
            ((chunk % 8) ^ (row % 8)) * 16;
 }
 
-struct Widener {
+struct Preparer {
     const Shared &shared;
     int thread;
     u32 places[PERIOD];  // of the first chunks
+
+    DEVICE Preparer(const Shared &shared, int thread) : shared(shared), thread(thread) {
+#pragma unroll
+        for (int i = 0; i < PERIOD; ++i) places[i] = place_of_chunk(thread + i * WIDENERS);
+    }
+
+    DEVICE void prepare_key(u32 count) { widen<false>(count); }
+
+    template <bool MASKED>
+    DEVICE void prepare_value(u32 count, int begin, int end) {
+        widen<true, MASKED>(count, begin, end);
+    }
 
     // Widen K or V of tile number `count`, over all items. Of V, rows before `begin` and from `end` on
     // become zeros: a weight of 0 times a NaN would be NaN.
@@ -58,32 +70,3 @@ struct Widener {
             barrier_arrive(OF_VALUES ? shared.value_full(to) : shared.key_full(to));
     }
 };
-
-// Widen the tiles of the work items in the order in which they are multiplied: K of a tile, then V of the
-// tile before.
-DEVICE void widen_tiles(const Parameters &p, const Shared &shared, int thread) {
-    Place item_place{0, 0};
-    Widener widener{shared, thread, {}};
-    u32 count = 0;  // of the tiles of the items before
-#pragma unroll
-    for (int i = 0; i < PERIOD; ++i) widener.places[i] = place_of_chunk(thread + i * WIDENERS);
-    for (;;) {
-        Item item = wait_for_item(shared, item_place);
-        __syncwarp();
-        if (thread % 32 == 0) barrier_arrive(shared.query_empty(item_place.stage));
-        item_place.next<QUERY_STAGES>();
-        if (item.head < 0) break;
-        int first_key = item.first_key(p);
-        int tiles = item.tile_end - item.tile_begin;
-        int hidden = first_key - item.tile_end * KV_TILE, held = item.kv_length - item.tile_end * KV_TILE;
-        for (int i = 0; i <= tiles; ++i, hidden += KV_TILE, held += KV_TILE) {
-            if (i < tiles) widener.widen<false>(count + i);
-            if (i == 0) continue;
-            if (hidden <= 0 && held >= KV_TILE)
-                widener.widen<true>(count + i - 1);
-            else
-                widener.widen<true, true>(count + i - 1, hidden, held);
-        }
-        count += tiles;
-    }
-}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pagedattn.report.rows import Row
     from pagedattn.report.summary import Case, Summary
 
-_OWN = ("triton", "torch", "cuda", "reference", "pagedattn")
+_OWN = ("triton", "torch", "cuda", "cuda_fp8", "reference", "pagedattn")
 ABOUT = (
     "A line per workload, the worst first. «Ours / peer» is the median of this project's fastest "
     "implementation over that of the fastest of the others: 2 means twice the time, below 1 this "

@@ -36,6 +36,19 @@ DEVICE u32 f16_of_e4m3(u32 pair) { return f16_of_one_e4m3(pair & 255) | f16_of_o
 
 DEVICE u32 f16_of_upper_e4m3(u32 pair) { return f16_of_e4m3(pair >> 16); }
 
+DEVICE u32 e4m3_of(float x) {
+    float size = fminf(fabsf(x), 448);
+    u32 sign = __float_as_uint(x) >> 24 & 128, bits = __float_as_uint(size);
+    if (x != x) return 127;
+    // subnormal: 2^14 has as many binary places in a float
+    if (size < 0x1p-6f) return sign | (__float_as_uint(size + 0x1p14f) - __float_as_uint(0x1p14f));
+    return sign | (((bits + 0x7ffff + (bits >> 20 & 1)) >> 20) - (120 << 3));
+}
+
+DEVICE u32 pack_e4m3(float first, float second, float third, float fourth) {
+    return e4m3_of(first) | e4m3_of(second) << 8 | e4m3_of(third) << 16 | e4m3_of(fourth) << 24;
+}
+
 DEVICE u32 pack_bf16(float low, float high) { return bf16_of(low) | bf16_of(high) << 16; }
 DEVICE u32 pack_f16(float low, float high) { return f16_of(low) | f16_of(high) << 16; }
 DEVICE float bf16_low(u32 pair) { return __uint_as_float(pair << 16); }

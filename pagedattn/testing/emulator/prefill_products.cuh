@@ -4,7 +4,14 @@
 #pragma once
 #include "hopper.cuh"
 
-constexpr bool OF_BF16 = BF16 && !FP8;  // factors, else of float16
+constexpr bool OF_BF16 = BF16 && !FP8;  // factors of 16 bits, else of float16
+constexpr int BYTES = FP8_PRODUCTS ? 1 : 2;  // of a factor's number
+constexpr int DEPTH = 32;                    // bytes that a product sums over
+
+// A number of a factor, of `bytes`, from its bits.
+DEVICE float number_of(u32 bits, int bytes) {
+    return bytes == 1 ? f16_low(f16_of_e4m3(bits)) : OF_BF16 ? bf16_low(bits) : f16_low(bits);
+}
 
 DEVICE void products_begin() {
     int none = 0;
@@ -48,26 +55,28 @@ DEVICE u64 descriptor(u32 address, u32 leading_stride, u32 stride) {
 }
 
 // A factor in shared memory, swizzled by 128 bytes, as its descriptor says where it lies. Its depth is
-// what is summed over, of which a product takes 16; its rows are a's rows or b's columns.
+// what is summed over, of which a product takes 32 bytes; its rows are a's rows or b's columns.
 struct Factor {
     u32 address, leading_stride, stride;
     bool depth_is_innermost;  // "K-major"; else rows are, 64 of them together ("MN-major")
+    int bytes;                // of a number: 2, or 1 of e4m3, whose depth is innermost
 
-    Factor(u64 descriptor, bool depth_is_innermost)
+    Factor(u64 descriptor, bool depth_is_innermost, int bytes = 2)
         : address((descriptor & 0x3fff) << 4),
           leading_stride((descriptor >> 16 & 0x3fff) << 4),
           stride((descriptor >> 32 & 0x3fff) << 4),
-          depth_is_innermost(depth_is_innermost) {
+          depth_is_innermost(depth_is_innermost),
+          bytes(bytes) {
         if (descriptor >> 46 != 1 << 16) machine::fail("multiplies what is not swizzled by 128 bytes from 1024 on");
     }
 
-    // Call `work` with the first row and depth, and the address, of each 8 elements that lie together.
+    // Call `work` with the first row and depth, and the address, of each 16 bytes that lie together.
     template <class PerLine>
     void each_line(int rows, PerLine work) const {
         if (depth_is_innermost) {
             for (int row = 0; row < rows; ++row)
-                for (int depth = 0; depth < 16; depth += 8)
-                    work(row, depth, swizzled(address + row / 8 * stride + row % 8 * 128 + depth * 2, 128));
+                for (int byte = 0; byte < DEPTH; byte += 16)
+                    work(row, byte / bytes, swizzled(address + row / 8 * stride + row % 8 * 128 + byte, 128));
         } else {
             for (int depth = 0; depth < 16; ++depth)
                 for (int row = 0; row < rows; row += 8)
@@ -85,13 +94,13 @@ struct Factor {
         });
     }
 
-    void read(int rows, float (*to)[16]) const {
+    void read(int rows, float (*to)[DEPTH]) const {
         each_line(rows, [&](int row, int depth, u32 line) {
-            u16 bits[8];
-            memcpy(bits, machine::shared(line, 16), 16);
-            for (int i = 0; i < 8; ++i) {
-                float x = OF_BF16 ? bf16_low(bits[i]) : f16_low(bits[i]);
-                (depth_is_innermost ? to[row][depth + i] : to[row + i][depth]) = x;
+            const unsigned char *from = machine::shared(line, 16);
+            for (int i = 0; i < 16 / bytes; ++i) {
+                u32 bits = 0;
+                memcpy(&bits, from + i * bytes, bytes);
+                (depth_is_innermost ? to[row][depth + i] : to[row + i][depth]) = number_of(bits, bytes);
             }
         });
     }
@@ -114,14 +123,14 @@ void product(float *d, const u32 *a, const Factor &second, bool add, ReadFirst r
         std::vector<ProductOfLane> all(machine::WARP);
         for (int lane = 0; lane < machine::WARP; ++lane) all[lane] = *lanes[lane];
         warp.open.products.push_back([=] {
-            float rows[16][16], columns[N][16];
+            float rows[16][DEPTH] = {}, columns[N][DEPTH] = {};
             read_first(all, rows);
             second.read(N, columns);
             for (int lane = 0; lane < machine::WARP; ++lane)
                 for (int i = 0; i < N / 2; ++i) {
                     const float *x = rows[lane / 4 + i % 4 / 2 * 8], *y = columns[i / 4 * 8 + lane % 4 * 2 + i % 2];
                     float sum = 0;
-                    for (int k = 0; k < 16; ++k) sum += x[k] * y[k];
+                    for (int k = 0; k < DEPTH / second.bytes; ++k) sum += x[k] * y[k];
                     float &to = all[lane].d[i];
                     to = add ? to + sum : sum;
                 }
@@ -129,37 +138,38 @@ void product(float *d, const u32 *a, const Factor &second, bool add, ReadFirst r
     });
 }
 
-// a [64, 16] and b [N, 16], transposed, in shared memory.
+// a [64, 16] and b [N, 16], transposed, in shared memory; of e4m3 32 instead of 16.
 template <int N>
 void product_of_shared(float *d, u64 a, u64 b, bool add) {
-    Factor first(a, true);
+    Factor first(a, true, BYTES);
     if (machine::current->thread % machine::WARP == 0) first.note_read(64, machine::current->warp->open);
     first.address += machine::current->thread / machine::WARP % 4 * 2 * first.stride;  // this warp's rows
-    product<N>(d, nullptr, Factor(b, true), add,
-               [=](const std::vector<ProductOfLane> &, float (*rows)[16]) { first.read(16, rows); });
+    product<N>(d, nullptr, Factor(b, true, BYTES), add,
+               [=](const std::vector<ProductOfLane> &, float (*rows)[DEPTH]) { first.read(16, rows); });
 }
 
-// a [64, 16] in registers, b in shared memory.
+// a [64, 16] in registers, b in shared memory; of e4m3 32 instead of 16.
 template <int N>
 void product_of_registers(float *d, const u32 *a, const Factor &b, bool add = true) {
-    product<N>(d, a, b, add, [](const std::vector<ProductOfLane> &lanes, float (*rows)[16]) {
+    product<N>(d, a, b, add, [bytes = b.bytes](const std::vector<ProductOfLane> &lanes, float (*rows)[DEPTH]) {
+        int numbers = 4 / bytes;  // of a register
         for (int lane = 0; lane < machine::WARP; ++lane)
-            for (int i = 0; i < 4; ++i) {
-                u32 pair = lanes[lane].a[i];
-                float *to = &rows[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8];
-                to[0] = OF_BF16 ? bf16_low(pair) : f16_low(pair);
-                to[1] = OF_BF16 ? bf16_high(pair) : f16_high(pair);
-            }
+            for (int i = 0; i < 4; ++i)
+                for (int j = 0; j < numbers; ++j) {
+                    u32 bits = lanes[lane].a[i] >> 8 * bytes * j & (bytes == 1 ? 0xff : 0xffff);
+                    rows[lane / 4 + i % 2 * 8][(lane % 4 + i / 2 * 4) * numbers + j] = number_of(bits, bytes);
+                }
     });
 }
 
 DEVICE void multiply_scores(float (&d)[64], u64 a, u64 b, int add) { product_of_shared<128>(d, a, b, add); }
 DEVICE void multiply_scores(float (&d)[32], u64 a, u64 b, int add) { product_of_shared<64>(d, a, b, add); }
 DEVICE void multiply_scores(float (&d)[64], const u32 (&a)[4], u64 b, int add) {
-    product_of_registers<128>(d, a, Factor(b, true), add);
+    product_of_registers<128>(d, a, Factor(b, true, BYTES), add);
 }
 DEVICE void multiply_scores(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
-    product_of_registers<64>(d, a, Factor(b, true), add);
+    product_of_registers<64>(d, a, Factor(b, true, BYTES), add);
 }
-DEVICE void multiply_values_128(float *d, const u32 *a, u64 b) { product_of_registers<128>(d, a, Factor(b, false)); }
-DEVICE void multiply_values_64(float *d, const u32 *a, u64 b) { product_of_registers<64>(d, a, Factor(b, false)); }
+DEVICE Factor values_factor(u64 b) { return Factor(b, FP8_PRODUCTS, BYTES); }
+DEVICE void multiply_values_128(float *d, const u32 *a, u64 b) { product_of_registers<128>(d, a, values_factor(b)); }
+DEVICE void multiply_values_64(float *d, const u32 *a, u64 b) { product_of_registers<64>(d, a, values_factor(b)); }

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.usefixtures("flashinfer_modules"),  # compilers would disturb what is timed
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.implementations("cuda", "triton", "torch", *PEERS),
+    pytest.mark.implementations("cuda", "cuda_fp8", "triton", "torch", *PEERS),
 ]
 
 RULE = StopRule(least=10, most=40, seconds=0.1)

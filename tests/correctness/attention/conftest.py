@@ -29,7 +29,14 @@ FP8_CAPABILITY = (8, 9)
 """The exception: older GPUs have no fp8, and Triton none on them."""
 
 
-GROUPS = {"own": OWN, "peers": PEERS if torch.cuda.is_available() else ()}
+OWN_THAT_ROUND = ("cuda_fp8",) if HOPPER else ()
+"""Those that are right in a lower type only, and support what is faster in it."""
+
+GROUPS = {
+    "own": OWN,
+    "rounding": OWN_THAT_ROUND,
+    "peers": PEERS if torch.cuda.is_available() else (),
+}
 """What a marker's words stand for; no peer runs without a GPU."""
 
 
@@ -49,7 +56,7 @@ def pytest_generate_tests(metafunc):
     """Run each test over all implementations that are under test, and over rows of its axes."""
     if "implementation" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("implementations")
-        words = marker.args if marker else GROUPS
+        words = marker.args if marker else ("own", "peers")
         usual = [name for word in words for name in GROUPS.get(word, (word,))]
         metafunc.parametrize("implementation", metafunc.config.option.impl or usual)
     for marker in metafunc.definition.iter_markers("pairs"):
@@ -116,7 +123,7 @@ def device(request):
 
 def require(implementation, device):
     """Skip where an implementation cannot run at all."""
-    if implementation == "cuda" and device == "cpu":
+    if implementation in ("cuda", "cuda_fp8") and device == "cpu":
         pytest.skip("its kernels need a GPU")
     if implementation == "triton":
         pytest.importorskip("triton")

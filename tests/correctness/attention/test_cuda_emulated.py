@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from pagedattn.attention.batch_memory import NUM_ARRIVALS
-from pagedattn.testing import check_attention, make_inputs
+from pagedattn.attention.reference import reference_attention
+from pagedattn.kv_cache import FP8
+from pagedattn.testing import check_attention, error_budget, error_of, make_inputs
 from pagedattn.workloads import AttentionShape
 
 from .bounds import with_bound
@@ -52,8 +54,10 @@ def inputs_of(
     return dataclasses.replace(inputs, batch=batch, causal=causal)
 
 
-def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1)):
-    """Launch twice by each seed, and compare with float64."""
+def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1), rounded_to=None):
+    """Launch twice by each seed, and compare with float64; see `error_budget` of `rounded_to`."""
+    exact, _ = reference_attention(inputs.call(), torch.float64)
+    budget = error_budget(inputs, exact, rounded_to)
     out = torch.empty_like(inputs.query)
     if not inputs.causal:  # parts of shared blocks are merged in float32
         out = out.float()
@@ -65,7 +69,9 @@ def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1)):
                 for written in filter(lambda tensor: tensor is not None, (out, call.lse)):
                     written.fill_(torch.nan)
                 launch(call)
-                check_attention(out, inputs, call.lse)
+                if rounded_to is None:
+                    check_attention(out, inputs, call.lse)
+                assert budget.covers(error_of(out, exact))
                 assert not inputs.batch.arrivals.any()
 
 
@@ -267,6 +273,48 @@ def test_prefill_takes_every_kind_of_call(case):
     (queries, kv_lengths), options = PREFILLS[case]
     inputs = inputs_of(kv_lengths, queries, **options)
     check(inputs, prefill_of, multiprocessors=3, lse=not inputs.causal)
+
+
+def by_fp8(call):
+    """Prefill whose products are of fp8."""
+    assert prefill.not_taken(call) is None
+    return prefill.PrefillLaunch(call, fp8_products=True)
+
+
+FP8_PRODUCTS = {
+    "ragged": (RAGGED, {}),
+    "chunks": (CHUNKS, {"dtype": "bfloat16", "block_size": 64}),
+    "all": (CHUNKS, ALL),
+    "not causal": (RAGGED, {"heads": (16, 2), "dtype": "bfloat16", "causal": False}),
+}
+
+
+@pytest.mark.parametrize("case", FP8_PRODUCTS)
+@pytest.mark.parametrize("head_size", prefill.HEAD_SIZES)
+def test_products_of_fp8_err_as_those_of_numbers_rounded_to_it(case, head_size):
+    (queries, kv_lengths), options = FP8_PRODUCTS[case]
+    inputs = inputs_of(kv_lengths, queries, head_size=head_size, fp8=True, **options)
+    check(inputs, by_fp8, multiprocessors=3, rounded_to=FP8)
+
+
+@pytest.mark.parametrize("head_size", prefill.HEAD_SIZES)
+def test_products_of_fp8_are_those_of_16_bits_where_nothing_has_to_be_rounded(head_size):
+    queries, kv_lengths = CHUNKS
+    # a query that sees one key gives it all weight
+    inputs = inputs_of(kv_lengths, queries, head_size=head_size, fp8=True, window=1)
+    check(inputs, by_fp8, multiprocessors=3)
+    # scores of numbers that fp8 holds, times a power of two for each row
+    inputs = inputs_of(kv_lengths, queries, head_size=head_size, fp8=True)
+    powers = 2.0 ** torch.randint(-8, 3, inputs.query.shape[:2])
+    inputs = dataclasses.replace(
+        inputs, query=(inputs.query.to(FP8).float() * powers[..., None]).half()
+    )
+    lse = torch.empty(inputs.query.shape[:2])
+    with emulation(3):
+        call = inputs.call(torch.empty_like(inputs.query), lse)
+        by_fp8(call)(call)
+    _, exact = reference_attention(inputs.call(), torch.float64)
+    torch.testing.assert_close(lse.double(), exact, atol=1e-5, rtol=1e-5)
 
 
 @nightly

@@ -14,7 +14,8 @@ from pagedattn.attention.cuda.prefill import (
     section_heads,
 )
 from pagedattn.attention.reference import reference_attention
-from pagedattn.testing import check_attention, make_inputs
+from pagedattn.kv_cache import FP8
+from pagedattn.testing import check_attention, error_budget, error_of, make_inputs
 from pagedattn.workloads import AttentionShape
 
 HEADS = {"one": (1, 1), "mha": (4, 4), "gqa": (8, 2), "group3": (9, 3), "mqa": (71, 1)}
@@ -57,8 +58,19 @@ def inputs_of(
     return dataclasses.replace(inputs, **made)
 
 
-def launch(call):
-    PrefillLaunch(call)(call)
+def launch(call, **options):
+    PrefillLaunch(call, **options)(call)
+
+
+def run_by_fp8(inputs):
+    """Multiply in fp8, and compare with what rounding to it errs."""
+    out = torch.full_like(inputs.query, torch.nan)
+    call = inputs.call(out)
+    assert not_taken(call) is None
+    launch(call, fp8_products=True)
+    exact, _ = reference_attention(inputs.call(), torch.float64)
+    error, budget = error_of(out, exact), error_budget(inputs, exact, FP8)
+    assert budget.covers(error), f"the error {error} is above the budget {budget}"
 
 
 def run(inputs, *, return_lse=False):
@@ -91,6 +103,38 @@ def test_heads_and_blocks_of_every_size_agree_with_float64(
     run(inputs_of(lengths, heads, head_size, block_size, dtype, kv_dtype), return_lse=return_lse)
 
 
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.pairs(
+    lengths={"ragged": RAGGED, "long": LONG},
+    heads=["mha", "group3", "mqa"],
+    head_size=[64, 80, 96, 128, 192, 256],
+    block_size=[8, 64, 256],
+    dtype=["bfloat16", "float16"],
+)
+def test_products_of_fp8_err_as_those_of_numbers_rounded_to_it(
+    lengths, heads, head_size, block_size, dtype
+):
+    run_by_fp8(inputs_of(lengths, heads, head_size, block_size, dtype, CACHES["fp8"]))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("features", FEATURES)
+def test_features_go_with_products_of_fp8(features):
+    run_by_fp8(inputs_of(LONG, kv_dtype=CACHES["fp8"], **FEATURES[features]))
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("head_size", [64, 80, 128, 256])
+def test_a_query_that_sees_one_key_gives_its_value_by_products_of_fp8_too(head_size):
+    inputs = inputs_of(LONG, head_size=head_size, kv_dtype=CACHES["fp8"], window=1)
+    out = torch.full_like(inputs.query, torch.nan)
+    launch(inputs.call(out), fp8_products=True)
+    check_attention(out, inputs)
+
+
 CUTS = [(head_size, kv_dtype) for head_size in (80, 128, 256) for kv_dtype in CACHES.values()]
 
 
@@ -116,6 +160,9 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, tmp_path, monkeypatc
         )
     assert not_taken(call) is None
     assert compile_kernel("prefill.cu", dict(macros_of(call))).startswith(b"\x7fELF")
+    if kv_dtype is not None:
+        macros = dict(macros_of(call, fp8_products=True))
+        assert compile_kernel("prefill.cu", macros).startswith(b"\x7fELF")
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ from pagedattn.testing import features, probe
 pytestmark = pytest.mark.filterwarnings("ignore")  # peers warn of their own affairs
 
 
+@pytest.mark.implementations("own", "rounding", "peers")
 @pytest.mark.parametrize("feature", features())
 def test_a_feature_is_right_or_refused(runnable, implementation, device, feature, keep_finding):
     del runnable

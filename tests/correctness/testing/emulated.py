@@ -37,7 +37,9 @@ def run(
     for field, value in [*zip("abcdef", numbers, strict=False), *fields.items()]:
         is_array = isinstance(value, (torch.Tensor, np.ndarray))
         setattr(parameters, field, address_of(value) if is_array else value)
-    emulated = EmulatedKernel(SOURCE, "kernel", (("BF16", bf16), ("FP8", fp8)), seed)
+    emulated = EmulatedKernel(
+        SOURCE, "kernel", (("BF16", bf16), ("FP8", fp8), ("FP8_PRODUCTS", 0)), seed
+    )
     emulated.launch(programs, threads, shared_bytes, parameters)
 
 

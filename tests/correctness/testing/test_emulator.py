@@ -226,7 +226,7 @@ def test_a_seed_decides_who_comes_when_and_nothing_else():
 
 
 def test_parameters_of_another_size_are_refused():
-    emulated = EmulatedKernel(SOURCE, "kernel", (("BF16", 0), ("FP8", 0)))
+    emulated = EmulatedKernel(SOURCE, "kernel", (("BF16", 0), ("FP8", 0), ("FP8_PRODUCTS", 0)))
     told = f"parameters have {ctypes.sizeof(Parameters)} bytes, and it is given 128"
     with pytest.raises(EmulationError, match=told):
         emulated.launch(1, 32, 1024, TensorMap())
