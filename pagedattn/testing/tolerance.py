@@ -178,6 +178,7 @@ def check_attention(
     inputs: AttentionInputs,
     lse: torch.Tensor | None = None,
     implementation: str | None = None,
+    rounded_to: torch.dtype | None = None,
 ) -> tuple[ErrorBudget, ErrorBudget]:
     """Compare a result, and a log-sum-exp if there is one, with attention in float64.
 
@@ -186,6 +187,7 @@ def check_attention(
         inputs: the case.
         lse: its log-sum-exp, or None.
         implementation: name of what computed it, see `lse_budget`.
+        rounded_to: see `error_budget`.
 
     Returns:
         The error and the budget of the result.
@@ -195,7 +197,7 @@ def check_attention(
 
     """
     exact, exact_lse = reference_attention(inputs.call(), torch.float64)
-    error, budget = error_of(result, exact), error_budget(inputs, exact)
+    error, budget = error_of(result, exact), error_budget(inputs, exact, rounded_to)
     assert budget.covers(error), f"the error {error} is above the budget {budget}"
     if lse is not None:
         off, allowed = lse_error(lse, exact_lse), lse_budget(inputs, exact_lse, implementation)

@@ -4,13 +4,14 @@
 // pieces of 8 rows by 64 columns (1 KiB) are what the matrix units read. K is read with its
 // columns innermost along the product's depth ("K-major"), V with them along its width
 // ("MN-major"), so that neither is transposed. Of a cache of e4m3 the TMA fills other rings, in rows as
-// they are in memory, and a warpgroup widens K and V to float16 from there into those that are read; or
-// e4m3 is multiplied, and that warpgroup turns V around.
+// they are in memory, and a warpgroup widens K and V to float16 from there into those that are read. Or
+// e4m3 is multiplied: then only V takes this way, and is turned around.
 //
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
-// (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS (over
-// it queries and weights are rounded to e4m3), OUT_F32 (an output in float32), CAUSAL (else queries see all keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS,
-// LSE, and TRACE, which need not be there, see trace.cuh.
+// (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS
+// (over it queries and weights are rounded to e4m3), OUT_F32 (an output in float32), CAUSAL (else queries
+// see all keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see
+// trace.cuh.
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
@@ -91,19 +92,19 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
         for (int i = 0; i < STAGES; ++i) {
             barrier_init(shared.key_full(i), KEY_WARPS);
             barrier_init(shared.key_empty(i), CONSUMER_WARPS);
-            barrier_init(shared.value_full(i), FP8 ? WIDENER_WARPS : 1);
+            barrier_init(shared.value_full(i), FP8 ? PREPARER_WARPS : 1);
             barrier_init(shared.value_empty(i), CONSUMER_WARPS);
         }
         barrier_init(shared.value_arrived(), 1);
         for (int i = 0; i < QUERY_STAGES; ++i) {
             barrier_init(shared.item_full(i), 1);
             barrier_init(shared.query_full(i), 1);
-            barrier_init(shared.query_empty(i), CONSUMER_WARPS + LOADER_WARPS + WIDENER_WARPS);
+            barrier_init(shared.query_empty(i), CONSUMER_WARPS + LOADER_WARPS + PREPARER_WARPS);
         }
         for (int i = 0; i < STORED_STAGES; ++i)
             for (int values = 0; values < 2; ++values) {
                 barrier_init(shared.stored_full(values, i), 1);
-                barrier_init(shared.stored_empty(values, i), WIDENER_WARPS);
+                barrier_init(shared.stored_empty(values, i), PREPARER_WARPS);
             }
         barrier_init_fence();
     }
@@ -124,7 +125,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
             load_tiles<true>(p, shared, lane);
 #if FP8
     } else if (warpgroup == 1) {
-        give_registers<WIDENER_REGISTERS>();
+        give_registers<PREPARER_REGISTERS>();
         prepare_tiles(p, shared, threadIdx.x % 128);
 #endif
     } else {

@@ -182,7 +182,7 @@ class PrefillLaunch:
         self._threads = (warpgroups + 1 + over_fp8) * 128
         self._rows = rows = 64 * warpgroups
         self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
-        self._maps = maps_of(_map_of_pieces if fp8_products else _map_of, tile, cache.key)
+        self._maps = maps_of(_map_of, (tile, fp8_products), cache.key)
         device = query.device
         parameters = self._parameters(call)
         self._num_programs = min(
@@ -313,26 +313,34 @@ def _map_of_queries(query: torch.Tensor, tile: tuple[int, int]) -> TensorMap:
     )
 
 
-def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
+def _map_of(part: torch.Tensor, cut: tuple[int, bool]) -> TensorMap:
     """Describe K or V in octets, 8 tokens of one head.
 
     Octets of all blocks are numbered through: octet o of block b is number
     `b * octets_of_a_block + o`, where `octets_of_a_block` is the block stride in octets. Block 3's
     tokens 8 to 15 of a layer's view of a cache with 8 heads of block size 16, K and V together,
     are in octet 3 * (2 * 8 * 16 / 8) + 1 = 97.
+
+    Args:
+        part: K or V of a layer.
+        cut: tokens of a tile of keys, and whether fp8 is multiplied: then a box is 128 columns,
+            as the matrix units read them.
+
     """
-    num_kv_heads, _, head_size = part.shape[1:]
+    tile, fp8_products = cut
+    num_blocks, num_kv_heads, block_size, head_size = part.shape
     size = part.element_size()
-    _, head_stride, token_stride = (size * stride for stride in part.stride()[:3])
-    octets, moved = _octets_of(part, tile)
+    block_stride, head_stride, token_stride = (size * stride for stride in part.stride()[:3])
+    octets = (num_blocks - 1) * (block_stride // (8 * token_stride)) + block_size // 8
+    moved = min(block_size, tile) // 8
     if size == 1:
         return tensor_map(
             part.data_ptr(),
             1,
             (head_size, 8, octets, num_kv_heads),
             (token_stride, 8 * token_stride, head_stride),
-            (head_size, 8, moved, 1),
-            16,
+            (128 if fp8_products else head_size, 8, moved, 1),
+            128 if fp8_products else 16,
         )
     if head_size % 64:
         return tensor_map(
@@ -351,26 +359,3 @@ def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
         (64, 8, head_size // 64, moved, 1),
         128,
     )
-
-
-def _map_of_pieces(part: torch.Tensor, tile: int) -> TensorMap:
-    """Describe K or V of fp8 in octets, in boxes of 128 columns as the matrix units read them."""
-    num_kv_heads, _, head_size = part.shape[1:]
-    _, head_stride, token_stride = part.stride()[:3]
-    octets, moved = _octets_of(part, tile)
-    return tensor_map(
-        part.data_ptr(),
-        1,
-        (head_size, 8, octets, num_kv_heads),
-        (token_stride, 8 * token_stride, head_stride),
-        (128, 8, moved, 1),
-        128,
-    )
-
-
-def _octets_of(part: torch.Tensor, tile: int) -> tuple[int, int]:
-    """Return how many octets K or V has, and how many of them an instruction moves."""
-    num_blocks, _, block_size, _ = part.shape
-    block_stride, _, token_stride = part.stride()[:3]
-    octets = (num_blocks - 1) * (block_stride // (8 * token_stride)) + block_size // 8
-    return octets, min(block_size, tile) // 8

@@ -42,7 +42,7 @@ DEVICE void load_tile(const TensorMap *map, u32 to, u32 barrier, int lane_octet,
     for (int i = 0; i < LOADS; ++i) octets[i] = __shfl_sync(0xffffffff, lane_octet, i);
     if (begin == 0 && end == LOADS) {
         if (elected()) {
-            barrier_arrive_expect(barrier, LOADS * LOAD_BYTES);
+            barrier_arrive_expect(barrier, LOADED_BYTES);
 #pragma unroll
             for (int i = 0; i < LOADS; ++i)
                 load_block(map, to + i * LOAD_STRIDE, barrier, octets[i], head);

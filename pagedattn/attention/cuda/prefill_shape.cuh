@@ -38,9 +38,8 @@ constexpr int HALVES = (HEAD_SIZE + 63) / 64;  // pieces of 64 columns; zeros fi
 constexpr int STAGES = 2;
 constexpr int SCORES = KV_TILE / 2;   // a thread's
 constexpr int OUTPUTS = HALVES * 32;  // a thread's
-constexpr int PIECE = 1024;           // bytes of 8 rows by 64 columns
+constexpr int PIECE = 1024;           // bytes of 8 rows by 64 columns, of e4m3 by 128
 constexpr int QUERY_BYTES = ROWS * HALVES * 128;
-constexpr int TILE_BYTES = KV_TILE * HALVES * 128;
 constexpr int LOAD_TOKENS = BLOCK_SIZE < KV_TILE ? BLOCK_SIZE : KV_TILE;  // of one TMA instruction
 constexpr int LOADS = KV_TILE / LOAD_TOKENS;
 
@@ -48,7 +47,7 @@ constexpr int LOADS = KV_TILE / LOAD_TOKENS;
 // around: a row is a column of the head, and has the tile's tokens.
 constexpr int PIECES_OF_ROW = FP8_PRODUCTS ? (HEAD_SIZE + 127) / 128 : HALVES;
 constexpr int KEY_BYTES = KV_TILE * PIECES_OF_ROW * 128;
-constexpr int VALUE_BYTES = FP8_PRODUCTS ? HALVES * 64 * 128 : TILE_BYTES;
+constexpr int VALUE_BYTES = FP8_PRODUCTS ? HALVES * 64 * 128 : KEY_BYTES;
 constexpr bool ARE_WIDENED = FP8 && !FP8_PRODUCTS;
 constexpr int LOAD_BYTES = LOAD_TOKENS * (ARE_WIDENED ? HEAD_SIZE : PIECES_OF_ROW * 128);
 
@@ -56,8 +55,9 @@ constexpr int LOAD_BYTES = LOAD_TOKENS * (ARE_WIDENED ? HEAD_SIZE : PIECES_OF_RO
 // which are widened from there to float16, for which heads of 64 leave room for two; or others of V alone,
 // which are turned around.
 constexpr int STORED_STAGES = FP8 ? (HEAD_SIZE <= 64 || FP8_PRODUCTS ? 2 : 1) : 0;
-DEVICE constexpr bool goes_by_store(bool values) { return values ? FP8 : ARE_WIDENED; }
 constexpr int STORED_BYTES = FP8_PRODUCTS ? KEY_BYTES : KV_TILE * HEAD_SIZE;
+// Whether tiles of V, or of K, are filled there.
+DEVICE constexpr bool goes_by_store(bool values) { return values ? FP8 : ARE_WIDENED; }
 constexpr int LOADED_BYTES = LOADS * LOAD_BYTES;  // of a tile
 
 // Where the pieces of a K or V tile lie. One instruction brings all columns of some tokens; where
@@ -74,16 +74,16 @@ constexpr int STEPS = FP8_PRODUCTS ? (HEAD_SIZE + 31) / 32 : HEAD_SIZE / 16;
 constexpr int QUERY_STEPS = !FP8 || HEAD_SIZE > 192 ? 0 : STEPS < 5 ? STEPS : 5;
 
 constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
-constexpr int WIDENER_WARPS = FP8 ? 4 : 0;  // or those that turn V around
-constexpr int KEY_WARPS = ARE_WIDENED ? WIDENER_WARPS : 1;  // that bring a tile of K to where it is multiplied
+constexpr int PREPARER_WARPS = FP8 ? 4 : 0;  // that widen K and V, or turn V around
+constexpr int KEY_WARPS = ARE_WIDENED ? PREPARER_WARPS : 1;  // that bring a tile of K to where it is multiplied
 constexpr int LOADER_WARPS = 2;
 
 // All of a multiprocessor's 65,536 registers: few for those that load, as many for those that widen as
 // their part of a tile needs, the rest for those that multiply. Multiples of 8.
 constexpr int PRODUCER_REGISTERS = WARPGROUPS == 2 ? 40 : 32;
-constexpr int WIDENER_REGISTERS = 56;
+constexpr int PREPARER_REGISTERS = 56;
 constexpr int CONSUMER_REGISTERS = FP8 ? 208 : WARPGROUPS == 2 ? 232 : 160;
-static_assert(PRODUCER_REGISTERS + FP8 * WIDENER_REGISTERS + WARPGROUPS * CONSUMER_REGISTERS <= 65536 / 128,
+static_assert(PRODUCER_REGISTERS + FP8 * PREPARER_REGISTERS + WARPGROUPS * CONSUMER_REGISTERS <= 65536 / 128,
               "as many as there are");
 
 // ---- shared memory

@@ -9,8 +9,8 @@
 #include "prefill_work.cuh"
 
 constexpr int COLUMN_CHUNKS = HALVES * 4;  // of 16 columns
-constexpr int OWN_UNITS = KV_TILE / 32 * COLUMN_CHUNKS / WIDENER_WARPS;  // a warp's: 32 tokens by 16 columns
-static_assert(OWN_UNITS * WIDENER_WARPS == KV_TILE / 32 * COLUMN_CHUNKS, "equal parts");
+constexpr int OWN_UNITS = KV_TILE / 32 * COLUMN_CHUNKS / PREPARER_WARPS;  // a warp's: 32 tokens by 16 columns
+static_assert(OWN_UNITS * PREPARER_WARPS == KV_TILE / 32 * COLUMN_CHUNKS, "equal parts");
 
 struct Preparer {
     const Shared &shared;
@@ -29,7 +29,7 @@ struct Preparer {
         barrier_wait(shared.value_empty(to), count / STAGES % 2 ^ 1);
 #pragma unroll
         for (int i = 0; i < OWN_UNITS; ++i) {
-            int unit = i * WIDENER_WARPS + warp, group = unit / COLUMN_CHUNKS, chunk = unit % COLUMN_CHUNKS;
+            int unit = i * PREPARER_WARPS + warp, group = unit / COLUMN_CHUNKS, chunk = unit % COLUMN_CHUNKS;
             u32 pairs[4];  // of each 8 tokens
             load_matrices_transposed(pairs, shared.stored(true, from) + chunk / 8 * HALF_STRIDE +
                                                 (group * 32 + lane) * 128 + ((chunk % 8) ^ (lane % 8)) * 16);

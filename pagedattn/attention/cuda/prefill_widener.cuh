@@ -5,7 +5,7 @@
 #pragma once
 #include "prefill_work.cuh"
 
-constexpr int WIDENERS = 32 * WIDENER_WARPS;
+constexpr int WIDENERS = 32 * PREPARER_WARPS;
 constexpr int CHUNKS = HEAD_SIZE / 8;                   // of a row
 constexpr int OWN_CHUNKS = KV_TILE * CHUNKS / WIDENERS;  // a thread's: every WIDENERS-th
 // After so many of them a thread is in the same place among the chunks of 8 rows.

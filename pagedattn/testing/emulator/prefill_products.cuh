@@ -8,9 +8,9 @@ constexpr bool OF_BF16 = BF16 && !FP8;  // factors of 16 bits, else of float16
 constexpr int BYTES = FP8_PRODUCTS ? 1 : 2;  // of a factor's number
 constexpr int DEPTH = 32;                    // bytes that a product sums over
 
-// A number of a factor, of `bytes`, from its bits.
-DEVICE float number_of(u32 bits, int bytes) {
-    return bytes == 1 ? f16_low(f16_of_e4m3(bits)) : OF_BF16 ? bf16_low(bits) : f16_low(bits);
+// A number of a factor from its bits.
+DEVICE float number_of(u32 bits) {
+    return BYTES == 1 ? f16_low(f16_of_e4m3(bits)) : OF_BF16 ? bf16_low(bits) : f16_low(bits);
 }
 
 DEVICE void products_begin() {
@@ -59,14 +59,12 @@ DEVICE u64 descriptor(u32 address, u32 leading_stride, u32 stride) {
 struct Factor {
     u32 address, leading_stride, stride;
     bool depth_is_innermost;  // "K-major"; else rows are, 64 of them together ("MN-major")
-    int bytes;                // of a number: 2, or 1 of e4m3, whose depth is innermost
 
-    Factor(u64 descriptor, bool depth_is_innermost, int bytes = 2)
+    Factor(u64 descriptor, bool depth_is_innermost)
         : address((descriptor & 0x3fff) << 4),
           leading_stride((descriptor >> 16 & 0x3fff) << 4),
           stride((descriptor >> 32 & 0x3fff) << 4),
-          depth_is_innermost(depth_is_innermost),
-          bytes(bytes) {
+          depth_is_innermost(depth_is_innermost) {
         if (descriptor >> 46 != 1 << 16) machine::fail("multiplies what is not swizzled by 128 bytes from 1024 on");
     }
 
@@ -76,7 +74,7 @@ struct Factor {
         if (depth_is_innermost) {
             for (int row = 0; row < rows; ++row)
                 for (int byte = 0; byte < DEPTH; byte += 16)
-                    work(row, byte / bytes, swizzled(address + row / 8 * stride + row % 8 * 128 + byte, 128));
+                    work(row, byte / BYTES, swizzled(address + row / 8 * stride + row % 8 * 128 + byte, 128));
         } else {
             for (int depth = 0; depth < 16; ++depth)
                 for (int row = 0; row < rows; row += 8)
@@ -97,10 +95,10 @@ struct Factor {
     void read(int rows, float (*to)[DEPTH]) const {
         each_line(rows, [&](int row, int depth, u32 line) {
             const unsigned char *from = machine::shared(line, 16);
-            for (int i = 0; i < 16 / bytes; ++i) {
+            for (int i = 0; i < 16 / BYTES; ++i) {
                 u32 bits = 0;
-                memcpy(&bits, from + i * bytes, bytes);
-                (depth_is_innermost ? to[row][depth + i] : to[row + i][depth]) = number_of(bits, bytes);
+                memcpy(&bits, from + i * BYTES, BYTES);
+                (depth_is_innermost ? to[row][depth + i] : to[row + i][depth]) = number_of(bits);
             }
         });
     }
@@ -130,7 +128,7 @@ void product(float *d, const u32 *a, const Factor &second, bool add, ReadFirst r
                 for (int i = 0; i < N / 2; ++i) {
                     const float *x = rows[lane / 4 + i % 4 / 2 * 8], *y = columns[i / 4 * 8 + lane % 4 * 2 + i % 2];
                     float sum = 0;
-                    for (int k = 0; k < DEPTH / second.bytes; ++k) sum += x[k] * y[k];
+                    for (int k = 0; k < DEPTH / BYTES; ++k) sum += x[k] * y[k];
                     float &to = all[lane].d[i];
                     to = add ? to + sum : sum;
                 }
@@ -141,23 +139,23 @@ void product(float *d, const u32 *a, const Factor &second, bool add, ReadFirst r
 // a [64, 16] and b [N, 16], transposed, in shared memory; of e4m3 32 instead of 16.
 template <int N>
 void product_of_shared(float *d, u64 a, u64 b, bool add) {
-    Factor first(a, true, BYTES);
+    Factor first(a, true);
     if (machine::current->thread % machine::WARP == 0) first.note_read(64, machine::current->warp->open);
     first.address += machine::current->thread / machine::WARP % 4 * 2 * first.stride;  // this warp's rows
-    product<N>(d, nullptr, Factor(b, true, BYTES), add,
+    product<N>(d, nullptr, Factor(b, true), add,
                [=](const std::vector<ProductOfLane> &, float (*rows)[DEPTH]) { first.read(16, rows); });
 }
 
 // a [64, 16] in registers, b in shared memory; of e4m3 32 instead of 16.
 template <int N>
 void product_of_registers(float *d, const u32 *a, const Factor &b, bool add = true) {
-    product<N>(d, a, b, add, [bytes = b.bytes](const std::vector<ProductOfLane> &lanes, float (*rows)[DEPTH]) {
-        int numbers = 4 / bytes;  // of a register
+    product<N>(d, a, b, add, [](const std::vector<ProductOfLane> &lanes, float (*rows)[DEPTH]) {
+        constexpr int NUMBERS = 4 / BYTES;  // of a register
         for (int lane = 0; lane < machine::WARP; ++lane)
             for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < numbers; ++j) {
-                    u32 bits = lanes[lane].a[i] >> 8 * bytes * j & (bytes == 1 ? 0xff : 0xffff);
-                    rows[lane / 4 + i % 2 * 8][(lane % 4 + i / 2 * 4) * numbers + j] = number_of(bits, bytes);
+                for (int j = 0; j < NUMBERS; ++j) {
+                    u32 bits = lanes[lane].a[i] >> 8 * BYTES * j & (BYTES == 1 ? 0xff : 0xffff);
+                    rows[lane / 4 + i % 2 * 8][(lane % 4 + i / 2 * 4) * NUMBERS + j] = number_of(bits);
                 }
     });
 }
@@ -165,11 +163,10 @@ void product_of_registers(float *d, const u32 *a, const Factor &b, bool add = tr
 DEVICE void multiply_scores(float (&d)[64], u64 a, u64 b, int add) { product_of_shared<128>(d, a, b, add); }
 DEVICE void multiply_scores(float (&d)[32], u64 a, u64 b, int add) { product_of_shared<64>(d, a, b, add); }
 DEVICE void multiply_scores(float (&d)[64], const u32 (&a)[4], u64 b, int add) {
-    product_of_registers<128>(d, a, Factor(b, true, BYTES), add);
+    product_of_registers<128>(d, a, Factor(b, true), add);
 }
 DEVICE void multiply_scores(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
-    product_of_registers<64>(d, a, Factor(b, true, BYTES), add);
+    product_of_registers<64>(d, a, Factor(b, true), add);
 }
-DEVICE Factor values_factor(u64 b) { return Factor(b, FP8_PRODUCTS, BYTES); }
-DEVICE void multiply_values_128(float *d, const u32 *a, u64 b) { product_of_registers<128>(d, a, values_factor(b)); }
-DEVICE void multiply_values_64(float *d, const u32 *a, u64 b) { product_of_registers<64>(d, a, values_factor(b)); }
+DEVICE void multiply_values_128(float *d, const u32 *a, u64 b) { product_of_registers<128>(d, a, Factor(b, FP8_PRODUCTS)); }
+DEVICE void multiply_values_64(float *d, const u32 *a, u64 b) { product_of_registers<64>(d, a, Factor(b, FP8_PRODUCTS)); }

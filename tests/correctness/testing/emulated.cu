@@ -223,7 +223,7 @@ DEVICE void registers_of_rows(const Parameters &p, u32 (&a)[4][4]) {
                    (const u16 *)p.in + (row + i % 2 * 8) * 64 + step * 16 + i / 2 * 8 + lane % 4 * 2, 4);
 }
 
-// out [64, 128] = a [64, 64] b [128, 64] transposed; 64 columns of it if p.a. Without waiting if p.b,
+// out [64, 128] = a [64, 64] b [128, 64] transposed, of e4m3 of 128 columns each; 64 columns if p.a. Without waiting if p.b,
 // without `products_begin` if p.c, by some warps if p.d, with a write to a before it if p.e, and with a
 // from memory in half of the steps if p.f.
 DEVICE void multiplies_rows(const Parameters &p, u32 base) {
@@ -300,6 +300,7 @@ DEVICE void converts(const Parameters &p, u32) {
         if (p.a == 2) *to = __float_as_uint(f16_high(bits << 16));
         if (p.a == 3) *to = __float_as_uint(bf16_low(bits));
         if (p.a == 4) *to = f16_of_e4m3(bits);
+        if (p.a == 5) *to = pack_e4m3(x, -x, x / 2, x * 2);
     }
 }
 

@@ -30,16 +30,16 @@ class Parameters(ctypes.Structure):
 
 
 def run(
-    name, *numbers, threads=32, programs=1, seed=0, bf16=0, fp8=0, shared_bytes=32768, **fields
-):
+    name, *numbers, threads=32, programs=1, seed=0, shared_bytes=32768,
+    bf16=0, fp8=0, fp8_products=0, **fields
+):  # fmt: skip
     """Run one of the small kernels; tensors are passed by where they lie."""
     parameters = Parameters(name=name.encode())
     for field, value in [*zip("abcdef", numbers, strict=False), *fields.items()]:
         is_array = isinstance(value, (torch.Tensor, np.ndarray))
         setattr(parameters, field, address_of(value) if is_array else value)
-    emulated = EmulatedKernel(
-        SOURCE, "kernel", (("BF16", bf16), ("FP8", fp8), ("FP8_PRODUCTS", 0)), seed
-    )
+    macros = (("BF16", bf16), ("FP8", fp8), ("FP8_PRODUCTS", fp8_products))
+    emulated = EmulatedKernel(SOURCE, "kernel", macros, seed)
     emulated.launch(programs, threads, shared_bytes, parameters)
 
 

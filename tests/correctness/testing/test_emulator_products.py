@@ -35,10 +35,10 @@ def test_a_warp_multiplies_as_torch_does(bf16):
 
 
 def map_of(matrix, rows):
-    """Describe a matrix so that one instruction brings so many rows of 64 columns."""
-    sizes = (matrix.shape[1], matrix.shape[0], 1, 1)
-    pitch = 2 * matrix.shape[1]
-    return tensor_map(matrix.data_ptr(), 2, sizes, (pitch,) * 3, (64, rows, 1, 1), 128)
+    """Describe a matrix so that one instruction brings so many rows of 128 bytes."""
+    sizes, size = (matrix.shape[1], matrix.shape[0], 1, 1), matrix.element_size()
+    pitch, box = size * matrix.shape[1], (128 // size, rows, 1, 1)
+    return tensor_map(matrix.data_ptr(), size, sizes, (pitch,) * 3, box, 128)
 
 
 @pytest.mark.parametrize("narrow", [0, 1])
@@ -57,6 +57,19 @@ def test_a_warpgroup_multiplies_by_rows_and_by_columns_as_torch_does(narrow, bf1
     other = map_of(by_columns, 64)
     run("multiplies_columns", narrow, other=other, given=a, out=out, **how)
     torch.testing.assert_close(out, a.float() @ by_columns.float())
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+@pytest.mark.parametrize("from_memory", [0, 1])
+def test_a_warpgroup_multiplies_numbers_of_fp8_as_torch_does(narrow, from_memory):
+    a, b = (part.to(torch.float8_e4m3fn) for part in factors(0, (64, 128), (128, 128)))
+    out = torch.full((64, 64 if narrow else 128), torch.nan)
+    run(
+        "multiplies_rows", narrow, 0, 0, 0, 0, from_memory,
+        map=map_of(a, 64), other=map_of(b, 128), given=a, out=out,
+        threads=128, fp8=1, fp8_products=1,
+    )  # fmt: skip
+    torch.testing.assert_close(out, (a.float() @ b.float().T)[:, : out.shape[1]])
 
 
 def test_products_that_are_not_waited_for_are_missing_for_some_seed():
@@ -122,3 +135,15 @@ def test_every_pair_of_e4m3_numbers_is_widened_as_torch_widens_it():
     found = converted(4, EVERY, EVERY).view(torch.float16).view(-1, 2)
     expected = EVERY.to(torch.int16).view(torch.float8_e4m3fn).view(-1, 2).to(torch.float16)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_floats_become_e4m3_as_torch_rounds_them_up_to_its_largest():
+    exact = EVERY[:256].to(torch.uint8).view(torch.float8_e4m3fn).float()
+    finite = exact[exact.isfinite()].sort().values
+    torch.manual_seed(0)
+    wild = torch.randint(-(2**31), 2**31, (65536,), dtype=torch.int32).view(torch.float32)
+    numbers = torch.cat([exact, (finite[1:] + finite[:-1]) / 2, wild])
+    found = converted(5, numbers, numbers.view(torch.int32)).view(torch.float8_e4m3fn).view(-1, 4)
+    for column, factor in zip(found.T, (1, -1, 0.5, 2), strict=True):
+        expected = (numbers * factor).clamp(-448, 448).to(torch.float8_e4m3fn)
+        assert torch.equal(column.float().nan_to_num(999), expected.float().nan_to_num(999))
