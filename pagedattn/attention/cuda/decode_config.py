@@ -61,9 +61,9 @@ def choose_config(
     rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
     flight keep the memory busy, and more helps only over heads of 64, with one program. Where some
     multiprocessors share a path to the L2 and as many do not, half of it, over 16-bit heads of 128,
-    leaves more of the memory to the first, with which a launch ends; over heads of 64 it is too
-    little. Where a program or a row has little, tiles are small enough for each warp to have one,
-    and over small blocks for few instructions.
+    leaves more of the memory to the first, with which a launch ends. Where a program or a row has
+    little, tiles are small enough for each warp to have one, and over small blocks for few
+    instructions.
 
     Args:
         head_size: elements of a head.
