@@ -59,7 +59,12 @@ def report(browser, pages):
 
 
 def show(browser, path, *, width=1200, scheme="light"):
-    """Load a page as a screen of so many pixels and a system with this colour scheme does."""
+    """Load a page as a screen of so many pixels and a system with this colour scheme does.
+
+    One that differs from the page before in `#main` alone may still load when `get` returns.
+    """
+    from selenium.webdriver.support.ui import WebDriverWait
+
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -67,6 +72,9 @@ def show(browser, path, *, width=1200, scheme="light"):
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get(path.as_uri())
+    state = "return document.readyState + ' ' + location.href"
+    loaded = f"complete {path.as_uri()}"
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(state) == loaded)
 
 
 def press(browser, *keys):
