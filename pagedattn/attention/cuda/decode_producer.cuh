@@ -37,14 +37,17 @@ struct Producer {
 
     DEVICE static int blocks_of(const Tiles &tiles) { return (tiles.kv_length + BLOCK_SIZE - 1) / BLOCK_SIZE; }
 
-    // Bring a tile; `table` has the entries of its blocks, of which `blocks` exist.
-    DEVICE void bring(const int *table, int blocks, int offset, int head, u32 to, u32 full) {
+    // Bring a tile; `table` has the entries of its blocks, of which `blocks` exist. Entries that have left
+    // the window may be anything: the TMA reads blocks that do not exist as zeros, and threads leave
+    // out the first `unseen` tokens.
+    DEVICE void bring(const int *table, int blocks, int offset, int head, int unseen, u32 to, u32 full) {
         if (GATHER) {
             constexpr int PIECES = ROW_BYTES / 16;
 #pragma unroll 4
             for (int i = warp * 32 + lane; i < TILE * PIECES; i += PRODUCERS * 32) {
                 int token = i / PIECES, byte = i % PIECES * 16;
                 if (token >= blocks * BLOCK_SIZE) break;
+                if (WINDOW && token < unseen) continue;
                 i64 from = table[token / BLOCK_SIZE] * p.block_stride + head * p.kv_head_stride +
                            token % BLOCK_SIZE * p.token_stride + byte;
                 copy_16_bytes(place_in_tile(to, token, byte), p.key_memory + from, policy);
@@ -102,10 +105,10 @@ struct Producer {
         mark(Moment::FIRST_ASKED);
     }
 
-    DEVICE void bring_tile(const int *table, int base, int blocks, int tile, int head, int stage) {
+    DEVICE void bring_tile(const int *table, int base, const Segment &segment, int tile, int stage) {
         int entry = tile * TILE / BLOCK_SIZE;
-        bring(table + entry - base, min(BLOCKS, blocks - entry), offset_of(tile), head,
-              shared_address(shared.tiles[stage]), shared_address(&shared.full[stage]));
+        bring(table + entry - base, min(BLOCKS, blocks_of(segment.tiles) - entry), offset_of(tile),
+              segment.head, segment.tiles.lowest - tile * TILE, shared_address(shared.tiles[stage]), shared_address(&shared.full[stage]));
     }
 
     // Bring a segment's tiles and those of the segments after it, from `round` on; of a guess that
@@ -136,7 +139,7 @@ struct Producer {
                 if (round >= there) {
                     int stage = round % STAGES;
                     barrier_wait(shared_address(&shared.empty[stage]), (round / STAGES & 1) ^ 1);
-                    bring_tile(shared.table[warp], base, blocks, tile, segment.head, stage);
+                    bring_tile(shared.table[warp], base, segment, tile, stage);
                 }
                 if (!is_used_up) continue;
                 if ((last - 1) * TILE / BLOCK_SIZE >= limit) {

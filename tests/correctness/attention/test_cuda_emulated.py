@@ -203,6 +203,13 @@ def test_what_decode_asks_for_by_a_guess_changes_no_result(lengths):
     check_guess(GUESSED[lengths])
 
 
+def test_entries_of_blocks_of_one_that_have_left_the_window_are_not_followed():
+    inputs = inputs_of((5, 300, 130), block_size=1, window=70)
+    for table, length in zip(inputs.batch.block_tables, (5, 300, 130), strict=True):
+        table[: max(0, length - 70)] = 2**30
+    check(inputs, small_tiles)
+
+
 @pytest.mark.parametrize("lengths", ["whole", "cut", "as many tiles in a window"])
 def test_a_guess_over_fp8_and_a_window_changes_no_result(lengths):
     check_guess(GUESSED[lengths], fp8=True, dtype="bfloat16", window=70)
