@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pagedattn.kv_cache import LayerCache
 
 QUERY_CHUNK = 1024
+SMALL_TYPES_LARGEST = 256.0  # the largest power of two in e4m3; its smallest number is 2^-9
 
 
 def reference_attention(
@@ -26,7 +27,8 @@ def reference_attention(
     Args:
         call: inputs and options; `out` and `lse` are not written.
         dtype: precision of the computation; stored keys and values are dequantised in it.
-        weights_dtype: precision that the softmax weights are rounded to; None leaves them.
+        weights_dtype: precision that the softmax weights are rounded to, the largest of a row
+            being 1, or 256 in a type of one byte; None leaves them.
 
     Returns:
         The result, [num_query_tokens, num_query_heads, head_size], and the log-sum-exp,
@@ -112,10 +114,12 @@ def _attend(
     peak = peak.masked_fill(peak == float("-inf"), 0)  # where nothing is seen
     weights = torch.exp(scores - peak[..., None])
     total = weights.sum(dim=-1) + torch.exp(sinks - peak)
-    weights = weights / total.masked_fill(total == 0, 1)[..., None]
     if weights_dtype is not None:
-        weights = weights.to(weights_dtype).to(value.dtype)
-    return torch.einsum("hqk,khd->qhd", weights, value), (peak + total.log()).T
+        # before they are divided by the sum: of many keys no weight may be left in few bits
+        largest = SMALL_TYPES_LARGEST if weights_dtype.itemsize == 1 else 1.0
+        weights = (weights * largest).to(weights_dtype).to(value.dtype) / largest
+    out = torch.einsum("hqk,khd->qhd", weights, value)
+    return out / total.masked_fill(total == 0, 1).T[..., None], (peak + total.log()).T
 
 
 class ReferenceImplementation:

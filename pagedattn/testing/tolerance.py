@@ -11,6 +11,9 @@ largest result off.
 
 The log-sum-exp is kept in float32 whatever the inputs' dtype, and its budget is an absolute one,
 derived from how it is computed; see `lse_budget`.
+
+A kernel that says it rounds queries and softmax weights to a lower type is held to the error of an
+ordinary computation that does the same.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from pagedattn.testing.inputs import AttentionInputs
 
 FACTOR = 2.0
+ROUNDINGS = 4  # ways to round the queries, of whose log-sum-exps the largest error counts
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,10 @@ def error_budget(
 
 
 def lse_budget(
-    inputs: AttentionInputs, exact_lse: torch.Tensor, implementation: str | None = None
+    inputs: AttentionInputs,
+    exact_lse: torch.Tensor,
+    implementation: str | None = None,
+    rounded_to: torch.dtype | None = None,
 ) -> float:
     """Absolute error that the log-sum-exp over these inputs may have, computed in float32.
 
@@ -133,10 +140,16 @@ def lse_budget(
       itself, which is as much in its logarithm;
     - peak and logarithm are rounded, multiplied into natural units, and added.
 
+    Where queries are rounded to a lower type, FACTOR times the largest error that this makes is
+    allowed on top. Of few queries the largest may be small by chance, so they are rounded in
+    ROUNDINGS ways: multiplied beforehand by powers of the ROUNDINGS-th root of 2.
+
     Args:
         inputs: the case.
         exact_lse: its log-sum-exp in float64.
         implementation: name of one whose `lse_error`, if it has that, is allowed on top.
+        rounded_to: type that queries are rounded to; None is what `implementation` says, or their
+            own.
 
     """
     cache, batch = inputs.cache, inputs.batch
@@ -160,8 +173,29 @@ def lse_budget(
         + 2 * largest
     )
     budget = torch.finfo(torch.float32).eps * roundings
-    coarser = implementation and getattr(get_implementation(implementation), "lse_error", None)
-    return budget + coarser(inputs.call()) if coarser else budget
+    if implementation is not None:
+        made = get_implementation(implementation)
+        rounded_to = rounded_to or known_roundings(made, inputs.call())[0]
+        if hasattr(made, "lse_error"):
+            budget += made.lse_error(inputs.call())
+    if rounded_to is not None:
+        budget += FACTOR * _lse_error_of_rounding(inputs, exact_lse, rounded_to)
+    return budget
+
+
+def _lse_error_of_rounding(
+    inputs: AttentionInputs, exact_lse: torch.Tensor, rounded_to: torch.dtype
+) -> float:
+    """Largest error of the log-sum-exp of queries that are rounded in some ways."""
+    call = inputs.call()
+    largest = 0.0
+    for way in range(ROUNDINGS):
+        factor = 2.0 ** (way / ROUNDINGS)
+        query = (call.query.float() * factor).to(rounded_to).float()
+        rounded = replace(call, query=query, scale=call.scale / factor)
+        _, lse = reference_attention(rounded, torch.float32)
+        largest = max(largest, lse_error(lse, exact_lse))
+    return largest
 
 
 def lse_error(lse: torch.Tensor, exact_lse: torch.Tensor) -> float:
@@ -186,8 +220,9 @@ def check_attention(
         result: of the case.
         inputs: the case.
         lse: its log-sum-exp, or None.
-        implementation: name of what computed it, see `lse_budget`.
-        rounded_to: see `error_budget`.
+        implementation: name of what computed it; what it says that it rounds is allowed, see
+            `known_roundings` and `lse_budget`.
+        rounded_to: see `error_budget`; None is what `implementation` says.
 
     Returns:
         The error and the budget of the result.
@@ -196,10 +231,16 @@ def check_attention(
         AssertionError: an error is above its budget, or something is NaN.
 
     """
-    exact, exact_lse = reference_attention(inputs.call(), torch.float64)
-    error, budget = error_of(result, exact), error_budget(inputs, exact, rounded_to)
+    call = inputs.call()
+    rounds_parts = False
+    if implementation is not None:
+        lower, rounds_parts = known_roundings(get_implementation(implementation), call)
+        rounded_to = rounded_to or lower
+    exact, exact_lse = reference_attention(call, torch.float64)
+    error, budget = error_of(result, exact), error_budget(inputs, exact, rounded_to, rounds_parts)
     assert budget.covers(error), f"the error {error} is above the budget {budget}"
     if lse is not None:
-        off, allowed = lse_error(lse, exact_lse), lse_budget(inputs, exact_lse, implementation)
+        off = lse_error(lse, exact_lse)
+        allowed = lse_budget(inputs, exact_lse, implementation, rounded_to)
         assert off <= allowed, f"the log-sum-exp is off by {off}, above the budget of {allowed}"
     return error, budget

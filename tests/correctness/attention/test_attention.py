@@ -43,7 +43,7 @@ def check(attend, implementation, on, kind, heads, head_size, block_size, seed=0
         "test", *lengths(kind, block_size, device), *HEADS[heads], head_size, block_size, dtype
     )
     inputs = make_inputs(shape, device=device, seed=seed)
-    check_attention(attend(inputs, implementation), inputs)
+    check_attention(attend(inputs, implementation), inputs, implementation=implementation)
 
 
 @pytest.mark.implementations("own")
@@ -117,7 +117,7 @@ def test_padding_sequences_get_zeros_and_disturb_nobody(attend, implementation, 
     inputs = make_inputs(small(), device=device)
     inputs.batch.kv_lengths.copy_(torch.tensor(num_tokens))
     out = attend(inputs, implementation)
-    check_attention(out, inputs)
+    check_attention(out, inputs, implementation=implementation)
     padding = torch.tensor(num_tokens) == 0
     assert not out[padding].any()
 
@@ -126,7 +126,7 @@ def test_padding_sequences_among_long_queries_get_zeros(attend, implementation, 
     inputs = make_inputs(small((40, 30, 20), (40, 30, 20)), device=device)
     inputs.batch.kv_lengths[1] = 0
     out = attend(inputs, implementation)
-    check_attention(out, inputs)
+    check_attention(out, inputs, implementation=implementation)
     assert not out[40:70].any()
 
 
@@ -135,7 +135,7 @@ def test_sequences_without_queries_are_passed_over(attend, implementation, devic
     starts = torch.tensor([0, 3, 3, 6], dtype=torch.int32, device=device)
     batch = dataclasses.replace(inputs.batch, query_starts=starts, max_query_length=3)
     inputs = dataclasses.replace(inputs, batch=batch)
-    check_attention(attend(inputs, implementation), inputs)
+    check_attention(attend(inputs, implementation), inputs, implementation=implementation)
 
 
 @pytest.mark.parametrize("num_sequences", [0, 2])
@@ -164,7 +164,7 @@ def test_queries_and_outputs_may_be_strided(attend, implementation, device, leng
     fused[:, :4] = inputs.query
     out = torch.full((tokens, 6, 64), 7.0, dtype=torch.float16, device=device)
     attend(dataclasses.replace(inputs, query=fused[:, :4]), implementation, out=out[:, :4])
-    check_attention(out[:, :4], inputs)
+    check_attention(out[:, :4], inputs, implementation=implementation)
     assert (out[:, 4:] == 7).all()
 
 
@@ -177,19 +177,21 @@ def test_a_cache_in_another_layout_is_read_by_its_strides(attend, implementation
     )
     assert cache.key.stride() != inputs.cache.key.stride()
     inputs = dataclasses.replace(inputs, cache=cache)
-    check_attention(attend(inputs, implementation), inputs)
+    check_attention(attend(inputs, implementation), inputs, implementation=implementation)
 
 
 def test_the_scale_multiplies_the_scores(attend, implementation, device):
     inputs = make_inputs(small(), device=device)
     halved = dataclasses.replace(inputs, query=inputs.query * 0.5)
-    check_attention(attend(inputs, implementation, scale=0.5 / 8), halved)
+    check_attention(
+        attend(inputs, implementation, scale=0.5 / 8), halved, implementation=implementation
+    )
 
 
 def test_large_scores_do_not_overflow(attend, implementation, device):
     inputs = make_inputs(small(), device=device)
     large = dataclasses.replace(inputs, query=inputs.query * 1000)
-    check_attention(attend(large, implementation), large)
+    check_attention(attend(large, implementation), large, implementation=implementation)
 
 
 def test_the_default_implementation_is_right(device):

@@ -153,7 +153,7 @@ def test_a_pool_of_more_than_2_to_the_31_elements_is_addressed(
     batch = AttentionBatch.of(table, query_length, "cuda")
     query = torch.randn((2 * query_length, HEADS, HEAD_SIZE), dtype=torch.float16, device="cuda")
     inputs = AttentionInputs(query, key, value, layer, batch)
-    check_attention(attend(inputs, implementation), inputs)
+    check_attention(attend(inputs, implementation), inputs, implementation=implementation)
 
 
 @pytest.mark.parametrize("num_sequences", [1, 2, 131, 132, 133, 300, 1025])

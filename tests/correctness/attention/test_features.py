@@ -84,7 +84,27 @@ def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
         out, lse = attend(inputs, implementation, return_lse=True)
         check_attention(out, inputs, lse, implementation)
     else:
-        check_attention(attend(inputs, implementation), inputs)
+        check_attention(attend(inputs, implementation), inputs, implementation=implementation)
+
+
+@pytest.mark.implementations("own")
+@pytest.mark.parametrize("entry", [-1, 2**30])
+@pytest.mark.parametrize("block_size", [1, 16])
+@pytest.mark.parametrize("kind", ["decode", "verify", "mixed"])
+def test_entries_of_blocks_that_nobody_sees_are_not_followed(
+    attend, implementation, device, kind, block_size, entry
+):
+    inputs = make((device, "float16"), kind, {"window": 70}, block_size=block_size)
+    batch = inputs.batch
+    queries = batch.query_starts.diff()
+    first_seen = (batch.kv_lengths - queries + 1 - 70).clamp(min=0)
+    tokens = block_size * torch.arange(batch.block_tables.shape[1], device=device)
+    seen = (tokens > first_seen[:, None] - block_size) & (tokens < batch.kv_lengths[:, None])
+    usual = batch.block_tables.clone()
+    batch.block_tables.copy_(torch.where(seen, usual, entry))
+    out = attend(inputs, implementation)
+    batch.block_tables.copy_(usual)
+    check_attention(out, inputs, implementation=implementation)
 
 
 @pytest.mark.implementations("own")
@@ -103,7 +123,7 @@ def test_without_causality_every_query_sees_all_keys_even_fewer_than_queries(
     inputs.batch.kv_lengths.sub_(25).clamp_(min=0)
     out, lse = attend(inputs, implementation, return_lse=True)
     check_attention(out, inputs, lse, implementation)
-    check_attention(attend(inputs, implementation), inputs)
+    check_attention(attend(inputs, implementation), inputs, implementation=implementation)
 
 
 @pytest.mark.gpu
@@ -127,7 +147,7 @@ def test_queries_of_other_dtypes_read_an_fp8_cache_on_a_cpu(attend, implementati
         pytest.skip("Triton's interpreter multiplies bfloat16 wrongly")
     inputs = make(("cpu", dtype), kind, OPTIONS["all"], fp8=True)
     out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
+    check_attention(out, inputs, lse, implementation)
 
 
 @pytest.mark.parametrize("sinks", [False, True])
@@ -142,7 +162,7 @@ def test_a_padding_sequence_has_zeros_and_its_sink_as_log_sum_exp(
     empty = torch.tensor(num_tokens, device=device) == 0
     inputs.batch.kv_lengths.masked_fill_(empty, 0)
     out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
+    check_attention(out, inputs, lse, implementation)
     rows = empty.repeat_interleave(queries)
     assert not out[rows].any()
     expected = inputs.sinks if sinks else torch.full((4,), -torch.inf, device=device)
@@ -164,7 +184,7 @@ def test_sinks_of_any_size_do_not_overflow(attend, implementation, device, kind,
     inputs = make((device, "float16"), kind, {})
     inputs = dataclasses.replace(inputs, sinks=torch.full((4,), sink, device=device))
     out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
+    check_attention(out, inputs, lse, implementation)
     if sink == 1000.0:
         assert not out.any()
 
@@ -174,7 +194,7 @@ def test_a_soft_cap_bounds_large_scores(attend, implementation, device, kind):
     inputs = make((device, "float16"), kind, OPTIONS["soft cap"])
     inputs = dataclasses.replace(inputs, query=inputs.query * 1000)
     out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
+    check_attention(out, inputs, lse, implementation)
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
@@ -210,7 +230,7 @@ def test_a_sequence_grows_over_blocks_within_one_batch(attend, implementation, d
         key, value = torch.randn((2, len(held), 2, 64), device=device).half()
         write_kv(key, value, cache.layer(0), held, implementation="torch")
         inputs = AttentionInputs(query, key, value, cache.layer(0), batch)
-        check_attention(attend(inputs, implementation), inputs)
+        check_attention(attend(inputs, implementation), inputs, implementation=implementation)
     assert batch.block_tables.tolist() == tables.tolist()
 
 
@@ -227,7 +247,7 @@ def test_every_combination_of_options_agrees_with_float64(
 ):
     inputs = make(on, kind, options, fp8=fp8, seed=2)
     out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
+    check_attention(out, inputs, lse, implementation)
 
 
 @pytest.mark.nightly
@@ -249,7 +269,7 @@ def test_every_size_with_options_agrees_with_float64(
         block_size=block_size,
     )
     out, lse = attend(inputs, implementation, return_lse=True)
-    check_attention(out, inputs, lse)
+    check_attention(out, inputs, lse, implementation)
 
 
 def test_the_cases_ask_for_every_feature():

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from pagedattn import BlockManager, KVCache, PageTable
-from pagedattn.attention import AttentionBatch, attention, register, write_kv
+from pagedattn.attention import (
+    AttentionBatch,
+    attention,
+    get_implementation,
+    register,
+    write_kv,
+)
 from pagedattn.attention import registry as registry_module
 from pagedattn.attention.cascade import plan as plan_module
 from pagedattn.attention.cascade import run, schedule
@@ -18,7 +24,7 @@ from pagedattn.attention.torch_impl import TorchImplementation
 from pagedattn.shared_prefix import find_shared_blocks
 from pagedattn.testing import AttentionInputs, check_attention
 
-from .conftest import HOPPER, require
+from .conftest import HOPPER, require, skip_unsupported
 from .shared_tables import BLOCK, KINDS, one_prefix, tree_tables
 
 FOR_GRAPHS = ("triton", *(["cuda"] if HOPPER else []))
@@ -48,6 +54,15 @@ INTERPRETED = {
 }
 FP8 = torch.float8_e4m3fn
 pytestmark = pytest.mark.implementations(*OWN)
+
+
+@pytest.fixture(autouse=True)
+def makes_parts(request):
+    """Skip an implementation that reads blocks for each sequence: `attention` does not ask more."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    name = params.get("implementation")
+    if name is not None and not hasattr(get_implementation(name), "merge_parts"):
+        pytest.skip(f"{name}: it makes no parts of shared blocks")
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +120,8 @@ def make(device, kind, seed=0, *, share=True, heads=(8, 2), head_size=64, fp8=Fa
 
 def attend(inputs, implementation):
     require(implementation, inputs.query.device.type)
+    lse = torch.empty(inputs.query.shape[:2], device=inputs.query.device)
+    skip_unsupported(implementation, inputs.call(lse=lse))
     out = torch.full_like(inputs.query, torch.nan)
     return attention(
         inputs.query, inputs.cache, inputs.batch, out=out, return_lse=True,

@@ -44,7 +44,9 @@ def pytest_with(site, *arguments):
 @pytest.mark.parametrize(
     "cases",
     [
-        pytest.param("test_support or bench_attention or second_run or strided", id="some"),
+        pytest.param(
+            "test_support or bench_attention or second_run or strided or shared", id="some"
+        ),
         pytest.param("", id="all", marks=pytest.mark.nightly),
     ],
 )

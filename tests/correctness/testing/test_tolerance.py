@@ -1,5 +1,6 @@
 """The error budget refuses what is wrong and lets through what is only rounded."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +17,12 @@ from pagedattn.testing import (
     lse_error,
     make_inputs,
     make_rotation,
+    tolerance,
 )
 from pagedattn.workloads import AttentionShape
 
 DTYPES = ["float16", "bfloat16", "float32"]
+FP8 = torch.float8_e4m3fn
 
 
 def shape(dtype="float16", kv_lengths=(1, 15, 16, 17, 300)):
@@ -234,3 +237,45 @@ def test_what_an_implementation_rounds_is_what_it_says():
     rounding = SimpleNamespace(rounds_to=lambda _: torch.float8_e4m3fn, rounds_parts=True)
     assert known_roundings(SimpleNamespace(), call) == (None, False)
     assert known_roundings(rounding, call) == (torch.float8_e4m3fn, True)
+
+
+def over_fp8(kv_lengths, queries=1):
+    shape = AttentionShape(
+        *("fp8", (queries,) * len(kv_lengths), kv_lengths, 4, 1, 64, 16),
+        *("bfloat16", "float8_e4m3"),
+    )
+    inputs = make_inputs(shape)
+    exact, exact_lse = reference_attention(inputs.call(), torch.float64)
+    return inputs, exact, exact_lse
+
+
+@pytest.mark.parametrize("kv_lengths", [(9, 40), (1500,), (8192,)], ids=str)
+def test_rounding_to_fp8_is_allowed_its_own_error_however_many_keys_there_are(kv_lengths):
+    inputs, exact, _ = over_fp8(kv_lengths)
+    budget = error_budget(inputs, exact, FP8)
+    assert 0.02 < budget.relative < 0.1  # e4m3 rounds by 2^-4 at most
+    half = torch.roll(exact, 1, 1) * 0.1 + exact * 0.9  # a tenth of another head's
+    for wrong in (torch.zeros_like(exact), exact / 1.2, half):
+        assert not budget.covers(error_of(wrong, exact))
+
+
+def test_what_an_implementation_says_that_it_rounds_is_allowed_by_its_name(monkeypatch):
+    inputs, exact, exact_lse = over_fp8((70, 800), queries=3)
+    call = inputs.call()
+    rounded = dataclasses.replace(call, query=call.query.to(FP8).float())
+    out, lse = reference_attention(rounded, torch.float32, weights_dtype=FP8)
+    out = out.bfloat16()
+    said = SimpleNamespace(rounds_to=lambda _: FP8)
+    monkeypatch.setattr(tolerance, "get_implementation", lambda _: said)
+    check_attention(out, inputs, lse, "one that rounds")
+    allowed = lse_budget(inputs, exact_lse, "one that rounds")
+    assert allowed == lse_budget(inputs, exact_lse, rounded_to=FP8)
+    assert lse_error(lse, exact_lse) < allowed < 0.1
+    with pytest.raises(AssertionError, match="the error"):
+        check_attention(out, inputs)
+    with pytest.raises(AssertionError, match="log-sum-exp is off by"):
+        check_attention(exact.bfloat16(), inputs, lse)
+    with pytest.raises(AssertionError, match="log-sum-exp is off by"):
+        check_attention(out, inputs, lse + 2 * allowed, "one that rounds")
+    with pytest.raises(AssertionError, match="the error"):
+        check_attention(torch.zeros_like(out), inputs, lse, "one that rounds")
