@@ -96,6 +96,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
             barrier_init(shared.value_empty(i), CONSUMER_WARPS);
         }
         barrier_init(shared.value_arrived(), 1);
+        barrier_init(shared.nearly_loaded(), 1);
         for (int i = 0; i < QUERY_STAGES; ++i) {
             barrier_init(shared.item_full(i), 1);
             barrier_init(shared.query_full(i), 1);

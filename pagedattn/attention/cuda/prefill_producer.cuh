@@ -68,15 +68,15 @@ DEVICE void clear_rows(u32 tile, int begin, int end, int lane) {
     }
 }
 
-// Draw work items, publish them and load their queries.
+// Draw work items, publish them and load their queries. The next one is drawn when most of an item's keys
+// are on their way: where items are few, who is done first has to get what is left.
 DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
     Place place{0, 1};
+    u32 loaded_parity = 0;
     int num_items = p.num_tiles * p.num_kv_heads;
     int index = blockIdx.x;
     Item item;
     while (index < num_items) {
-        u32 ticket = 0;
-        if (lane == 0) ticket = atomicAdd(p.tickets, 1);
         if (find_item(p, index, lane, item)) {
             mark(Moment::LENGTHS_KNOWN);
             barrier_wait(shared.query_empty(place.stage), place.parity);
@@ -86,7 +86,11 @@ DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
                 load_query(p, shared.query(place.stage), shared.query_full(place.stage), item);
             }
             place.next<QUERY_STAGES>();
+            barrier_wait(shared.nearly_loaded(), loaded_parity);
+            loaded_parity ^= 1;
         }
+        u32 ticket = 0;
+        if (lane == 0) ticket = atomicAdd(p.tickets, 1);
         index = gridDim.x + __shfl_sync(0xffffffff, ticket, 0);
     }
     barrier_wait(shared.query_empty(place.stage), place.parity);
@@ -117,7 +121,10 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
         int first_key = item.first_key(p);
         int tile = item.tile_end - 1;
         int octet = octet_of_load(p, item, table, tile, first_key, lane);
+        int nearly = min(item.tile_begin + DRAWN_AHEAD, tile);
+        if (!OF_VALUES && lane == 0 && tile < item.tile_begin) barrier_arrive(shared.nearly_loaded());
         for (; tile >= item.tile_begin; --tile) {
+            if (!OF_VALUES && lane == 0 && tile == nearly) barrier_arrive(shared.nearly_loaded());
             int next_octet = 0;
             if (tile > item.tile_begin)
                 next_octet = octet_of_load(p, item, table, tile - 1, first_key, lane);

@@ -77,6 +77,8 @@ constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
 constexpr int PREPARER_WARPS = FP8 ? 4 : 0;  // that widen K and V, or turn V around
 constexpr int KEY_WARPS = ARE_WIDENED ? PREPARER_WARPS : 1;  // that bring a tile of K to where it is multiplied
 constexpr int LOADER_WARPS = 2;
+// Tiles of keys that are left to be loaded of an item when the next one is drawn: as long as that takes.
+constexpr int DRAWN_AHEAD = 2;
 
 // All of a multiprocessor's 65,536 registers: few for those that load, as many for those that widen as
 // their part of a tile needs, the rest for those that multiply. Multiples of 8.
@@ -116,6 +118,8 @@ struct Shared {
     DEVICE u32 stored_empty(bool values, int stage) const {
         return stored_full(true, STORED_STAGES + values * STORED_STAGES + stage);
     }
+
+    DEVICE u32 nearly_loaded() const { return stored_empty(true, STORED_STAGES); }
 
     // The ring of K or V that the TMA fills.
     DEVICE u32 loaded(bool values, int stage) const {
