@@ -10,7 +10,7 @@
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
 // (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS
 // (over it queries and weights are rounded to e4m3), OUT_F32 (an output in float32), CAUSAL (else queries
-// see all keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see
+// see all keys), SPLIT (items are shares of a tile's keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see
 // trace.cuh.
 
 #include "prefill_consumer.cuh"

@@ -42,6 +42,7 @@ page table by threads is replaced by the accelerator's.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,6 +61,7 @@ from pagedattn.attention.cuda.module import (
     tensor_map,
 )
 from pagedattn.attention.triton.decode import rows_of_one_tile
+from pagedattn.attention.triton.parts import merge_shares
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
@@ -70,6 +72,11 @@ if TYPE_CHECKING:
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 STAGES = 2
+MAX_SPLITS = 16
+LEAST_TILES = 4  # of keys, of a share
+PRODUCT_RATE = 7e14  # operations a second of all programs, measured on an H100, as the following
+MERGING = 3e-6  # seconds that a launch that merges takes besides its bytes
+MERGE_RATE = 2e12  # bytes a second of float32 that are written and read
 SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 
 
@@ -89,19 +96,18 @@ class _Parameters(ctypes.Structure):
         ),
         *(
             (name, ctypes.c_int64)
-            for name in ("out_token_stride", "out_head_stride", "table_stride")
+            for name in ("out_token_stride", "out_head_stride", "table_stride", "out_split_stride")
         ),
         *((name, ctypes.c_float) for name in ("scale_log2", "cap_log2")),
         *(
             (name, ctypes.c_int32)
             for name in (
                 "window", "num_sequences", "num_kv_heads", "num_tiles", "section_heads",
-                "octets_of_a_block", "from_both_ends",
+                "octets_of_a_block", "from_both_ends", "splits",
             )
         ),
-        ("padding", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("key_scale", "value_scale")),
-        ("end", ctypes.c_char * 48),
+        ("end", ctypes.c_char * 40),
     )  # fmt: skip
 
 
@@ -137,8 +143,17 @@ def not_taken(call: AttentionCall) -> str | None:
     return None
 
 
-def macros_of(call: AttentionCall, *, fp8_products: bool = False) -> tuple[tuple[str, int], ...]:
-    """Return what prefill.cu is specialised for; arguments as `PrefillLaunch` takes them."""
+def macros_of(
+    call: AttentionCall, *, fp8_products: bool = False, is_split: bool = False
+) -> tuple[tuple[str, int], ...]:
+    """Return what prefill.cu is specialised for.
+
+    Args:
+        call: of the launch.
+        fp8_products: see `PrefillLaunch`.
+        is_split: whether each tile's keys are shared out.
+
+    """
     query, cache = call.query, call.cache
     return (
         ("HEAD_SIZE", cache.head_size),
@@ -152,6 +167,7 @@ def macros_of(call: AttentionCall, *, fp8_products: bool = False) -> tuple[tuple
         ("FP8_PRODUCTS", int(fp8_products)),
         ("OUT_F32", int(call.out.dtype == torch.float32)),
         ("CAUSAL", int(call.causal)),
+        ("SPLIT", int(is_split)),
         ("WINDOW", int(call.window is not None)),
         ("SOFT_CAP", int(call.soft_cap is not None)),
         ("ALIBI", int(call.alibi_slopes is not None)),
@@ -166,13 +182,22 @@ class PrefillLaunch:
     Args:
         call: one of them.
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
+        splits: shares of each tile's keys; None chooses.
         trace: note when warps come to named moments, see `marks`.
 
     """
 
     def __init__(
-        self, call: AttentionCall, *, fp8_products: bool = False, trace: bool = False
+        self,
+        call: AttentionCall,
+        *,
+        fp8_products: bool = False,
+        splits: int | None = None,
+        trace: bool = False,
     ) -> None:
+        self._splits = _splits_of(call) if splits is None else splits
+        if self._splits > 1:
+            call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
         head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
@@ -187,9 +212,9 @@ class PrefillLaunch:
         parameters = self._parameters(call)
         self._num_programs = min(
             num_multiprocessors(device),
-            parameters.num_tiles * cache.num_kv_heads,
+            parameters.num_tiles * cache.num_kv_heads * self._splits,
         )
-        macros = macros_of(call, fp8_products=fp8_products)
+        macros = macros_of(call, fp8_products=fp8_products, is_split=self._splits > 1)
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, device.index)
@@ -206,12 +231,20 @@ class PrefillLaunch:
         self._fixed = bytes(parameters)
 
     def __call__(self, call: AttentionCall) -> None:
-        """Launch on the current stream.
+        """Launch on the current stream, with room for what shares of the keys give.
 
         Args:
             call: of the signature; `out`, and `lse` if given, are written.
 
         """
+        if self._splits == 1:
+            self._launch(call)
+        else:
+            shares, out, lse = _shares_of(call, self._splits)
+            self._launch(shares)
+            merge_shares(call, out, lse)
+
+    def _launch(self, call: AttentionCall) -> None:
         cache, batch = call.cache, call.batch
         parameters = _Parameters.from_buffer_copy(self._fixed)
         parameters.query = self._query_maps.of(call.query)
@@ -243,6 +276,7 @@ class PrefillLaunch:
         cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
         parameters = _Parameters()
         parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
+        parameters.out_split_stride, parameters.splits = call.out.numel(), self._splits
         parameters.table_stride = batch.block_tables.stride(0)
         set_scale(parameters, call)
         parameters.window = call.window or 0
@@ -271,6 +305,56 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
     """
     fitting = max(1, SECTION_BYTES // head_bytes)
     return max(n for n in range(1, min(fitting, num_kv_heads) + 1) if num_kv_heads % n == 0)
+
+
+def _splits_of(call: AttentionCall) -> int:
+    """Choose how many programs share a tile's keys, from bounds that the host knows.
+
+    Few tiles over long keys leave programs without work, or some with two tiles and others with
+    one. Shares are written in float32 and merged by another launch. A prompt, whose tiles see
+    fewer keys the earlier they are, and parts of shared blocks are divided well as they are.
+    """
+    cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
+    longest = max(1, batch.max_query_length)
+    if not call.causal or 2 * longest > batch.max_kv_length:
+        return 1
+    num_programs = num_multiprocessors(call.query.device)
+    rows, kv_tile = 64 * _warpgroups(call), _kv_tile(cache.head_size)
+    tokens_a_tile = rows // (call.query.shape[1] // cache.num_kv_heads)
+    num_tiles = batch.num_sequences * -(-longest // tokens_a_tile)
+    num_tiles = min(num_tiles, num_tokens // tokens_a_tile + batch.num_sequences)
+    num_items = num_tiles * cache.num_kv_heads
+    if num_items >= 2 * num_programs:  # who is done first takes what is left
+        return 1
+    seen = batch.max_kv_length
+    if call.window is not None:
+        seen = min(seen, call.window + tokens_a_tile)
+    kv_tiles = -(-seen // kv_tile)
+    a_tile = 4 * rows * kv_tile * cache.head_size / (PRODUCT_RATE / num_programs)
+
+    def seconds(splits: int) -> float:
+        reading = -(-num_items * splits // num_programs) * -(-kv_tiles // splits) * a_tile
+        merging = MERGING + 8 * call.out.numel() * splits / MERGE_RATE
+        return reading + (merging if splits > 1 else 0.0)
+
+    most = max(1, min(MAX_SPLITS, kv_tiles // LEAST_TILES))
+    return min(range(1, most + 1), key=seconds)
+
+
+def _shares_of(
+    call: AttentionCall, splits: int
+) -> tuple[AttentionCall, torch.Tensor, torch.Tensor]:
+    """Return a call that writes the first share's results, and those of all shares.
+
+    Returns:
+        The call, float32 [splits, num_query_tokens, num_query_heads, head_size], and float32
+        [splits, num_query_tokens, num_query_heads], the log-sum-exp.
+
+    """
+    sizes, device = (splits, *call.out.shape), call.out.device
+    out = torch.empty(sizes, dtype=torch.float32, device=device)
+    lse = torch.empty(sizes[:-1], dtype=torch.float32, device=device)
+    return replace(call, out=out[0], lse=lse[0], sinks=None), out, lse
 
 
 def _warpgroups(call: AttentionCall) -> int:

@@ -375,7 +375,8 @@ struct Consumer {
                 outputs[j + 1] *= inverse;
             }
             if (LSE && lane % 4 == 0 && token < item.num_tokens)
-                p.lse[(i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] =
+                p.lse[(SPLIT ? item.split * (p.out_split_stride / HEAD_SIZE) : 0) +
+                      (i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] =
                     sum > 0.0f ? (highest + log2_of(sum)) * LN_2 : MINUS_INFINITY;
         }
     }
@@ -389,6 +390,7 @@ struct Consumer {
             if (token >= item.num_tokens) continue;
             float *to = (float *)p.out + (item.first_token + token) * p.out_token_stride +
                         head * p.out_head_stride + lane % 4 * 2;
+            if (SPLIT) to += item.split * p.out_split_stride;
 #pragma unroll
             for (int j = 0; j < HEAD_SIZE / 8; ++j)
                 *(float2 *)(to + j * 8) = make_float2(outputs[4 * j + 2 * i], outputs[4 * j + 2 * i + 1]);

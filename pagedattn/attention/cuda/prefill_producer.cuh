@@ -73,7 +73,7 @@ DEVICE void clear_rows(u32 tile, int begin, int end, int lane) {
 DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
     Place place{0, 1};
     u32 loaded_parity = 0;
-    int num_items = p.num_tiles * p.num_kv_heads;
+    int num_items = p.num_tiles * p.num_kv_heads * (SPLIT ? p.splits : 1);
     int index = blockIdx.x;
     Item item;
     while (index < num_items) {

@@ -17,6 +17,7 @@ struct Parameters {
     i64 out_token_stride;
     i64 out_head_stride;
     i64 table_stride;
+    i64 out_split_stride;  // floats from a share's results to the next one's, if SPLIT
     float scale_log2;  // to scores in units of log2; under a soft cap, to twice tanh's argument
     float cap_log2;
     int window;
@@ -26,6 +27,7 @@ struct Parameters {
     int section_heads;      // KV heads that are worked on together
     int octets_of_a_block;  // block stride in units of 8 tokens
     int from_both_ends;     // draw tiles from both ends of the batch by turns
+    int splits;             // shares of each tile's keys, an item each
     const float *key_scale;  // of a cache of e4m3, for each KV head; or null
     const float *value_scale;
 };

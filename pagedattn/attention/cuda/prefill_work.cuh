@@ -4,6 +4,7 @@
 
 struct Item {
     int first_token;     // the tile's first query token
+    int split = 0;       // of the tile's keys, which of `splits` shares it has
     int num_tokens;      // its query tokens
     int head;            // KV head; negative after the last item
     int first_position;  // of the first query token; if not CAUSAL the last key, for all of them
@@ -18,7 +19,8 @@ struct Item {
     }
 
     DEVICE void write(u32 to) const {
-        store_shared(to, {(u32)first_token, (u32)num_tokens, (u32)head, (u32)first_position});
+        u32 tokens = SPLIT ? split << 16 | num_tokens : num_tokens;
+        store_shared(to, {(u32)first_token, tokens, (u32)head, (u32)first_position});
         store_shared(to + 16, {(u32)tile_begin, (u32)tile_end, (u32)sequence, (u32)kv_length});
     }
 
@@ -26,6 +28,10 @@ struct Item {
         u32 x[4];
         load_shared(x, from);
         first_token = x[0], num_tokens = x[1], head = x[2], first_position = x[3];
+        if (SPLIT) {
+            split = num_tokens >> 16;
+            num_tokens &= 0xffff;
+        }
         load_shared(x, from + 16);
         tile_begin = x[0], tile_end = x[1], sequence = x[2], kv_length = x[3];
     }
@@ -80,6 +86,10 @@ DEVICE bool part_of_tile(const Parameters &p, int tile, int lane, int &sequence,
 
 // Find the item that is drawn as number `index`; false if it has no queries.
 DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
+    if (SPLIT) {
+        item.split = index % p.splits;
+        index /= p.splits;
+    }
     int section_items = p.section_heads * p.num_tiles;
     int section = index / section_items;
     int rest = index - section * section_items;
@@ -110,5 +120,10 @@ DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
     seen = item.kv_length > 0 ? max(seen, 0) : 0;
     item.tile_end = (seen + KV_TILE - 1) / KV_TILE;
     item.tile_begin = min(item.first_key(p) / KV_TILE, item.tile_end);
+    if (SPLIT) {
+        int tiles = item.tile_end - item.tile_begin, begin = item.tile_begin;
+        item.tile_begin = begin + tiles * item.split / p.splits;
+        item.tile_end = begin + tiles * (item.split + 1) / p.splits;
+    }
     return true;
 }

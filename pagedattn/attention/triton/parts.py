@@ -94,9 +94,11 @@ def _merge_kernel(
 ):
     """Merge what one query and head has. Grid: [num_query_tokens, num_query_heads].
 
-    PARTS parts are read at a time, in order, until one is missing.
+    PARTS parts are read at a time, in order, until one is missing. Without `parts_of_token_ptr`
+    each token has a part in each of `max_parts` pieces, one after the other, of all tokens.
     """
     token = tl.program_id(0).to(tl.int64)
+    num_tokens = tl.num_programs(0)
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
     place = token * num_heads + head
@@ -114,9 +116,12 @@ def _merge_kernel(
     more = max_parts > 0
     while more:
         lanes = start + tl.arange(0, PARTS)
-        rows = tl.load(
-            parts_of_token_ptr + token * max_parts + lanes, mask=lanes < max_parts, other=-1
-        ).to(tl.int64)
+        if parts_of_token_ptr is None:
+            rows = tl.where(lanes < max_parts, lanes * num_tokens + token, -1)
+        else:
+            rows = tl.load(
+                parts_of_token_ptr + token * max_parts + lanes, mask=lanes < max_parts, other=-1
+            ).to(tl.int64)
         used = rows >= 0
         part_places = rows * num_heads + head
         part_lse = tl.load(part_lse_ptr + part_places, mask=used, other=float("-inf")) * _LOG2_E
@@ -151,6 +156,28 @@ def merge_parts(
     parts_of_token: torch.Tensor,
 ) -> None:
     """Write the result and the log-sum-exp in one launch; see `PartsImplementation`."""
+    _merge(call, own, parts, parts_of_token, parts_of_token.shape[1])
+
+
+def merge_shares(call: AttentionCall, out: torch.Tensor, lse: torch.Tensor) -> None:
+    """Write the result and the log-sum-exp of queries whose keys were shared out.
+
+    Args:
+        call: the whole one, whose `sinks` join once.
+        out: float32 [num_shares, num_query_tokens, num_query_heads, head_size], contiguous.
+        lse: float32 [num_shares, num_query_tokens, num_query_heads], contiguous.
+
+    """
+    _merge(call, (out[0], lse[0]), (out[1:], lse[1:]), None, out.shape[0] - 1)
+
+
+def _merge(
+    call: AttentionCall,
+    own: tuple[torch.Tensor, torch.Tensor],
+    parts: tuple[torch.Tensor, torch.Tensor],
+    parts_of_token: torch.Tensor | None,
+    max_parts: int,
+) -> None:
     num_tokens, num_heads, head_size = call.out.shape
     head_tile = max(16, triton.next_power_of_2(head_size))
     _merge_kernel[(num_tokens, num_heads)](
@@ -162,7 +189,7 @@ def merge_parts(
         parts[1],
         parts_of_token,
         call.sinks,
-        parts_of_token.shape[1],
+        max_parts,
         call.out.stride(0),
         call.out.stride(1),
         HEAD_SIZE=head_size,

@@ -278,6 +278,27 @@ def test_prefill_takes_every_kind_of_call(case):
     check(inputs, prefill_of, multiprocessors=3, lse=not inputs.causal)
 
 
+SHARED_OUT = {
+    "two": (2, CHUNKS, {"dtype": "bfloat16"}),
+    "more than there are tiles": (7, RAGGED, {"head_size": 128}),
+    "all options": (3, CHUNKS, ALL),
+    "fp8": (2, CHUNKS, {"fp8": True, "sinks": True}),
+    "products of fp8": (2, CHUNKS, {"fp8": True, "window": 300}),
+}
+
+
+@pytest.mark.parametrize("case", SHARED_OUT)
+def test_shares_of_a_tile_s_keys_are_merged(case):
+    splits, (queries, kv_lengths), options = SHARED_OUT[case]
+    inputs = inputs_of(kv_lengths, queries, **options)
+    in_fp8 = case == "products of fp8"
+
+    def shared_out(call):
+        return prefill.PrefillLaunch(call, splits=splits, fp8_products=in_fp8)
+
+    check(inputs, shared_out, multiprocessors=3, lse=True, rounded_to=FP8 if in_fp8 else None)
+
+
 def by_fp8(call):
     """Prefill whose products are of fp8."""
     assert prefill.not_taken(call) is None

@@ -1,11 +1,13 @@
 """The Hopper prefill kernel gives what attention in float64 gives, on every shape it claims."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from pagedattn.attention.cuda import prefill
 from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
 from pagedattn.attention.cuda.prefill import (
     PrefillLaunch,
@@ -130,6 +132,60 @@ def test_a_query_that_sees_one_key_gives_its_value_by_products_of_fp8_too(head_s
     run_by_fp8(inputs, rounded_to=None)
 
 
+def splits_of(queries, kv_length, *, heads=(32, 8), head_size=128, options=None):
+    inputs = SimpleNamespace(
+        query=torch.empty((sum(queries), heads[0], head_size), device="meta"),
+        cache=SimpleNamespace(head_size=head_size, num_kv_heads=heads[1], dtype=torch.bfloat16),
+        batch=SimpleNamespace(
+            num_sequences=len(queries), max_query_length=max(queries), max_kv_length=kv_length
+        ),
+    )
+    call = SimpleNamespace(**vars(inputs), out=inputs.query, causal=True, window=None)
+    vars(call).update(options or {})
+    return prefill._splits_of(call)
+
+
+@pytest.mark.parametrize(
+    ("queries", "kv_length", "options", "splits"),
+    [
+        ((512,), 8192, {}, 1),  # an item for each of 128 programs
+        ((544,), 8192, {}, 4),  # a few more
+        ((256,), 32_768, {}, 2),
+        ((128,), 16_384, {}, 4),
+        ((128,), 16_384, {"window": 300}, 1),  # few tiles of keys
+        ((128,), 16_384, {"causal": False}, 1),  # a part of shared blocks
+        ((256,), 256, {}, 1),  # a prompt
+        ((64,) * 64, 8192, {}, 1),  # who is done first takes what is left
+        ((8,) * 4, 8192, {}, 4),
+    ],
+)
+def test_keys_are_shared_out_where_query_tiles_are_few(
+    queries, kv_length, options, splits, monkeypatch
+):
+    monkeypatch.setattr(prefill, "num_multiprocessors", lambda _: 132)
+    assert splits_of(queries, kv_length, options=options) == splits
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("kv_dtype", CACHES.values(), ids=CACHES)
+@pytest.mark.parametrize("splits", [2, 5])
+def test_a_captured_graph_merges_shares_of_later_lengths(splits, kv_dtype):
+    inputs = inputs_of(((40, 3, 9), (1500, 700, 64)), kv_dtype=kv_dtype, **FEATURES["sinks"])
+    out = torch.full_like(inputs.query, torch.nan)
+    lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda")
+    call = inputs.call(out, lse)
+    launched = PrefillLaunch(call, splits=splits)
+    launched(call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launched(call)
+    for lengths in ((1500, 700, 64), (900, 3, 0)):
+        inputs.batch.kv_lengths.copy_(torch.tensor(lengths))
+        graph.replay()
+        check_attention(out, inputs, lse)
+
+
 CUTS = [(head_size, kv_dtype) for head_size in (80, 128, 256) for kv_dtype in CACHES.values()]
 
 
@@ -155,6 +211,9 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, tmp_path, monkeypatc
         )
     assert not_taken(call) is None
     assert compile_kernel("prefill.cu", dict(macros_of(call))).startswith(b"\x7fELF")
+    if features == "part":
+        macros = dict(macros_of(dataclasses.replace(call, causal=True), is_split=True))
+        assert compile_kernel("prefill.cu", macros).startswith(b"\x7fELF")
     if kv_dtype is not None:
         macros = dict(macros_of(call, fp8_products=True))
         assert compile_kernel("prefill.cu", macros).startswith(b"\x7fELF")
