@@ -67,11 +67,9 @@ def launch_of(call: AttentionCall, *, trace: bool = False) -> DecodeLaunch | Pre
 
     """
     # here: the kernels' package needs Triton
-    from pagedattn.attention.cuda import decode, prefill
+    from pagedattn.attention.cuda import decode, launcher_of
 
-    reason = decode.not_taken(call)
-    if reason is None:
-        return decode.DecodeLaunch(call, trace=trace)
-    if prefill.not_taken(call) is None:
-        return prefill.PrefillLaunch(call, trace=trace)
-    raise ValueError(f"the CUDA kernels cannot take {reason}")
+    launcher = launcher_of(call)
+    if launcher is None:
+        raise ValueError(f"the CUDA kernels cannot take {decode.not_taken(call)}")
+    return launcher(call, trace=trace)

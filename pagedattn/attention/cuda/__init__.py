@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.cuda.decode import DecodeLaunch
+    from pagedattn.attention.cuda.prefill import PrefillLaunch
 
 HOPPER = 9
 MOST_LAUNCHES = 1024
@@ -38,12 +40,22 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
+def launcher_of(call: AttentionCall) -> type[DecodeLaunch] | type[PrefillLaunch] | None:
+    """Return the kernel that takes a call, or the faster one if both do; None if neither does."""
+    by_decode = decode.not_taken(call) is None
+    if by_decode and not decode.is_crowded(call):
+        return decode.DecodeLaunch
+    if prefill.not_taken(call) is None:
+        return prefill.PrefillLaunch
+    return decode.DecodeLaunch if by_decode else None
+
+
 class CudaImplementation(TritonImplementation):
     """The project's kernels for Hopper. Safe in a CUDA graph: the host reads no tensor.
 
     Short queries (decode, verification) go to the kernel that splits the KV over the whole GPU,
-    long ones to the one that walks query tiles. What neither can take, float32 and odd block sizes
-    among it, and writes of K and V are Triton's.
+    long ones to the one that walks query tiles, for which few queries' keys are shared out. What
+    neither can take, float32 and odd block sizes among it, and writes of K and V are Triton's.
     """
 
     name = "cuda"
@@ -66,11 +78,8 @@ class CudaImplementation(TritonImplementation):
         launch(call)
 
     def _choose(self, call: AttentionCall) -> Callable[[AttentionCall], None]:
-        if decode.not_taken(call) is None:
-            return decode.DecodeLaunch(call)
-        if prefill.not_taken(call) is None:
-            return prefill.PrefillLaunch(call)
-        return super().attention
+        launcher = launcher_of(call)
+        return super().attention if launcher is None else launcher(call)
 
 
 class CudaFp8Implementation(CudaImplementation):

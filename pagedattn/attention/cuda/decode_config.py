@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 WARPS = 4  # of a program, that multiply
@@ -17,6 +18,11 @@ LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
 GATHERERS = 4  # warps of a multiprocessor that copy by threads, over blocks of one token
 MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
+MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
+LEAST_OF_PART = 96  # KV tokens that make a part worth merging
+FEW_BYTES = 12 << 20  # K and V, of which half as many parts are made
+PATH_RATE = 65e9  # bytes a second that come by a path to the L2 to one multiprocessor
+READ_RATE = 3.1e12  # bytes a second of the memory
 MAX_COLUMNS = 32
 MAX_ACCUMULATORS = 4096  # of a row: columns times head size
 
@@ -95,6 +101,39 @@ def choose_config(
         tile *= 2
     stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
     return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
+
+
+def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int) -> int:
+    """Return into how many ranges the work is cut, each for `heads` programs, one a multiprocessor.
+
+    As many as there are programs for, where rows are many. Few rows would be cut into more parts
+    than are merged at once, or than are loaded at two places at a time, or into parts of few
+    tokens. Then fewer programs work, unless reading takes longer for it than merging would: each
+    has a path to the L2 alone, and less than half of the programs take all that the memory gives.
+    Measured on an H100.
+
+    Args:
+        num_rows: sequences times groups of `heads` KV heads.
+        heads: that are read side by side.
+        num_programs: of the launch, one on each multiprocessor.
+        kv_length: tokens that a sequence has at most, or that its window has.
+        row_bytes: K and V of a head of them.
+
+    """
+    ranges = num_programs // heads
+    num_bytes = num_rows * heads * row_bytes
+    # parts of a row, the most bytes for that, and the seconds that merging so few saves
+    for parts, most_bytes, saved in (
+        (MOST_PARTS // 2, FEW_BYTES, 0.5e-6),
+        (MOST_PARTS, math.inf, 1e-6),
+    ):
+        fewer = num_rows * min(parts, max(1, kv_length // LEAST_OF_PART))
+        if fewer >= ranges:
+            break
+        rate = min(fewer * heads * PATH_RATE, READ_RATE)
+        if num_bytes <= most_bytes and num_bytes / rate - num_bytes / READ_RATE < saved:
+            return fewer
+    return ranges
 
 
 def producers_of(programs: int, block_size: int) -> int:

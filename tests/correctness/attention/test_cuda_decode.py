@@ -14,7 +14,7 @@ from pagedattn.workloads import AttentionShape
 pytest.importorskip("cuda.bindings.nvrtc")
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import compiler, decode, decode_config
+from pagedattn.attention.cuda import compiler, decode, decode_config, launcher_of, prefill
 
 from .bounds import with_bound
 
@@ -209,6 +209,68 @@ def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
 )
 def test_as_many_heads_as_possible_are_read_side_by_side(num_kv_heads, num_programs, parallel):
     assert decode_config.heads_in_parallel(num_kv_heads, num_programs) == parallel
+
+
+def ranges_of(num_sequences, num_kv_heads, kv_length, num_programs=132):
+    heads = decode_config.heads_in_parallel(num_kv_heads, num_programs)
+    rows = num_sequences * num_kv_heads // heads
+    row_bytes = 2 * kv_length * 128 * 2
+    return decode_config.ranges_of(rows, heads, num_programs, kv_length, row_bytes), rows, heads
+
+
+@pytest.mark.parametrize("num_programs", [114, 132])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 4, 5, 8, 40])
+@pytest.mark.parametrize("num_sequences", [1, 2, 3, 7, 200])
+def test_few_rows_are_cut_into_no_more_parts_than_are_merged_at_once_nor_into_tiny_ones(
+    num_sequences, num_kv_heads, num_programs
+):
+    for kv_length in (1, 95, 300, 1000, 5000, 40_000, 10**6):
+        ranges, rows, heads = ranges_of(num_sequences, num_kv_heads, kv_length, num_programs)
+        all_ranges = num_programs // heads
+        assert 1 <= ranges <= all_ranges
+        if ranges == all_ranges:
+            continue
+        assert ranges <= decode_config.MOST_PARTS * rows
+        assert ranges == rows or kv_length * rows >= decode_config.LEAST_OF_PART * ranges
+        # who works must not take much longer to read
+        paths = ranges * heads * decode_config.PATH_RATE
+        slower = rows * heads * 512 * kv_length / paths
+        assert paths >= decode_config.READ_RATE or slower < 4e-6
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "num_kv_heads", "kv_length", "ranges"),
+    [
+        *((1, 8, 128, 1), (1, 8, 1024, 10), (1, 8, 8192, 16), (1, 4, 4096, 20), (2, 4, 8192, 33)),
+        *((1, 1, 4096, 20), (1, 1, 131_072, 132), (64, 8, 64, 16)),
+    ],
+)
+def test_ranges_are_those_that_were_fastest(num_sequences, num_kv_heads, kv_length, ranges):
+    assert ranges_of(num_sequences, num_kv_heads, kv_length)[0] == ranges
+
+
+@pytest.mark.parametrize(
+    ("queries", "heads", "changes", "launcher"),
+    [
+        (1, (8, 2), {}, decode.DecodeLaunch),
+        (4, (8, 2), {}, decode.DecodeLaunch),
+        (5, (8, 2), {}, prefill.PrefillLaunch),
+        (5, (8, 2), {"head_size": 64}, decode.DecodeLaunch),
+        (5, (8, 2), {"block_size": 4}, decode.DecodeLaunch),  # which prefill does not take
+        (5, (8, 2), {"kv_dtype": "float8_e4m3"}, decode.DecodeLaunch),
+        (9, (8, 2), {}, prefill.PrefillLaunch),
+        (9, (8, 2), {"block_size": 4}, None),
+    ],
+    ids=str,
+)
+def test_queries_whose_sums_do_not_fit_in_registers_are_prefill_s_if_it_takes_them(
+    queries, heads, changes, launcher
+):
+    values = {"head_size": 128, "block_size": 16, "dtype": "bfloat16"} | changes
+    call = make_inputs(AttentionShape("test", (queries,) * 2, (90, 40), *heads, **values)).call()
+    assert launcher_of(call) is launcher
+    if launcher is prefill.PrefillLaunch and queries == 5:
+        assert launcher_of(dataclasses.replace(call, causal=False)) is decode.DecodeLaunch
 
 
 @pytest.mark.gpu
