@@ -159,6 +159,8 @@ def attention(
     for name, tensor in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if tensor is not None:
             _check_per_head(name, tensor, query.shape[1], cache)
+    if window is not None and window >= batch.max_kv_length:
+        window = None  # hides nothing, and may be more than a kernel's integers hold
     lse = None
     if return_lse:
         lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +86,16 @@ def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
         check_attention(out, inputs, lse, implementation)
     else:
         check_attention(attend(inputs, implementation), inputs, implementation=implementation)
+
+
+@pytest.mark.parametrize("window", [300, 2**31 - 1, 2**32, sys.maxsize])
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+def test_a_window_that_hides_nothing_is_none(attend, implementation, device, kind, window):
+    inputs = make((device, "float16"), kind, {})
+    assert inputs.batch.max_kv_length == 300
+    plain = attend(inputs, implementation)
+    wide = attend(dataclasses.replace(inputs, window=window), implementation)
+    assert torch.equal(wide, plain)
 
 
 @pytest.mark.implementations("own")
