@@ -208,6 +208,8 @@ def check_new_tokens(
         check_device(name, tensor, cache)
     if slots.dtype != torch.int64:
         raise ValueError(f"slots are {slots.dtype}; they must be torch.int64")
+    if slots.dim() != 1 or not slots.is_contiguous():
+        raise ValueError("slots must be contiguous in their one dimension")
     check_device("slots", slots, cache)
 
 

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 _FIELDS = ("block_tables", "kv_lengths", "query_starts", "slots")
+_SHAPES = {
+    "block_tables": "[num_sequences, max_blocks]",
+    "kv_lengths": "[num_sequences]",
+    "query_starts": "[num_sequences + 1]",
+    "slots": "[num_query_tokens]",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,11 @@ class AttentionBatch:
             kernel begins earlier if it is told; results do not depend on it. `advance` and `update`
             leave it as it was when the batch was made.
 
+    Raises:
+        ValueError: a tensor's dtype, shape, layout or device is not as said here, which kernels do
+            not look at: `block_tables` may have any stride from row to row, and else tensors are
+            contiguous, but for `slots`; or a bound is negative.
+
     """
 
     block_tables: torch.Tensor
@@ -63,6 +74,35 @@ class AttentionBatch:
     sharing: Sharing | None = None
     memory: BatchMemory | None = field(default=None, repr=False)
     is_full: bool = False
+
+    def __post_init__(self) -> None:
+        memory = self.memory
+        if memory is not None and self.slots is memory.slots and self._own_memory is memory:
+            return  # made by `of`
+        tables, num_sequences = self.block_tables, self.kv_lengths.numel()
+        device = tables.device
+        for name, dtype, shape in (
+            ("block_tables", torch.int32, (num_sequences, *tables.shape[-1:])),
+            ("kv_lengths", torch.int32, (num_sequences,)),
+            ("query_starts", torch.int32, (num_sequences + 1,)),
+            ("slots", torch.int64, (self.slots.numel(),)),
+        ):
+            tensor: torch.Tensor = getattr(self, name)
+            if tensor.dtype != dtype or tensor.shape != shape:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}; in a batch of "
+                    f"{num_sequences} sequences it must be {dtype} {_SHAPES[name]}"
+                )
+            if tensor.device != device:
+                raise ValueError(f"{name} is on {tensor.device}; the block tables are on {device}")
+        if tables.stride(1) != 1 and tables.shape[1] > 1:
+            raise ValueError("block_tables must be contiguous in its last dimension")
+        for name in ("kv_lengths", "query_starts"):
+            if not getattr(self, name).is_contiguous():
+                raise ValueError(f"{name} must be contiguous")
+        for name in ("max_query_length", "max_kv_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
     @classmethod
     def of(

@@ -93,6 +93,7 @@ def test_an_output_that_does_not_fit_is_refused(inputs, out, sentence):
         ({"key": torch.zeros(2, 2, 32)}, "key has shape .2, 2, 32."),
         ({"value": torch.zeros(3, 2, 64)}, "value has shape .3, 2, 64."),
         ({"slots": torch.zeros(2, dtype=torch.int32)}, "slots are torch.int32; they must be"),
+        ({"slots": torch.zeros(4, dtype=torch.int64)[::2]}, "slots must be contiguous"),
         ({"slots": torch.zeros(2, dtype=torch.int64, device="meta")}, "slots is on meta"),
         ({"key": torch.zeros(2, 64, 2).transpose(1, 2)}, "key must be contiguous"),
     ],
@@ -186,6 +187,60 @@ def test_a_batch_has_the_rows_and_slots_of_its_page_table():
     assert batch.slots.tolist() == [4, 5, 6, 2 * 4 + 3]
     assert (batch.max_query_length, batch.max_kv_length) == (3, 7)
     assert (batch.num_sequences, batch.num_query_tokens) == (2, 4)
+
+
+def other(**changes):
+    """The fields of a batch of two sequences, each with a query, but for some."""
+    made = AttentionBatch(
+        block_tables=torch.tensor([[0, 1], [2, 3]], dtype=torch.int32),
+        kv_lengths=torch.tensor([20, 30], dtype=torch.int32),
+        query_starts=torch.tensor([0, 1, 2], dtype=torch.int32),
+        slots=torch.tensor([19, 61]),
+        max_query_length=1,
+        max_kv_length=30,
+    )
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"kv_lengths": torch.tensor([20, 30])},
+            r"in a batch of 2 sequences it must be torch.int32 \[num_sequences\]",
+        ),
+        ({"kv_lengths": torch.zeros(4).int()[::2]}, "kv_lengths must be contiguous"),
+        (
+            {"kv_lengths": torch.zeros(3).int()},
+            r"block_tables is torch.int32 \(2, 2\); in a batch of",
+        ),
+        ({"block_tables": torch.zeros(2, 2)}, r"block_tables is torch.float32"),
+        ({"block_tables": torch.zeros(4).int()}, r"block_tables is torch.int32 \(4,\)"),
+        ({"block_tables": torch.zeros(2, 2).int().T.clone().T}, None),
+        (
+            {"block_tables": torch.zeros(2, 4).int()[:, ::2]},
+            "block_tables must be contiguous in its",
+        ),
+        ({"block_tables": torch.zeros(2, 4).int()[:, :2]}, None),
+        ({"query_starts": torch.zeros(2).int()}, r"query_starts is torch.int32 \(2,\)"),
+        ({"query_starts": torch.zeros(6).int()[::2]}, "query_starts must be contiguous"),
+        ({"slots": torch.zeros(2).int()}, r"slots is torch.int32 \(2,\)"),
+        ({"slots": torch.zeros(2, 1).long()}, r"slots is torch.int64 \(2, 1\)"),
+        (
+            {"slots": torch.zeros(2, device="meta").long()},
+            "slots is on meta; the block tables are on",
+        ),
+        ({"max_kv_length": -1}, "max_kv_length is -1; it must be at least 0"),
+    ],
+    ids=str,
+)
+def test_tensors_that_kernels_would_read_wrongly_make_no_batch(changes, sentence):
+    fields = other(**changes)
+    if sentence is None:
+        assert AttentionBatch(**fields).num_sequences == 2
+        return
+    with pytest.raises(ValueError, match=sentence):
+        AttentionBatch(**fields)
 
 
 def test_more_queries_than_tokens_are_refused():
