@@ -9,6 +9,7 @@ block moves one contiguous range a layer.
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
     from pagedattn.block_manager import BlockCopies
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
+_AS_IT_IS = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,8 @@ class KVCache:
             from pagedattn.block_copy import launch_block_copy, pairs_on
 
             pairs = pairs_on(mine.device, copies.sources, copies.destinations)
-            launch_block_copy(theirs, mine, pairs)
+            with current_device(mine.device):
+                launch_block_copy(theirs, mine, pairs)
         else:
             sources = torch.from_numpy(copies.sources).to(theirs.device, torch.int64)
             destinations = torch.from_numpy(copies.destinations).to(mine.device, torch.int64)
@@ -281,7 +286,8 @@ class KVCache:
         if _launchable(self.storage):
             from pagedattn.block_copy import launch_block_copy
 
-            launch_block_copy(self.storage, self.storage, pairs.contiguous())
+            with current_device(self.storage.device):
+                launch_block_copy(self.storage, self.storage, pairs.contiguous())
         else:
             inside = ((pairs >= 0) & (pairs < self.storage.shape[1])).all(0)
             sources, destinations = pairs[:, inside].long()
@@ -348,6 +354,13 @@ def quantised(
     if scale is not None:
         numbers = numbers / scale[:, None]
     return numbers.clamp(-FP8_MAX, FP8_MAX).to(dtype)
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one, on whose current stream kernels are launched, for a while."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _AS_IT_IS
+    return torch.cuda.device(device)
 
 
 def _launchable(tensor: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch
 from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.cascade import attend_in_parts, plan_of
 from pagedattn.attention.registry import UnsupportedError, get_implementation
+from pagedattn.kv_cache import current_device
 
 if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch
@@ -45,7 +46,8 @@ def write_kv(
 
     """
     check_new_tokens(key, value, cache, slots)
-    choose_implementation(implementation, cache).write_kv(key, value, cache, slots)
+    with current_device(cache.key.device):
+        choose_implementation(implementation, cache).write_kv(key, value, cache, slots)
 
 
 @overload
@@ -184,11 +186,12 @@ def attention(
             raise UnsupportedError(
                 f"implementation {chosen.name!r} cannot take these inputs: {reason}"
             )
-        plan = plan_of(chosen, call)
-        if plan is None:
-            chosen.attention(call)
-        else:
-            attend_in_parts(chosen, call, plan)
+        with current_device(query.device):
+            plan = plan_of(chosen, call)
+            if plan is None:
+                chosen.attention(call)
+            else:
+                attend_in_parts(chosen, call, plan)
     return out if lse is None else (out, lse)
 
 

@@ -14,6 +14,7 @@ from pagedattn.attention.api import (
     check_new_tokens,
     choose_implementation,
 )
+from pagedattn.kv_cache import current_device
 
 if TYPE_CHECKING:
     from pagedattn.kv_cache import LayerCache
@@ -190,10 +191,11 @@ def rotary_write_kv(
         return out
     chosen = choose_implementation(implementation, cache)
     fused = getattr(chosen, "rotary_write_kv", None)
-    if fused is not None:
-        fused(query, key, value, cache, slots, positions, rotary, out)
-    else:
-        out.copy_(rotate(query, positions, rotary))
-        turned = rotate(key, positions, rotary).to(key.dtype)
-        chosen.write_kv(turned, value, cache, slots)
+    with current_device(query.device):
+        if fused is not None:
+            fused(query, key, value, cache, slots, positions, rotary, out)
+        else:
+            out.copy_(rotate(query, positions, rotary))
+            turned = rotate(key, positions, rotary).to(key.dtype)
+            chosen.write_kv(turned, value, cache, slots)
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -61,6 +62,7 @@ class Kernel:
             self._module = _checked(driver.cuModuleLoadData(cubin))
             self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
         self._configs: dict[tuple[int, ...], Any] = {}
+        self._launching = threading.Lock()
 
     def launch(
         self,
@@ -69,7 +71,7 @@ class Kernel:
         shared_bytes: int,
         parameters: ctypes.Structure,
     ) -> None:
-        """Launch on the device's current stream.
+        """Launch on the device's current stream; any thread may.
 
         The launch may begin while the one before on the stream ends, so a kernel has to wait for it
         by `griddepcontrol.wait` before it touches memory (CUDA C++ Programming Guide,
@@ -85,12 +87,14 @@ class Kernel:
             CudaError: the driver refuses.
 
         """
-        config = self._config(programs, threads, shared_bytes)
-        config.hStream = torch.cuda.current_stream().cuda_stream
+        stream = torch.cuda.current_stream(self._device).cuda_stream
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
-        _checked(
-            self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0)
-        )
+        with self._launching:  # no other thread puts its stream into the same description
+            config = self._config(programs, threads, shared_bytes)
+            config.hStream = stream
+            _checked(
+                self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0)
+            )
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """Wait for the device and return the bytes of a `__device__` variable.
