@@ -56,6 +56,9 @@ class AttentionBatch:
         is_full: whether all sequences have `max_kv_length` tokens, as far as the host knows. A
             kernel begins earlier if it is told; results do not depend on it. `advance` and `update`
             leave it as it was when the batch was made.
+        likely_kv_length: tokens of the longest sequence as far as the host knows, where the bound
+            is for others too; None is the bound. Kernels choose by it how to divide work; results
+            do not depend on it.
 
     Raises:
         ValueError: a tensor's dtype, shape, layout or device is not as said here, which kernels do
@@ -74,6 +77,7 @@ class AttentionBatch:
     sharing: Sharing | None = None
     memory: BatchMemory | None = field(default=None, repr=False)
     is_full: bool = False
+    likely_kv_length: int | None = None
 
     def __post_init__(self) -> None:
         memory = self.memory
@@ -168,6 +172,12 @@ class AttentionBatch:
     def num_query_tokens(self) -> int:
         """Query tokens of all sequences together."""
         return self.slots.shape[0]
+
+    @property
+    def expected_kv_length(self) -> int:
+        """Tokens to divide work by: `likely_kv_length`, or the bound."""
+        likely = self.likely_kv_length
+        return self.max_kv_length if likely is None else likely
 
     @property
     def device(self) -> torch.device:

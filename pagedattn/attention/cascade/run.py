@@ -101,9 +101,13 @@ def _partial(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, AttentionBatch]:
     """Make the batch of the parts, and that of what is each sequence's own.
 
-    Both count with the batch's own arrivals, since they are launched one after the other.
+    Both count with the batch's own arrivals, since they are launched one after the other. Lengths
+    are bounded by those of now, but in a graph that is being captured, which later steps replay.
     """
     made, schedule = plan.tensors, plan.schedule
+    longest_part = int(schedule.lengths.max(initial=0))
+    longest_own = int(schedule.own_lengths.max(initial=0))
+    stays = batch.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     of_parts = replace(
         batch,
         block_tables=made.tables,
@@ -112,7 +116,8 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         slots=batch.slots.new_empty(1).expand(made.rows.shape[0]),
         # what a captured graph holds for has room for other batches too
         max_query_length=plan.max_queries if batch.device.type == "cuda" else schedule.most_queries,
-        max_kv_length=int(schedule.lengths.max(initial=0)),
+        max_kv_length=batch.max_kv_length if stays else longest_part,
+        likely_kv_length=longest_part,
         is_full=False,
         sharing=None,
     )
@@ -120,7 +125,8 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         batch,
         block_tables=made.own_tables,
         kv_lengths=made.own_lengths,
-        max_kv_length=int(schedule.own_lengths.max(initial=0)),
+        max_kv_length=batch.max_kv_length if stays else longest_own,
+        likely_kv_length=longest_own,
         is_full=False,
         sharing=None,
     )

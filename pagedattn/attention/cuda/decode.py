@@ -229,6 +229,7 @@ class DecodeLaunch:
         group = query.shape[1] // num_kv_heads
         num_programs = num_multiprocessors(query.device)
         heads, ranges = self._divide(call, num_programs)
+        kv_length = batch.expected_kv_length
         if config is None:
             config = choose_config(
                 head_size,
@@ -237,15 +238,15 @@ class DecodeLaunch:
                 block_size=cache.block_size,
                 num_rows=batch.num_sequences * num_kv_heads,
                 tokens_a_program=(
-                    batch.num_sequences * batch.max_kv_length * num_kv_heads // (ranges * heads)
+                    batch.num_sequences * kv_length * num_kv_heads // (ranges * heads)
                 ),
-                max_kv_length=batch.max_kv_length,
+                max_kv_length=kv_length,
                 shares_paths=batch.is_full
                 and shares_paths_unevenly(
                     batch.num_sequences,
                     num_kv_heads,
                     num_programs,
-                    2 * batch.max_kv_length * head_size * kv_bytes,
+                    2 * kv_length * head_size * kv_bytes,
                 ),
             )
         macros = macros_of(
@@ -320,7 +321,7 @@ class DecodeLaunch:
         cache, batch = call.cache, call.batch
         heads = heads_in_parallel(cache.num_kv_heads, num_programs)
         rows = batch.num_sequences * cache.num_kv_heads // heads
-        length = batch.max_kv_length
+        length = batch.expected_kv_length
         if call.window is not None:
             length = min(length, call.window - 1 + batch.max_query_length)
         row_bytes = 2 * length * cache.head_size * cache.key.element_size()
@@ -351,7 +352,7 @@ class DecodeLaunch:
         parameters.max_kv_length = min(batch.max_kv_length, width * cache.block_size)
         parameters.max_query_length = batch.max_query_length
         parameters.is_full = batch.is_full
-        blocks = -(-batch.max_kv_length // cache.block_size)
+        blocks = -(-batch.expected_kv_length // cache.block_size)
         parameters.table_lines = min(-(-blocks // 32), max(1, width // 32))
         if query.is_contiguous():
             parameters.query_lines = query.shape[0] * query.stride(0) // 64

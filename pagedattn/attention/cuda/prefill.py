@@ -284,7 +284,7 @@ class PrefillLaunch:
         parameters.num_kv_heads = cache.num_kv_heads
         parameters.num_tiles = num_tokens // (self._rows // self._group) + batch.num_sequences
         token_bytes = 2 * cache.head_size * cache.dtype.itemsize
-        head_bytes = token_bytes * max(1, batch.max_kv_length)
+        head_bytes = token_bytes * max(1, batch.expected_kv_length)
         parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
         # few of the longest query: chunks, which the matrix units limit, among decodes, which the
         # memory does; a part of shared blocks is neither
@@ -316,7 +316,7 @@ def _splits_of(call: AttentionCall) -> int:
     """
     cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
     longest = max(1, batch.max_query_length)
-    if not call.causal or 2 * longest > batch.max_kv_length:
+    if not call.causal or 2 * longest > batch.expected_kv_length:
         return 1
     num_programs = num_multiprocessors(call.query.device)
     rows, kv_tile = 64 * _warpgroups(call), _kv_tile(cache.head_size)
@@ -326,7 +326,7 @@ def _splits_of(call: AttentionCall) -> int:
     num_items = num_tiles * cache.num_kv_heads
     if num_items >= 2 * num_programs:  # who is done first takes what is left
         return 1
-    seen = batch.max_kv_length
+    seen = batch.expected_kv_length
     if call.window is not None:
         seen = min(seen, call.window + tokens_a_tile)
     kv_tiles = -(-seen // kv_tile)

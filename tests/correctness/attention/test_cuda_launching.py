@@ -79,6 +79,9 @@ def strided(call):
                 call.cache, key=call.cache.key.clone(), value=call.cache.value.clone()
             ),
         ),
+        "likely length": dataclasses.replace(
+            call, batch=dataclasses.replace(call.batch, likely_kv_length=50)
+        ),
         "table strides": dataclasses.replace(
             call,
             batch=dataclasses.replace(

@@ -137,7 +137,9 @@ def splits_of(queries, kv_length, *, heads=(32, 8), head_size=128, options=None)
         query=torch.empty((sum(queries), heads[0], head_size), device="meta"),
         cache=SimpleNamespace(head_size=head_size, num_kv_heads=heads[1], dtype=torch.bfloat16),
         batch=SimpleNamespace(
-            num_sequences=len(queries), max_query_length=max(queries), max_kv_length=kv_length
+            num_sequences=len(queries),
+            max_query_length=max(queries),
+            expected_kv_length=kv_length,
         ),
     )
     call = SimpleNamespace(**vars(inputs), out=inputs.query, causal=True, window=None)

@@ -1,6 +1,7 @@
 """Blocks that sequences share are read once, and nobody sees a difference."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,8 +28,7 @@ from pagedattn.testing import AttentionInputs, check_attention
 from .conftest import HOPPER, require, skip_unsupported
 from .shared_tables import BLOCK, KINDS, one_prefix, tree_tables
 
-FOR_GRAPHS = ("triton", *(["cuda"] if HOPPER else []))
-OWN = ("torch", *FOR_GRAPHS)
+OWN = ("torch", "triton", *(["cuda"] if HOPPER else []))
 OPTIONS = {
     "plain": {},
     "soft cap": {"soft_cap": 2.0},
@@ -283,12 +283,9 @@ def test_a_step_in_which_all_grow_keeps_its_schedule(implementation, device, mon
 
 
 @pytest.mark.gpu
-@pytest.mark.implementations(*FOR_GRAPHS)
 @pytest.mark.parametrize("kind", ["decode", "many", "mixed"])
 @pytest.mark.parametrize("first", ["tree", "nothing"])
 def test_a_captured_graph_follows_what_later_batches_share(implementation, kind, first):
-    if implementation not in FOR_GRAPHS:
-        pytest.skip(f"{implementation} cannot be captured in a CUDA graph")
     rng = np.random.default_rng(3)
     queries = np.array(KINDS[kind])
     longest = 48 * BLOCK
@@ -314,6 +311,25 @@ def test_a_captured_graph_follows_what_later_batches_share(implementation, kind,
         check_attention(out, inputs, lse, implementation)
     if batch.arrivals is not None:
         assert not batch.arrivals.any()
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_lengths_of_parts_are_bounded_for_the_steps_that_a_graph_is_for(monkeypatch, captured):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
+    inputs = make("cpu", "decode")
+    attend(inputs, "torch")
+    plan = the_plan(inputs.batch)
+    monkeypatch.setattr(run, "replace", lambda _, **changes: changes)
+    on_gpu = SimpleNamespace(
+        device=torch.device("cuda"), slots=inputs.batch.slots, max_kv_length=10_000
+    )
+    of_parts, of_own = run._batches(on_gpu, plan)
+    for made, lengths in (
+        (of_parts, plan.schedule.lengths),
+        (of_own, plan.schedule.own_lengths),
+    ):
+        assert made["likely_kv_length"] == lengths.max() > 0
+        assert made["max_kv_length"] == (10_000 if captured else lengths.max())
 
 
 def test_forks_and_cached_prompts_of_a_block_manager_share(implementation, device):
