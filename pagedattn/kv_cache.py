@@ -40,8 +40,8 @@ class LayerCache:
     Attributes:
         key: [num_blocks, num_kv_heads, block_size, head_size].
         value: the same shape, strides, dtype and device as `key`.
-        key_scale: float32 [num_kv_heads], contiguous, on the same device; None is 1 in each head,
-            and all that a cache of another dtype than `torch.float8_e4m3fn` has.
+        key_scale: float32 [num_kv_heads], contiguous, above 0, on the same device; None is 1 in
+            each head, and all that a cache of another dtype than `torch.float8_e4m3fn` has.
         value_scale: the same for the values.
 
     Raises:
@@ -127,7 +127,7 @@ class KVCache:
             third dimension is K, 1 is V. Not initialised: a slot means nothing until written.
         scales: of an fp8 cache, float32 [num_layers, 2, num_kv_heads]: what the stored K (index
             0) and V (index 1) of a head are multiplied by; ones at first. None for other dtypes.
-            Set them before anything is written: they hold for all that is stored.
+            Set them, above 0, before anything is written: they hold for all that is stored.
 
     """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pagedattn.attention import UnsupportedError
 from pagedattn.kv_cache import write_slots
 
 if TYPE_CHECKING:
@@ -29,7 +30,14 @@ class BlockByBlock:
         return call.beyond(self.features)
 
     def attention(self, call: AttentionCall) -> None:
-        """Write every row of `call.out`, and of `call.lse` if it is given."""
+        """Write every row of `call.out`, and of `call.lse` if it is given.
+
+        Raises:
+            UnsupportedError: a CUDA graph is being captured.
+
+        """
+        if call.query.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise UnsupportedError("it asks on the host which blocks are seen")
         cache, batch = call.cache, call.batch
         heads = call.query.shape[1]
         # each query token's sequence, and its place in it

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 class PartsImplementation(Protocol):
     """What an implementation needs beside `attention` for shared blocks to be read once.
 
-    Its `attention` takes `causal=False`, and a float32 `out` whatever the query's type is.
+    Its `attention` takes `causal=False`, and a float32 `out` whatever the query's type is; for
+    these calls `unsupported` is not asked. The batch of the parts has sequences without queries or
+    tokens, `slots` that mean nothing, and more query rows than the last of `query_starts` says:
+    those are nobody's and may be left as they are.
     """
 
     def gather_rows(self, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

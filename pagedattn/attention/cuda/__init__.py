@@ -87,7 +87,7 @@ class CudaFp8Implementation(CudaImplementation):
 
     Queries, each row times a power of two, and softmax weights, times 256, are rounded to e4m3,
     which has 3 binary places: results err some twenty times as much as those of `cuda`, whose
-    products over such a cache are of float16. Everything else is left to `cuda`.
+    products over such a cache are of float16. Other calls are refused; ask `cuda` for them.
     """
 
     name = "cuda_fp8"

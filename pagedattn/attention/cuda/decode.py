@@ -10,6 +10,8 @@ planned on the host, and a captured graph follows new lengths.
 
 Two neighbouring multiprocessors (a TPC) share a path to the L2, which brings less than twice what
 one of them can take. So where there is not work for all programs, one of each two has some first.
+Few rows are cut for fewer programs than there are, if that spares a step of merging and does not
+make reading longer by as much.
 
 If all sequences have equally many tiles, the first of these that fits is done instead:
 
@@ -27,11 +29,11 @@ is whose. The lengths decide all the same: if they are others by now, what comes
 
 In a program one warp does nothing but have the tensor memory accelerator (TMA) bring blocks through
 the page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows:
-192 over 16-bit heads of 64 where one program has it, and 64 over those of 128 where some pairs of
-multiprocessors have work for both and as many for one. A block's K of one head is one instruction
-and one contiguous piece of memory. One lane asks for a whole tile, K and V of a block by turns.
-Blocks of one token would be too many instructions: four warps of a multiprocessor copy them by
-threads.
+192 over 16-bit heads of 64 where one program has it, and 64 over those of 128, in blocks of 16 or
+more, where some pairs of multiprocessors have work for both and the others for one. A block's K of
+one head is one instruction and one contiguous piece of memory. One lane asks for a whole tile, K
+and V of a block by turns. Blocks of one token would be too many instructions: four warps of a
+multiprocessor copy them by threads.
 
 Four warps take the tiles by turns. Scores are K times Q transposed, tokens by queries, since a
 product's first factor has 16 rows and its second 8 columns: a group of 4 heads fills half of the

@@ -66,10 +66,10 @@ def choose_config(
     Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
     rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
     flight keep the memory busy, and more helps only over heads of 64, with one program. Where some
-    multiprocessors share a path to the L2 and as many do not, half of it, over 16-bit heads of 128,
-    leaves more of the memory to the first, with which a launch ends. Where a program or a row has
-    little, tiles are small enough for each warp to have one, and over small blocks for few
-    instructions.
+    multiprocessors share a path to the L2 and others do not, half of it, over 16-bit heads of 128
+    in blocks of 16 or more, leaves more of the memory to the first, with which a launch ends. Where
+    a program or a row has little, tiles are small enough for each warp to have one, and over small
+    blocks for few instructions.
 
     Args:
         head_size: elements of a head.
@@ -88,7 +88,7 @@ def choose_config(
     in_flight, tiles_of_warp = IN_FLIGHT, 1
     if programs == 1 and head_size <= 64:
         in_flight = MORE_IN_FLIGHT
-    elif programs == 1 and head_size * kv_bytes == 256 and block_size >= 16 and shares_paths:
+    elif programs == 1 and (head_size, kv_bytes) == (128, 2) and block_size >= 16 and shares_paths:
         in_flight, tiles_of_warp = LESS_IN_FLIGHT, 2
     most = in_flight // programs // WARPS
     tile = 16

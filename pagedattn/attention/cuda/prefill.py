@@ -4,11 +4,15 @@ Schedule. A *work item* is a tile of 128 rows of one KV head, 192 over heads of 
 query tokens times the query heads that share the head. Tiles are numbered so that sequence s begins
 at tile `query_starts[s] // tokens_a_tile + s`; a program, one a multiprocessor, draws its next item
 from a counter in memory, the items that see the most keys first, and finds its sequence by a search
-of `query_starts`. Where long and short queries are mixed, items are drawn from both ends of the
+of `query_starts`. It draws when most of an item's keys are on their way, so that who is done first
+gets what is left. Where long and short queries are mixed, items are drawn from both ends of the
 batch by turns, so that some multiprocessors wait for memory while others multiply. Nothing is
 planned on the host, and a captured graph follows new lengths. Parts of shared blocks
 (`causal=False`, an output in float32) are few and cut for about an item a program: there tiles are
 counted one by one, so that the first numbers drawn all have an item.
+
+Where items are few and keys many, each tile's keys are shared out: an item is a share, whose result
+is written in float32 with its log-sum-exp, and another launch merges the shares in order.
 
 In a program one warp draws items and loads queries, one loads K and one V: the tensor memory
 accelerator brings the tokens of a block with one instruction, already laid out for the matrix
@@ -34,6 +38,7 @@ units, beside which the softmax takes its time, and then the board's power; over
 too, which is written and read once more for widening, so that this takes longer.
 Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile, over fp8
 for 256; whole sections of KV heads are worked on together, so that the memory is read about once.
+Shares write and read 8 * (head_size + 1) bytes a query and head each.
 
 Source: FlashAttention-3 (Shah et al. 2024) for the overlap within a warpgroup; its reading of a
 page table by threads is replaced by the accelerator's.

@@ -129,8 +129,8 @@ def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_
     assert choose(shares_paths=True, block_size=1) == choose(block_size=1)
     many = partial(choose, num_rows=512)
     assert many(shares_paths=True) == many()
-    for head_size in (64, 96, 256):
-        other = partial(decode_config.choose_config, head_size, 2, 4)
+    for head_size, kv_bytes in ((64, 2), (96, 2), (256, 2), (128, 1), (256, 1)):
+        other = partial(decode_config.choose_config, head_size, kv_bytes, 4)
         assert other(shares_paths=True) == other()
 
 
