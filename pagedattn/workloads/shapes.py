@@ -45,6 +45,7 @@ def _uniform_lengths(num_sequences: int, longest: int) -> tuple[int, ...]:
 DECODE: tuple[AttentionShape, ...] = (
     _decode("B1-1k", (1 * _K,)),
     _decode("B1-8k", (8 * _K,)),
+    _decode("B1-4k", (4 * _K,), heads=(28, 4)),
     _decode("B4-2k", (2 * _K,) * 4),
     _decode("B12-2k", (2 * _K,) * 12),
     _decode("B16-512", (512,) * 16),
@@ -81,10 +82,14 @@ PREFILL: tuple[AttentionShape, ...] = (
 
 MIXED: tuple[AttentionShape, ...] = (
     AttentionShape("verify4-B32-8k", (4,) * 32, (8 * _K,) * 32),
+    AttentionShape("verify8-B8-8k", (8,) * 8, (8 * _K,) * 8),
     AttentionShape("chunk-2k-over-16k", (2 * _K,), (16 * _K,)),
+    AttentionShape("chunk-512-over-8k", (512,), (8 * _K,)),
+    AttentionShape("chunk-128-over-16k", (128,), (16 * _K,)),
     AttentionShape("mixed-2k-at-8k+63x4k", (2 * _K,) + (1,) * 63, (8 * _K,) + (4 * _K,) * 63),
 )
-"""Verification of 4 draft tokens, a prompt's last chunk, and such a chunk among decodes."""
+"""Verification of 4 and 8 draft tokens, a prompt's last chunk, also small ones, and a chunk among
+decodes."""
 
 
 def _named(name: str) -> AttentionShape:
