@@ -36,8 +36,7 @@ class BlockByBlock:
             UnsupportedError: a CUDA graph is being captured.
 
         """
-        if call.query.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise UnsupportedError("it asks on the host which blocks are seen")
+        _refuse_capture(call.query, "it asks on the host which blocks are seen")
         cache, batch = call.cache, call.batch
         heads = call.query.shape[1]
         # each query token's sequence, and its place in it
@@ -87,5 +86,17 @@ class BlockByBlock:
     def write_kv(
         self, key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor
     ) -> None:
-        """Write K and V of tokens into their slots; slots outside the cache are skipped."""
+        """Write K and V of tokens into their slots; slots outside the cache are skipped.
+
+        Raises:
+            UnsupportedError: a CUDA graph is being captured.
+
+        """
+        _refuse_capture(slots, "it asks on the host which slots are in the cache")
         write_slots(cache, key, value, slots)
+
+
+def _refuse_capture(tensor: torch.Tensor, reason: str) -> None:
+    """Raise `UnsupportedError` if a CUDA graph is being captured, which cannot follow the host."""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise UnsupportedError(reason)

@@ -6,8 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from pagedattn.attention import UnsupportedError
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "own_kernel"
@@ -56,6 +59,18 @@ def test_the_example_passes_the_suite_and_the_rows(site, cases):
     assert done.returncode == 0, done.stdout
     assert " failed" not in done.stdout
     assert int(done.stdout.rpartition(" passed")[0].split()[-1]) > 25
+
+
+def test_the_example_refuses_to_be_captured_where_it_reads_on_the_host(monkeypatch):
+    spec = importlib.util.spec_from_file_location("own_kernel", EXAMPLE / "own_kernel.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    made, on_gpu = module.BlockByBlock(), SimpleNamespace(is_cuda=True)
+    with pytest.raises(UnsupportedError, match="which blocks are seen"):
+        made.attention(SimpleNamespace(query=on_gpu))
+    with pytest.raises(UnsupportedError, match="which slots are in the cache"):
+        made.write_kv(None, None, None, on_gpu)
 
 
 def test_a_name_selects_the_suite_on_it_alone_and_the_rows_beside_the_usual_ones(site):
