@@ -181,10 +181,10 @@ class Case:
             turned.copy_(self.queries[0])  # what made the launches ready may have turned it
         try:
             peak_bytes = peak_memory(launches[0])
+            error = self.check(turned)
+            graph = LaunchGraph(launches)
         except UnsupportedError as refusal:
             pytest.skip(f"{name}: {refusal}")
-        error = self.check(turned)
-        graph = LaunchGraph(launches)
         self.columns[name] = {
             "error": error,
             "peak_memory_bytes": peak_bytes,
