@@ -287,7 +287,10 @@ SHARED_OUT = {
 }
 
 
-@pytest.mark.parametrize("case", SHARED_OUT)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=nightly if case in ("two", "fp8") else ()) for case in SHARED_OUT],
+)
 def test_shares_of_a_tile_s_keys_are_merged(case):
     splits, (queries, kv_lengths), options = SHARED_OUT[case]
     inputs = inputs_of(kv_lengths, queries, **options)
