@@ -87,7 +87,8 @@ class Layer:
     @property
     def short_rows(self) -> int:
         """Queries times heads of a group that a kernel takes at once; see `SHORT_ROWS`."""
-        return min(SHORT_ROWS, SHORT_ELEMENTS // self.head_size)
+        most = min(SHORT_ROWS, SHORT_ELEMENTS // self.head_size)
+        return 1 << most.bit_length() - 1  # a kernel's rows are padded to a power of two
 
     @property
     def token_bytes(self) -> int:
