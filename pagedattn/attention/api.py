@@ -162,7 +162,7 @@ def attention(
         if tensor is not None:
             _check_per_head(name, tensor, query.shape[1], cache)
     if window is not None and window >= batch.max_kv_length:
-        window = None  # hides nothing, and may be more than a kernel's integers hold
+        window = None  # hides nothing
     lse = None
     if return_lse:
         lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)

@@ -24,6 +24,10 @@ FEATURES = {
 }
 """What a call may ask for beyond plain causal attention, by name."""
 
+MOST_WINDOW = 1 << 30
+"""Tokens of the widest window. No sequence has as many, and a position less it fits in int32, of a
+padding sequence's queries too, which come before position 0."""
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -58,7 +62,8 @@ class AttentionCall:
             logarithm of the sum of exp(s), the sink included; -inf where no key is seen and
             there are no sinks.
         window: most keys that a query sees, its own the last of them; at least 1. Block table
-            entries of blocks that no query sees any more mean nothing.
+            entries of blocks that no query sees any more mean nothing. What is above `MOST_WINDOW`
+            becomes that, since kernels count in int32.
         soft_cap: bound of the scores, above 0.
         alibi_slopes: float32 [num_query_heads], contiguous.
         sinks: float32 [num_query_heads], contiguous.
@@ -78,6 +83,11 @@ class AttentionCall:
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
     causal: bool = True
+
+    def __post_init__(self) -> None:
+        """Bound the window."""
+        if self.window is not None and self.window > MOST_WINDOW:
+            object.__setattr__(self, "window", MOST_WINDOW)
 
     @property
     def features(self) -> frozenset[str]:

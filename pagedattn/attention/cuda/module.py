@@ -40,7 +40,7 @@ class Kernel:
     """One compiled kernel on one device.
 
     A kernel takes one parameter: a struct by value. `launch` copies it, so that it may change at
-    once after the call; a CUDA graph keeps the copy.
+    once after the call; a CUDA graph keeps the copy. Several threads may launch at the same time.
 
     Args:
         source: file beside this module.
@@ -49,6 +49,8 @@ class Kernel:
         device: index of the GPU.
 
     """
+
+    MOST_CONFIGS = 64
 
     def __init__(
         self, source: str, name: str, macros: Sequence[tuple[str, int | str]], device: int
@@ -59,10 +61,11 @@ class Kernel:
         cubin = compile_kernel(source, dict(macros))
         self._device = device
         with torch.cuda.device(device):
-            self._module = _checked(driver.cuModuleLoadData(cubin))
+            self._module = self._call(driver.cuModuleLoadData, cubin)
             self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+        self._lock = threading.Lock()
+        self._shared_bytes = 0  # that the function may take
         self._configs: dict[tuple[int, ...], Any] = {}
-        self._launching = threading.Lock()
 
     def launch(
         self,
@@ -71,7 +74,7 @@ class Kernel:
         shared_bytes: int,
         parameters: ctypes.Structure,
     ) -> None:
-        """Launch on the device's current stream; any thread may.
+        """Launch on the current stream of the kernel's device, whichever device is current.
 
         The launch may begin while the one before on the stream ends, so a kernel has to wait for it
         by `griddepcontrol.wait` before it touches memory (CUDA C++ Programming Guide,
@@ -87,14 +90,16 @@ class Kernel:
             CudaError: the driver refuses.
 
         """
+        if torch.cuda.current_device() != self._device:
+            with torch.cuda.device(self._device):
+                self.launch(programs, threads, shared_bytes, parameters)
+            return
         stream = torch.cuda.current_stream(self._device).cuda_stream
+        config = self._config(programs, threads, shared_bytes, stream)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
-        with self._launching:  # no other thread puts its stream into the same description
-            config = self._config(programs, threads, shared_bytes)
-            config.hStream = stream
-            _checked(
-                self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0)
-            )
+        self._call(
+            self._driver.cuLaunchKernelEx, config, self._function, ctypes.addressof(pointers), 0
+        )
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """Wait for the device and return the bytes of a `__device__` variable.
@@ -111,22 +116,44 @@ class Kernel:
             _checked(driver.cuMemcpyDtoH(found.ctypes.data, address, size))
         return found
 
-    def _config(self, programs: int, threads: int, shared_bytes: int) -> Any:
-        key = (programs, threads, shared_bytes)
-        if key in self._configs:
-            return self._configs[key]
+    def _config(self, programs: int, threads: int, shared_bytes: int, stream: int) -> Any:
+        """Return a launch's description, which no launch on another stream has or changes."""
+        key = (programs, threads, shared_bytes, stream)
+        found = self._configs.get(key)
+        if found is not None:
+            return found
         driver = self._driver
-        attributes = driver.CUfunction_attribute
-        large = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver.cuFuncSetAttribute(self._function, large, shared_bytes))
+        with self._lock:
+            if shared_bytes > self._shared_bytes:
+                attributes = driver.CUfunction_attribute
+                large = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._call(driver.cuFuncSetAttribute, self._function, large, shared_bytes)
+                self._shared_bytes = shared_bytes
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = programs, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = shared_bytes
+        config.hStream = stream
         config.attrs = [_may_begin_early(driver)]
         config.numAttrs = 1
+        if len(self._configs) >= self.MOST_CONFIGS:
+            self._configs.clear()
         self._configs[key] = config
         return config
+
+    def _call(self, function: Callable[..., tuple[Any, ...]], *args: object) -> Any:
+        """Call the driver, with the device's context if the thread has none so far.
+
+        A thread has none until PyTorch asks something of the GPU there, for which it is not enough
+        that it takes memory that it has kept.
+        """
+        driver = self._driver
+        answer = function(*args)
+        if answer[0] == driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:
+            device = _checked(driver.cuDeviceGet(self._device))
+            _checked(driver.cuCtxSetCurrent(_checked(driver.cuDevicePrimaryCtxRetain(device))))
+            answer = function(*args)
+        return _checked(answer)
 
 
 def _may_begin_early(driver: Any) -> Any:

@@ -156,6 +156,12 @@ def test_a_registered_implementation_is_called_by_its_name(inputs, monkeypatch):
     assert get_implementation("mine").name == "mine"
 
 
+@pytest.mark.parametrize("window", [1, 2**30, 2**32, 10**30])
+def test_a_call_has_no_window_that_an_int32_does_not_hold(inputs, window):
+    call = dataclasses.replace(inputs, window=window).call()
+    assert call.window == min(window, 2**30)
+
+
 def test_a_call_names_what_it_asks_for_and_what_is_missing(inputs):
     plain = inputs.call()
     assert plain.features == frozenset()

@@ -1,21 +1,13 @@
 """A call's signature decides how it is launched, and addresses are taken from each call."""
 
-import ctypes
 import dataclasses
 import sys
-import threading
-import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-pytest.importorskip("cuda.bindings.driver")
-from cuda.bindings import driver
-
 from pagedattn.attention.cuda import decode, prefill
 from pagedattn.attention.cuda.launching import signature_of
-from pagedattn.attention.cuda.module import Kernel
 from pagedattn.attention.cuda.module import _maps as shared_maps
 from pagedattn.testing import make_inputs
 from pagedattn.workloads import AttentionShape
@@ -156,33 +148,3 @@ def test_a_launch_made_for_one_call_takes_the_addresses_of_another(kernel, kind)
         assert parameters.key.words[0] == call.cache.key.data_ptr()
         assert parameters.value.words[0] == call.cache.value.data_ptr()
         assert parameters.num_sequences == 2
-
-
-def test_threads_launch_a_kernel_each_on_its_own_stream_of_its_device(monkeypatch):
-    launched = []
-
-    def launch(config, *_):  # takes its time to read what it is given
-        time.sleep(0.001)
-        launched.append((threading.get_ident(), config.hStream))
-        return (driver.CUresult.CUDA_SUCCESS,)
-
-    def stream(device):
-        return SimpleNamespace(cuda_stream=(device, threading.get_ident()))
-
-    monkeypatch.setattr(torch.cuda, "current_stream", stream)
-    made = Kernel.__new__(Kernel)
-    made._driver = SimpleNamespace(cuLaunchKernelEx=launch)
-    made._device, made._function, made._launching = 3, None, threading.Lock()
-    made._configs = {(1, 32, 0): SimpleNamespace(hStream=None)}
-
-    def launch_some():
-        for _ in range(5):
-            made.launch(1, 32, 0, ctypes.c_int())
-
-    threads = [threading.Thread(target=launch_some) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(launched) == 15
-    assert all(stream == (3, thread) for thread, stream in launched)
