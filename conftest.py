@@ -30,6 +30,7 @@ from pagedattn.attention import (  # noqa: E402
 )
 from pagedattn.benchmarking import describe_machine, machine_identity, measure_roofs  # noqa: E402
 from pagedattn.benchmarking.environment import query_gpu  # noqa: E402
+from pagedattn.config import ConfigError  # noqa: E402
 from pagedattn.peers import FLASHINFER_KERNELS, register_kernels  # noqa: E402
 from pagedattn.testing.session import (  # noqa: E402
     Findings,
@@ -39,6 +40,8 @@ from pagedattn.testing.session import (  # noqa: E402
     workers_for,
 )
 from pagedattn.testing.workers import run_in_workers  # noqa: E402
+from pagedattn.workloads import ALL_SHAPES, shape_of_name  # noqa: E402
+from pagedattn.workloads.shape_names import GRAMMAR  # noqa: E402
 
 register_kernels()
 
@@ -86,6 +89,13 @@ def pytest_addoption(parser):
         "attention and of KV writes, beside the usual ones; with -m gpu on a GPU alone",
     )
     group.addoption(
+        "--shape",
+        metavar="NAME",
+        action="append",
+        help="time attention on a GPU on this shape, such as decode-B16-2k-h28x4, verify4-B16-2k, "
+        "prefill-8x512-d64 or chunk-512-over-8k-fp8, instead of the usual ones; may be repeated",
+    )
+    group.addoption(
         "--nightly",
         action="store_true",
         help="run the cases marked nightly too, among them every combination where else every two "
@@ -97,6 +107,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Find what --impl names; refuse to save benchmarks that pytest-xdist will switch off."""
     config.option.impl = _named(config.option.impl)
+    config.option.shape = _shapes(config.option.shape)
     config.option.nightly |= "nightly" in re.sub(r"\bnot\s+nightly\b", "", config.option.markexpr)
     config.pluginmanager.register(Findings(), "findings")
     if threading.current_thread() is threading.main_thread():
@@ -164,6 +175,18 @@ def _named(given):
             get_implementation(name)
         except (ImportError, ValueError) as error:
             raise pytest.UsageError(f"--impl: {error}") from None
+    return names
+
+
+def _shapes(given):
+    """Names that --shape gives, each of a shape, once; empty without."""
+    names = list(dict.fromkeys(given or ()))
+    for name in names:
+        try:
+            if name not in {shape.name for shape in ALL_SHAPES} and shape_of_name(name) is None:
+                raise pytest.UsageError(f"--shape {name} is neither a row's nor like {GRAMMAR}")
+        except ConfigError as error:
+            raise pytest.UsageError(f"--shape {name}: {error}") from None
     return names
 
 

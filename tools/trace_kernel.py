@@ -15,11 +15,12 @@ from pathlib import Path
 if importlib.util.find_spec("pagedattn") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pagedattn.config import ConfigError
 from pagedattn.report.arguments import Parser
 from pagedattn.report.output import write_into
 from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean, cut, duration, number
-from pagedattn.workloads import GPU_SHAPES, AttentionShape
+from pagedattn.workloads import GPU_SHAPES, AttentionShape, shape_of_name
 
 DEFAULT_OUT = Path("figures") / "local"
 
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "row",
         metavar="ROW",
-        help="a row of the benchmarks, such as decode-B1-8k; docs/BENCHMARK_RESULTS.md names them",
+        help="a row of the benchmarks, such as decode-B1-8k; docs/BENCHMARK_RESULTS.md names them, "
+        "and others may be named alike, such as chunk-512-over-8k-h28x4",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=DEFAULT_OUT, help="default: %(default)s"
@@ -49,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
 def shape_of(name: str) -> AttentionShape:
     """Return the row's shape; raise ResultsError if there is none, or it is several launches."""
     shapes = {shape.name: shape for shape in GPU_SHAPES}
-    shape = shapes.get(name)
+    try:
+        shape = shapes.get(name) or shape_of_name(name)
+    except ConfigError as error:
+        raise ResultsError(f"{name}: {error}") from None
     if shape is None:
         near = difflib.get_close_matches(name, shapes, n=5, cutoff=0.5)
         rows = f"near it are {', '.join(near)}" if near else "one is decode-B1-8k"

@@ -14,6 +14,7 @@ from pagedattn.workloads.prompts import (
     prompt_of_hashes,
     random_prompts,
 )
+from pagedattn.workloads.shape_names import shape_of_name
 from pagedattn.workloads.shapes import (
     ALL_SHAPES,
     CONTIGUOUS,
@@ -59,4 +60,5 @@ __all__ = [
     "load_trace",
     "prompt_of_hashes",
     "random_prompts",
+    "shape_of_name",
 ]

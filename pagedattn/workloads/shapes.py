@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from pagedattn.workloads.attention_shape import AttentionShape
+from pagedattn.workloads.shape_names import GRAMMAR, shape_of_name
 
 _K = 1024
 
@@ -194,9 +195,17 @@ ALL_SHAPES: tuple[AttentionShape, ...] = GPU_SHAPES + CPU_DECODE + CPU_PREFILL
 
 
 def find_shape(name: str) -> AttentionShape:
-    """Return the shape of this name from all lists; raise ``ValueError`` if none has it."""
+    """Return the shape of this name from all lists, or the one that the name says.
+
+    Raises:
+        ValueError: no list has it, and it is not as `shape_of_name` reads names.
+
+    """
     for shape in ALL_SHAPES:
         if shape.name == name:
             return shape
+    said = shape_of_name(name)
+    if said is not None:
+        return said
     known = ", ".join(shape.name for shape in ALL_SHAPES)
-    raise ValueError(f"shape must be one of {known}, not {name!r}.")
+    raise ValueError(f"shape must be one of {known}, or be named like {GRAMMAR}, not {name!r}.")

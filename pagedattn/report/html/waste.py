@@ -7,6 +7,7 @@ sequences and the same number of operations, its lengths are known, and the rest
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from pagedattn.report.html.figure import DataTable, Entry, Figure, Panel, share_
 from pagedattn.report.html.svg import Chart
 from pagedattn.report.serving import engines
 from pagedattn.report.text import clean, cut, plural
-from pagedattn.workloads import ALL_SHAPES
+from pagedattn.workloads import find_shape
 
 if TYPE_CHECKING:
     from pagedattn.report.rows import Row
@@ -101,13 +102,13 @@ def _engine_bars(summary: Summary) -> list[Bar]:
 
 def known_shapes(summary: Summary) -> list[AttentionShape]:
     """Return this version's shapes that rows of the run are of, in the order of the rows."""
-    by_name = {shape.name: shape for shape in ALL_SHAPES}
     found: dict[str, AttentionShape] = {}
     for group in summary.data:
         for case in group.cases:
-            shape = by_name.get(case.first.workload)
-            if shape is not None and all(_is_of(row, shape) for row in case.rows.values()):
-                found[shape.name] = shape
+            with contextlib.suppress(ValueError):  # it is no attention, or of another version
+                shape = find_shape(case.first.workload)
+                if all(_is_of(row, shape) for row in case.rows.values()):
+                    found[shape.name] = shape
     return list(found.values())
 
 

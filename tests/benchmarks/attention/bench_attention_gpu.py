@@ -65,7 +65,12 @@ def timing(case, ready, selected, clock_probe):
     return CaseTiming(selected("case", case.shape.name), ready, RULE, clock_probe)
 
 
-@pytest.mark.parametrize("case", [shape.name for shape in GPU_SHAPES], indirect=True)
+def pytest_generate_tests(metafunc):
+    """Make the rows of all shapes, or of those that --shape names."""
+    names = metafunc.config.option.shape or [shape.name for shape in GPU_SHAPES]
+    metafunc.parametrize("case", names, indirect=True)
+
+
 def bench_attention(benchmark, report_rounds, case, ready, timing, implementation):
     benchmark.group = case.shape.name
     if benchmark.disabled:

@@ -44,7 +44,8 @@ def traced(tool, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["decode-B1-8"], "There is no row 'decode-B1-8': near it are decode-B1-8k, "),
+        (["decode-B1-8K"], "There is no row 'decode-B1-8K': near it are decode-B1-8k, "),
+        (["decode-B1-8k-h9x2"], "decode-B1-8k-h9x2: num_query_heads must be a multiple"),
         (["nothing\nlike it"], "There is no row 'nothing like it': one is decode-B1-8k."),
         (["cpu-decode-B8-1k"], "There is no row 'cpu-decode-B8-1k': near it are decode-B"),
         (["shared-2k-B256"], "shared-2k-B256 is several launches, "),
@@ -62,7 +63,7 @@ def test_bad_input_is_told_in_one_sentence(tool, traced, tmp_path, capsys, words
 
 
 def test_near_rows_are_named_nearest_first(tool, capsys):
-    assert tool.main(["decode-B64-4k-block16"]) == 2
+    assert tool.main(["decode-B64-4k-blocks1"]) == 2
     near = capsys.readouterr().err.partition("near it are ")[2].rstrip(".\n").split(", ")
     assert near[0] == "decode-B64-4k-block1"
     assert 1 < len(near) <= 5

@@ -108,3 +108,34 @@ def test_a_package_that_cannot_be_imported_is_named(site, tmp_path):
     assert done.returncode == 4
     assert "implementation 'block_by_block' of the package own-kernel cannot be" in done.stderr
     assert "No module named 'no_such_module'" in done.stderr
+
+
+def collected_with(site, *words):
+    """Names of the GPU's rows that a session with these words would time, and what it says."""
+    rows = "tests/benchmarks/attention/bench_attention_gpu.py"
+    done = pytest_with(site, "-m", "gpu", "--collect-only", *words, rows)
+    found = [line.rpartition("[")[2] for line in done.stdout.splitlines() if "[" in line]
+    return found, done.stderr
+
+
+def test_shapes_of_one_s_own_are_timed_in_the_place_of_the_usual_ones(site):
+    words = ["--shape", "decode-B2-300-h28x4", "--shape", "chunk-64-over-1k", "--shape"]
+    rows, _ = collected_with(site, *words, "decode-B2-300-h28x4", "--impl", "block_by_block")
+    assert rows[0] == "decode-B2-300-h28x4-block_by_block]"
+    cases = [row.rpartition("-")[0] for row in rows]
+    assert list(dict.fromkeys(cases)) == ["decode-B2-300-h28x4", "chunk-64-over-1k"]
+    assert cases.count("chunk-64-over-1k") == len(cases) / 2 > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("decode-2k", "--shape decode-2k is neither a row's nor like decode-B16-2k, verify4-B16"),
+        ("decode-B1-2k-h9x2", "--shape decode-B1-2k-h9x2: num_query_heads must be a multiple"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_told_in_a_sentence(site, name, sentence):
+    rows, told = collected_with(site, "--shape", name)
+    assert rows == []
+    assert sentence in told
+    assert "Traceback" not in told

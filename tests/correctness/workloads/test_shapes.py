@@ -19,6 +19,7 @@ from pagedattn.workloads import (
     SHARED,
     AttentionShape,
     find_shape,
+    shape_of_name,
 )
 
 BY_NAME = {shape.name: shape for shape in ALL_SHAPES}
@@ -34,6 +35,50 @@ def test_names_are_unique_and_find_their_shape():
         assert find_shape(name) is shape
     with pytest.raises(ValueError, match=r"shape must be one of .*decode-B64-4k.*, not 'decode'"):
         find_shape("decode")
+
+
+def test_what_a_name_says_is_its_shape():
+    said = {name: shape_of_name(name) for name in BY_NAME}
+    assert [name for name, shape in said.items() if shape not in (None, BY_NAME[name])] == []
+    unsaid = {name for name, shape in said.items() if shape is None}
+    ours = {name for name in unsaid if "cpu" not in name and "figure18a" not in name}
+    # lengths that differ, what is shared, and controls without paging
+    odd = ("uniform", "ragged", "mixed", "shared", "contiguous")
+    assert all(any(word in name for word in odd) for name in ours)
+    assert len(unsaid) < len(said) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "queries", "context", "changes"),
+    [
+        ("decode-B3-700-h28x4", (1,) * 3, 700, {"num_query_heads": 28, "num_kv_heads": 4}),
+        ("verify5-B2-1k-d64-block32", (5,) * 2, 1024, {"head_size": 64, "block_size": 32}),
+        ("prefill-2x300-fp8", (300,) * 2, 300, {"kv_dtype": "float8_e4m3"}),
+        ("chunk-1k-over-3000", (1024,), 3000, {}),
+    ],
+)
+def test_any_shape_has_a_name(name, queries, context, changes):
+    expected = shape_of(queries, (context,) * len(queries), **changes)
+    assert find_shape(name) == dataclasses.replace(expected, name=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["decode-B0-1k", "decode-B2-1K", "decode-2k", "prefill-1x", "chunk-2k", "decode-B1-1k-d0"],
+)
+def test_a_name_that_says_no_shape_is_refused(name):
+    assert shape_of_name(name) is None
+    with pytest.raises(ValueError, match=r"or be named like decode-B16-2k, verify4"):
+        find_shape(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("decode-B1-1k-h10x4", "multiple"), ("chunk-2k-over-1k", "at most kv_lengths")],
+)
+def test_a_name_that_says_what_cannot_be_is_told_why(name, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        find_shape(name)
 
 
 @pytest.mark.parametrize(
