@@ -33,9 +33,9 @@ class Implementation(Protocol):
       computation in float32, where its way of computing it is known to be coarser;
     - `gather_rows` and `merge_parts`: see `pagedattn.attention.cascade.run.PartsImplementation`;
       without them blocks that sequences share are read for each sequence;
-    - `reads_unused_slots = True`: slots behind a sequence's last token, and those of other
-      sequences, are multiplied by 0. Tests then fill them with zeros and not with NaN, of which
-      0 times is NaN;
+    - `reads_unused_slots = True`: slots that no query sees, behind a sequence's last token, before
+      every query's window or of other sequences, are multiplied by 0. Tests then fill them with
+      zeros and not with NaN, of which 0 times is NaN;
     - `checks_slots = False`: slots outside the cache must not be given to `write_kv`.
 
     """
