@@ -87,8 +87,7 @@ class Layer:
     @property
     def short_rows(self) -> int:
         """Queries times heads of a group that a kernel takes at once; see `SHORT_ROWS`."""
-        most = min(SHORT_ROWS, SHORT_ELEMENTS // self.head_size)
-        return 1 << most.bit_length() - 1  # a kernel's rows are padded to a power of two
+        return min(SHORT_ROWS, SHORT_ELEMENTS // self.head_size)
 
     @property
     def token_bytes(self) -> int:

@@ -70,7 +70,6 @@ from pagedattn.attention.cuda.decode_config import (
     DecodeConfig,
     choose_config,
     heads_in_parallel,
-    padded_columns,
     producers_of,
     ranges_of,
     shares_paths_unevenly,
@@ -154,7 +153,7 @@ def not_taken(call: AttentionCall) -> str | None:
         return f"block_size {block_size}, which is no power of two"
     if min(block_size, 16) * head_size * kv_bytes % 128:
         return f"block_size {block_size} with rows of {head_size * kv_bytes} bytes"
-    if columns > MAX_COLUMNS or padded_columns(columns) * head_size > MAX_ACCUMULATORS:
+    if columns > MAX_COLUMNS or columns * head_size > MAX_ACCUMULATORS:
         return f"{columns} queries and heads of a group together"
     strides = (*cache.key.stride()[:3], cache.value.data_ptr(), cache.key.data_ptr())
     if any(stride * kv_bytes % 16 for stride in strides[:3]) or any(at % 16 for at in strides[3:]):

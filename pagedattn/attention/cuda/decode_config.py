@@ -24,7 +24,7 @@ FEW_BYTES = 12 << 20  # K and V, of which half as many parts are made
 PATH_RATE = 65e9  # bytes a second that come by a path to the L2 to one multiprocessor
 READ_RATE = 3.1e12  # bytes a second of the memory
 MAX_COLUMNS = 32
-MAX_ACCUMULATORS = 4096  # of a row: padded columns times head size
+MAX_ACCUMULATORS = 4096  # of a row: columns times head size
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def choose_config(
         shares_paths: whether the batch `shares_paths_unevenly`.
 
     """
-    padded = padded_columns(columns)
+    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
     many = num_rows >= (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS)
     programs = 2 if many and padded * head_size <= MAX_ACCUMULATORS // 2 else 1
     in_flight, tiles_of_warp = IN_FLIGHT, 1
@@ -101,11 +101,6 @@ def choose_config(
         tile *= 2
     stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
     return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
-
-
-def padded_columns(columns: int) -> int:
-    """Return the columns that a program computes for so many queries times heads of a group."""
-    return 8 if columns <= 8 else 16 if columns <= 16 else 32
 
 
 def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int) -> int:

@@ -178,7 +178,6 @@ def test_the_parameters_are_as_large_as_the_kernel_takes_them():
         ({"head_size": 80, "block_size": 1}, "block_size 1 with rows of 160 bytes"),
         ({"num_query_heads": 80}, "40 queries and heads of a group together"),
         ({"num_query_heads": 64, "head_size": 256}, "32 queries and heads of a group together"),
-        ({"num_query_heads": 34, "head_size": 192}, "17 queries and heads of a group together"),
     ],
     ids=str,
 )
