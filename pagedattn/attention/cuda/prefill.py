@@ -65,6 +65,15 @@ from pagedattn.attention.cuda.module import (
     num_multiprocessors,
     tensor_map,
 )
+from pagedattn.attention.cuda.prefill_config import (
+    STAGES,
+    kv_tile_of,
+    query_stages_of,
+    section_heads,
+    splits_of,
+    stored_stages_of,
+    warpgroups_of,
+)
 from pagedattn.attention.triton.decode import rows_of_one_tile
 from pagedattn.attention.triton.parts import merge_shares
 from pagedattn.kv_cache import FP8
@@ -76,13 +85,6 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
-STAGES = 2
-MAX_SPLITS = 16
-LEAST_TILES = 4  # of keys, of a share
-PRODUCT_RATE = 7e14  # operations a second of all programs, measured on an H100, as the following
-MERGING = 3e-6  # seconds that a launch that merges takes besides its bytes
-MERGE_RATE = 2e12  # bytes a second of float32 that are written and read
-SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 
 
 class _Parameters(ctypes.Structure):
@@ -120,7 +122,7 @@ def not_taken(call: AttentionCall) -> str | None:
     """Say in a phrase why the kernel cannot take a call, or None if it can."""
     cache, query = call.cache, call.query
     group = query.shape[1] // cache.num_kv_heads
-    block_size, tile = cache.block_size, _kv_tile(cache.head_size)
+    block_size, tile = cache.block_size, kv_tile_of(cache.head_size)
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"queries of {query.dtype}"
     if cache.dtype not in (query.dtype, FP8):
@@ -129,7 +131,7 @@ def not_taken(call: AttentionCall) -> str | None:
         return f"head_size {cache.head_size}"
     if block_size % 8 or (tile % block_size and block_size % tile):
         return f"block_size {block_size}"
-    if group > 64 * _warpgroups(call):
+    if group > 64 * warpgroups_of(call):
         return f"{group} query heads a KV head"
     if cache.dtype == FP8 and rows_of_one_tile(call) is not None:
         # the decode kernel comes first; what it does not take, as heads of 80, is read by all
@@ -164,9 +166,9 @@ def macros_of(
         ("HEAD_SIZE", cache.head_size),
         ("BLOCK_SIZE", cache.block_size),
         ("GROUP", query.shape[1] // cache.num_kv_heads),
-        ("KV_TILE", _kv_tile(cache.head_size)),
-        ("WARPGROUPS", _warpgroups(call)),
-        ("QUERY_STAGES", _query_stages(cache.head_size)),
+        ("KV_TILE", kv_tile_of(cache.head_size)),
+        ("WARPGROUPS", warpgroups_of(call)),
+        ("QUERY_STAGES", query_stages_of(cache.head_size)),
         ("BF16", int(query.dtype == torch.bfloat16)),
         ("FP8", int(cache.dtype == FP8)),
         ("FP8_PRODUCTS", int(fp8_products)),
@@ -200,38 +202,38 @@ class PrefillLaunch:
         splits: int | None = None,
         trace: bool = False,
     ) -> None:
-        self._splits = _splits_of(call) if splits is None else splits
+        num_programs = num_multiprocessors(call.query.device)
+        self._splits = splits_of(call, num_programs) if splits is None else splits
         if self._splits > 1:
             call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
         head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
-        tile = _kv_tile(head_size)
-        warpgroups = _warpgroups(call)
+        tile = kv_tile_of(head_size)
+        warpgroups = warpgroups_of(call)
         over_fp8 = cache.dtype == FP8
         self._threads = (warpgroups + 1 + over_fp8) * 128
         self._rows = rows = 64 * warpgroups
         self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
         self._maps = maps_of(_map_of, (tile, fp8_products), cache.key)
-        device = query.device
         parameters = self._parameters(call)
         self._num_programs = min(
-            num_multiprocessors(device),
+            num_programs,
             parameters.num_tiles * cache.num_kv_heads * self._splits,
         )
         macros = macros_of(call, fp8_products=fp8_products, is_split=self._splits > 1)
         if trace:
             macros += macros_of_trace(self._num_programs)
-        self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, device.index)
+        self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, query.device.index)
         padded = -(-head_size // 64) * 128
         if fp8_products:
             # K, V as it comes, and V turned around
             of_tiles = 2 * STAGES * tile * -(-head_size // 128) * 128 + STAGES * padded * 64
         else:
-            stored = _stored_stages(head_size) * head_size if over_fp8 else 0
+            stored = stored_stages_of(head_size) * head_size if over_fp8 else 0
             of_tiles = 2 * tile * (STAGES * padded + stored)
         # 1024: the tiles begin at a multiple of it; 256: items and barriers
-        of_queries = _query_stages(head_size) * rows * padded
+        of_queries = query_stages_of(head_size) * rows * padded
         self._shared_bytes = 1024 + of_queries + of_tiles + 256
         self._fixed = bytes(parameters)
 
@@ -300,52 +302,6 @@ class PrefillLaunch:
         return parameters
 
 
-def section_heads(num_kv_heads: int, head_bytes: int) -> int:
-    """Return how many KV heads to work on together, so that their K and V stay in the L2.
-
-    Args:
-        num_kv_heads: KV heads; the answer divides it.
-        head_bytes: bytes of one head's K and V of the longest sequence.
-
-    """
-    fitting = max(1, SECTION_BYTES // head_bytes)
-    return max(n for n in range(1, min(fitting, num_kv_heads) + 1) if num_kv_heads % n == 0)
-
-
-def _splits_of(call: AttentionCall) -> int:
-    """Choose how many programs share a tile's keys, from bounds that the host knows.
-
-    Few tiles over long keys leave programs without work, or some with two tiles and others with
-    one. Shares are written in float32 and merged by another launch. A prompt, whose tiles see
-    fewer keys the earlier they are, and parts of shared blocks are divided well as they are.
-    """
-    cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
-    longest = max(1, batch.max_query_length)
-    if not call.causal or 2 * longest > batch.expected_kv_length:
-        return 1
-    num_programs = num_multiprocessors(call.query.device)
-    rows, kv_tile = 64 * _warpgroups(call), _kv_tile(cache.head_size)
-    tokens_a_tile = rows // (call.query.shape[1] // cache.num_kv_heads)
-    num_tiles = batch.num_sequences * -(-longest // tokens_a_tile)
-    num_tiles = min(num_tiles, num_tokens // tokens_a_tile + batch.num_sequences)
-    num_items = num_tiles * cache.num_kv_heads
-    if num_items >= 2 * num_programs:  # who is done first takes what is left
-        return 1
-    seen = batch.expected_kv_length
-    if call.window is not None:
-        seen = min(seen, call.window + tokens_a_tile)
-    kv_tiles = -(-seen // kv_tile)
-    a_tile = 4 * rows * kv_tile * cache.head_size / (PRODUCT_RATE / num_programs)
-
-    def seconds(splits: int) -> float:
-        reading = -(-num_items * splits // num_programs) * -(-kv_tiles // splits) * a_tile
-        merging = MERGING + 8 * call.out.numel() * splits / MERGE_RATE
-        return reading + (merging if splits > 1 else 0.0)
-
-    most = max(1, min(MAX_SPLITS, kv_tiles // LEAST_TILES))
-    return min(range(1, most + 1), key=seconds)
-
-
 def _shares_of(
     call: AttentionCall, splits: int
 ) -> tuple[AttentionCall, torch.Tensor, torch.Tensor]:
@@ -360,28 +316,6 @@ def _shares_of(
     out = torch.empty(sizes, dtype=torch.float32, device=device)
     lse = torch.empty(sizes[:-1], dtype=torch.float32, device=device)
     return replace(call, out=out[0], lse=lse[0], sinks=None), out, lse
-
-
-def _warpgroups(call: AttentionCall) -> int:
-    """Return how many warpgroups multiply, 64 rows each.
-
-    Small heads leave registers for a third, which multiplies while the softmax of the others, as
-    long there as the products, runs. Parts of shared blocks are cut for tiles of two.
-    """
-    cache = call.cache
-    return 3 if cache.head_size <= 64 and call.causal and cache.dtype != FP8 else 2
-
-
-def _kv_tile(head_size: int) -> int:
-    return 128 if head_size <= 128 else 64
-
-
-def _query_stages(head_size: int) -> int:
-    return 1 if head_size > 192 else 2
-
-
-def _stored_stages(head_size: int) -> int:
-    return 2 if head_size <= 64 else 1
 
 
 def _map_of_queries(query: torch.Tensor, tile: tuple[int, int]) -> TensorMap:

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pagedattn.attention.cuda import prefill
 from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
 from pagedattn.attention.cuda.prefill import (
     PrefillLaunch,
     macros_of,
     not_taken,
-    section_heads,
 )
+from pagedattn.attention.cuda.prefill_config import section_heads, splits_of
 from pagedattn.attention.reference import reference_attention
 from pagedattn.kv_cache import FP8
 from pagedattn.testing import check_attention, make_inputs
@@ -132,7 +131,7 @@ def test_a_query_that_sees_one_key_gives_its_value_by_products_of_fp8_too(head_s
     run_by_fp8(inputs, rounded_to=None)
 
 
-def splits_of(queries, kv_length, *, heads=(32, 8), head_size=128, options=None):
+def splits_for(queries, kv_length, *, heads=(32, 8), head_size=128, options=None):
     inputs = SimpleNamespace(
         query=torch.empty((sum(queries), heads[0], head_size), device="meta"),
         cache=SimpleNamespace(head_size=head_size, num_kv_heads=heads[1], dtype=torch.bfloat16),
@@ -144,7 +143,7 @@ def splits_of(queries, kv_length, *, heads=(32, 8), head_size=128, options=None)
     )
     call = SimpleNamespace(**vars(inputs), out=inputs.query, causal=True, window=None)
     vars(call).update(options or {})
-    return prefill._splits_of(call)
+    return splits_of(call, num_programs=132)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +160,8 @@ def splits_of(queries, kv_length, *, heads=(32, 8), head_size=128, options=None)
         ((8,) * 4, 8192, {}, 4),
     ],
 )
-def test_keys_are_shared_out_where_query_tiles_are_few(
-    queries, kv_length, options, splits, monkeypatch
-):
-    monkeypatch.setattr(prefill, "num_multiprocessors", lambda _: 132)
-    assert splits_of(queries, kv_length, options=options) == splits
+def test_keys_are_shared_out_where_query_tiles_are_few(queries, kv_length, options, splits):
+    assert splits_for(queries, kv_length, options=options) == splits
 
 
 @pytest.mark.gpu

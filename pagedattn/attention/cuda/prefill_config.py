@@ -1,0 +1,97 @@
+"""How the prefill kernel is cut: tiles, stages, heads worked on together, shares of keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pagedattn.kv_cache import FP8
+
+if TYPE_CHECKING:
+    from pagedattn.attention.call import AttentionCall
+
+STAGES = 2  # tiles of K, and of V, in shared memory
+SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
+MAX_SPLITS = 16
+LEAST_TILES = 4  # of keys, of a share
+# the following estimate what sharing keys out saves and costs on an H100
+PRODUCT_RATE = 7e14  # operations a second of all programs
+MERGE_SECONDS = 3e-6  # of a launch that merges, besides its bytes
+MERGE_RATE = 2e12  # bytes a second of results in float32, written and read
+
+
+def warpgroups_of(call: AttentionCall) -> int:
+    """Return how many warpgroups multiply, 64 rows each.
+
+    Small heads leave registers for a third, which multiplies while the softmax of the others, as
+    long there as the products, runs. Parts of shared blocks are cut for tiles of two.
+    """
+    cache = call.cache
+    return 3 if cache.head_size <= 64 and call.causal and cache.dtype != FP8 else 2
+
+
+def kv_tile_of(head_size: int) -> int:
+    """Return how many tokens a tile of keys has."""
+    return 128 if head_size <= 128 else 64
+
+
+def query_stages_of(head_size: int) -> int:
+    """Return how many tiles of queries are in shared memory."""
+    return 1 if head_size > 192 else 2
+
+
+def stored_stages_of(head_size: int) -> int:
+    """Return how many tiles of K, and of V, wait in fp8 to be widened."""
+    return 2 if head_size <= 64 else 1
+
+
+def section_heads(num_kv_heads: int, head_bytes: int) -> int:
+    """Return how many KV heads to work on together, so that their K and V stay in the L2.
+
+    Args:
+        num_kv_heads: KV heads; the answer divides it.
+        head_bytes: bytes of one head's K and V of the longest sequence.
+
+    """
+    fitting = max(1, SECTION_BYTES // head_bytes)
+    return max(n for n in range(1, min(fitting, num_kv_heads) + 1) if num_kv_heads % n == 0)
+
+
+def splits_of(call: AttentionCall, num_programs: int) -> int:
+    """Choose among how many programs a tile's keys are shared out, from bounds that the host knows.
+
+    Few tiles over long keys leave programs without work, or some with two tiles and others with
+    one. Shares are written in float32 and merged by another launch. A prompt, whose tiles see
+    fewer keys the earlier they are, and parts of shared blocks are divided well as they are.
+
+    Args:
+        call: of the launch.
+        num_programs: that run at once.
+
+    Returns:
+        1 to `MAX_SPLITS`; 1 is not to share.
+
+    """
+    cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
+    longest, kv_length = max(1, batch.max_query_length), batch.expected_kv_length
+    if not call.causal or 2 * longest > kv_length:
+        return 1
+    rows, kv_tile = 64 * warpgroups_of(call), kv_tile_of(cache.head_size)
+    tokens_a_tile = rows // (call.query.shape[1] // cache.num_kv_heads)
+    num_tiles = batch.num_sequences * -(-longest // tokens_a_tile)
+    num_tiles = min(num_tiles, num_tokens // tokens_a_tile + batch.num_sequences)
+    num_items = num_tiles * cache.num_kv_heads
+    if num_items >= 2 * num_programs:  # who is done first takes what is left
+        return 1
+    if call.window is not None:
+        kv_length = min(kv_length, call.window + tokens_a_tile)
+    kv_tiles = -(-kv_length // kv_tile)
+    tile_seconds = 4 * rows * kv_tile * cache.head_size / (PRODUCT_RATE / num_programs)
+
+    def seconds(splits: int) -> float:
+        rounds = -(-num_items * splits // num_programs)
+        multiplying = rounds * -(-kv_tiles // splits) * tile_seconds
+        merging = MERGE_SECONDS + 8 * call.out.numel() * splits / MERGE_RATE
+        return multiplying + (merging if splits > 1 else 0.0)
+
+    most = max(1, min(MAX_SPLITS, kv_tiles // LEAST_TILES))
+    return min(range(1, most + 1), key=seconds)
