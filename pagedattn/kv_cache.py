@@ -357,7 +357,12 @@ def quantised(
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one, on whose current stream kernels are launched, for a while."""
+    """Return a context in which a GPU is the current one, on whose stream kernels are launched.
+
+    Args:
+        device: of the tensors; on a CPU, and where it is current already, nothing is changed.
+
+    """
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return _AS_IT_IS
     return torch.cuda.device(device)

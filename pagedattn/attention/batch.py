@@ -80,8 +80,7 @@ class AttentionBatch:
     likely_kv_length: int | None = None
 
     def __post_init__(self) -> None:
-        memory = self.memory
-        if memory is not None and self.slots is memory.slots and self._own_memory is memory:
+        if self._own_memory is not None:
             return  # made by `of`
         tables, num_sequences = self.block_tables, self.kv_lengths.numel()
         device = tables.device

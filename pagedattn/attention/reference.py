@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pagedattn.kv_cache import LayerCache
 
 QUERY_CHUNK = 1024
-SMALL_TYPES_LARGEST = 256.0  # the largest power of two in e4m3; its smallest number is 2^-9
+FP8_LARGEST_WEIGHT = 256.0  # of a row, to round to e4m3, whose smallest number is 2^-9
 
 
 def reference_attention(
@@ -116,7 +116,7 @@ def _attend(
     total = weights.sum(dim=-1) + torch.exp(sinks - peak)
     if weights_dtype is not None:
         # before they are divided by the sum: of many keys no weight may be left in few bits
-        largest = SMALL_TYPES_LARGEST if weights_dtype.itemsize == 1 else 1.0
+        largest = FP8_LARGEST_WEIGHT if weights_dtype.itemsize == 1 else 1.0
         weights = (weights * largest).to(weights_dtype).to(value.dtype) / largest
     out = torch.einsum("hqk,khd->qhd", weights, value)
     return out / total.masked_fill(total == 0, 1).T[..., None], (peak + total.log()).T

@@ -170,8 +170,8 @@ def not_taken(call: AttentionCall) -> str | None:
 def is_crowded(call: AttentionCall) -> bool:
     """Whether queries are so many that not all of their sums stay in a warp's registers.
 
-    Prefill is then faster, by 5 % and more on an H100, where it takes the call. Parts of shared
-    blocks, whose keys it does not share out, are not meant.
+    Prefill, where it takes the call, then goes first. Parts of shared blocks, whose keys it does
+    not share out, are not meant.
     """
     columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
     return (

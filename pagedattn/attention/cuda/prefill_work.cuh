@@ -103,8 +103,8 @@ DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
         sequence = sequence_of_tile(p, tile, lane);
         first_tile = p.query_starts[sequence] / TILE_TOKENS + sequence;
     } else if (!part_of_tile(p, tile, lane, sequence, first_tile)) {
-        // Parts are cut for about an item a program. A program draws its next item before it has
-        // done the last, so numbers without an item among the first would leave it two.
+        // Parts are cut for about an item a program. One whose first number had none would begin
+        // later, having to draw another.
         return false;
     }
     int start = p.query_starts[sequence];

@@ -7,7 +7,6 @@ sequences and the same number of operations, its lengths are known, and the rest
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,10 +104,12 @@ def known_shapes(summary: Summary) -> list[AttentionShape]:
     found: dict[str, AttentionShape] = {}
     for group in summary.data:
         for case in group.cases:
-            with contextlib.suppress(ValueError):  # it is no attention, or of another version
+            try:
                 shape = find_shape(case.first.workload)
-                if all(_is_of(row, shape) for row in case.rows.values()):
-                    found[shape.name] = shape
+            except ValueError:  # it is no attention, or of another version
+                continue
+            if all(_is_of(row, shape) for row in case.rows.values()):
+                found[shape.name] = shape
     return list(found.values())
 
 

@@ -195,7 +195,7 @@ def test_a_batch_has_the_rows_and_slots_of_its_page_table():
     assert (batch.num_sequences, batch.num_query_tokens) == (2, 4)
 
 
-def other(**changes):
+def fields_of_a_batch(**changes):
     """The fields of a batch of two sequences, each with a query, but for some."""
     made = AttentionBatch(
         block_tables=torch.tensor([[0, 1], [2, 3]], dtype=torch.int32),
@@ -241,7 +241,7 @@ def other(**changes):
     ids=str,
 )
 def test_tensors_that_kernels_would_read_wrongly_make_no_batch(changes, sentence):
-    fields = other(**changes)
+    fields = fields_of_a_batch(**changes)
     if sentence is None:
         assert AttentionBatch(**fields).num_sequences == 2
         return

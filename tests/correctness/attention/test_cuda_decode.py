@@ -245,7 +245,9 @@ def test_few_rows_are_cut_into_no_more_parts_than_are_merged_at_once_nor_into_ti
         *((1, 1, 4096, 20), (1, 1, 131_072, 132), (64, 8, 64, 16)),
     ],
 )
-def test_ranges_are_those_that_were_fastest(num_sequences, num_kv_heads, kv_length, ranges):
+def test_few_rows_have_these_ranges_and_many_have_all(
+    num_sequences, num_kv_heads, kv_length, ranges
+):
     assert ranges_of(num_sequences, num_kv_heads, kv_length)[0] == ranges
 
 
