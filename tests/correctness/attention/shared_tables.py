@@ -1,8 +1,12 @@
-"""Page tables whose sequences share blocks, and what a plan has to make of them."""
+"""Page tables whose sequences share blocks, inputs over them, and what a plan makes of them."""
 
 import numpy as np
+import torch
 
-from pagedattn import PageTable
+from pagedattn import KVCache, PageTable
+from pagedattn.attention import AttentionBatch, write_kv
+from pagedattn.kv_cache import FP8
+from pagedattn.testing import AttentionInputs
 
 BLOCK = 16
 # query tokens of each sequence; 0 is a sequence that only waits
@@ -72,3 +76,43 @@ def check_plan(plan, table, queries):
             seen = np.concatenate([*read, own])
             assert seen.tolist() == table.block_tables[i, : num_blocks[i]].tolist()
     return shared
+
+
+def fill(cache, table):
+    """Random K and V in the slots of a batch's tokens; what is elsewhere stays."""
+    slots = np.unique(table.slots(table.num_tokens))
+    sizes = (slots.size, cache.num_kv_heads, cache.head_size)
+    dtype = torch.float16 if cache.dtype == FP8 else cache.dtype
+    key, value = (torch.randn(sizes, device=cache.key.device).to(dtype) for _ in range(2))
+    write_kv(key, value, cache, torch.from_numpy(slots).to(cache.key.device))
+
+
+def poisoned_cache(num_blocks, device, dtype, *, heads=(8, 2), head_size=64, fp8=False):
+    """A cache of NaN everywhere."""
+    cache = KVCache(
+        num_layers=1, num_blocks=num_blocks, block_size=BLOCK, num_kv_heads=heads[1],
+        head_size=head_size, dtype=FP8 if fp8 else dtype, device=device,
+    )  # fmt: skip
+    if fp8:
+        cache.storage.view(torch.uint8).fill_(0x7F)
+        cache.scales.uniform_(0.0125, 0.0375)
+    else:
+        cache.storage.fill_(torch.nan)
+    return cache
+
+
+def make(device, kind, seed=0, *, share=True, heads=(8, 2), head_size=64, fp8=False, **options):
+    torch.manual_seed(seed)
+    queries = np.array(KINDS[kind])
+    most_blocks = 2 if kind in ("four", "few") else 6
+    table, num_blocks = tree_tables(np.random.default_rng(seed), queries, most_blocks=most_blocks)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float16
+    cache = poisoned_cache(num_blocks, device, dtype, heads=heads, head_size=head_size, fp8=fp8)
+    fill(cache.layer(0), table)
+    if options.pop("sinks", False):
+        options["sinks"] = 2 * torch.randn(heads[0], device=device)
+    query = torch.randn((queries.sum(), heads[0], head_size), device=device).to(dtype)
+    batch = AttentionBatch.of(table, queries, device, share=share)
+    return AttentionInputs(
+        query, query[:, : heads[1]], query[:, : heads[1]], cache.layer(0), batch, **options
+    )

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pagedattn import BlockManager, KVCache, PageTable
+from pagedattn import BlockManager, PageTable
 from pagedattn.attention import (
     AttentionBatch,
     attention,
     get_implementation,
     register,
-    write_kv,
 )
 from pagedattn.attention import registry as registry_module
 from pagedattn.attention.cascade import plan as plan_module
@@ -26,7 +25,7 @@ from pagedattn.shared_prefix import find_shared_blocks
 from pagedattn.testing import AttentionInputs, check_attention
 
 from .conftest import HOPPER, require, skip_unsupported
-from .shared_tables import BLOCK, KINDS, one_prefix, tree_tables
+from .shared_tables import BLOCK, KINDS, fill, make, one_prefix, poisoned_cache, tree_tables
 
 OWN = ("torch", "triton", *(["cuda"] if HOPPER else []))
 OPTIONS = {
@@ -52,7 +51,6 @@ INTERPRETED = {
         "is_cut": False,
     },
 }
-FP8 = torch.float8_e4m3fn
 pytestmark = pytest.mark.implementations(*OWN)
 
 
@@ -76,46 +74,6 @@ def interpret_little(request, monkeypatch):
     if usual is None or any(params[name] != value for name, value in usual.items()):
         pytest.skip("slow under Triton's interpreter; runs with --nightly")
     monkeypatch.setattr(plan_module, "LEAST_PARTS", 2)
-
-
-def fill(cache, table):
-    """Random K and V in the slots of a batch's tokens; what is elsewhere stays."""
-    slots = np.unique(table.slots(table.num_tokens))
-    sizes = (slots.size, cache.num_kv_heads, cache.head_size)
-    dtype = torch.float16 if cache.dtype == FP8 else cache.dtype
-    key, value = (torch.randn(sizes, device=cache.key.device).to(dtype) for _ in range(2))
-    write_kv(key, value, cache, torch.from_numpy(slots).to(cache.key.device))
-
-
-def poisoned_cache(num_blocks, device, dtype, *, heads=(8, 2), head_size=64, fp8=False):
-    """A cache of NaN everywhere."""
-    cache = KVCache(
-        num_layers=1, num_blocks=num_blocks, block_size=BLOCK, num_kv_heads=heads[1],
-        head_size=head_size, dtype=FP8 if fp8 else dtype, device=device,
-    )  # fmt: skip
-    if fp8:
-        cache.storage.view(torch.uint8).fill_(0x7F)
-        cache.scales.uniform_(0.0125, 0.0375)
-    else:
-        cache.storage.fill_(torch.nan)
-    return cache
-
-
-def make(device, kind, seed=0, *, share=True, heads=(8, 2), head_size=64, fp8=False, **options):
-    torch.manual_seed(seed)
-    queries = np.array(KINDS[kind])
-    most_blocks = 2 if kind in ("four", "few") else 6
-    table, num_blocks = tree_tables(np.random.default_rng(seed), queries, most_blocks=most_blocks)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float16
-    cache = poisoned_cache(num_blocks, device, dtype, heads=heads, head_size=head_size, fp8=fp8)
-    fill(cache.layer(0), table)
-    if options.pop("sinks", False):
-        options["sinks"] = 2 * torch.randn(heads[0], device=device)
-    query = torch.randn((queries.sum(), heads[0], head_size), device=device).to(dtype)
-    batch = AttentionBatch.of(table, queries, device, share=share)
-    return AttentionInputs(
-        query, query[:, : heads[1]], query[:, : heads[1]], cache.layer(0), batch, **options
-    )
 
 
 def attend(inputs, implementation):

@@ -1,0 +1,83 @@
+"""Cases for the CUDA kernels on the host, and the launches that they are checked through."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pagedattn.attention.batch_memory import NUM_ARRIVALS
+from pagedattn.testing import check_attention, make_inputs
+from pagedattn.workloads import AttentionShape
+
+pytest.importorskip("triton")
+
+from pagedattn.attention.cuda import decode, decode_config, prefill
+from pagedattn.testing.emulator import emulation
+
+ALL = {"window": 70, "soft_cap": 3.0, "alibi": True, "sinks": True}
+nightly = pytest.mark.nightly
+
+
+def inputs_of(
+    kv_lengths,
+    queries=1,
+    *,
+    heads=(8, 2),
+    head_size=64,
+    block_size=16,
+    dtype="float16",
+    fp8=False,
+    causal=True,
+    **options,
+):
+    """Inputs whose batch has counters, as it has on a GPU; `queries` of each sequence or of all."""
+    if isinstance(queries, int):
+        queries = (queries,) * len(kv_lengths)
+    shape = AttentionShape(
+        *("test", queries, kv_lengths, *heads, head_size, block_size, dtype),
+        "float8_e4m3" if fp8 else None,
+    )
+    inputs = make_inputs(shape, **options)
+    arrivals = torch.zeros(NUM_ARRIVALS, dtype=torch.int32)
+    batch = dataclasses.replace(inputs.batch, arrivals=arrivals)
+    return dataclasses.replace(inputs, batch=batch, causal=causal)
+
+
+def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1), rounded_to=None):
+    """Launch twice by each seed, and compare with float64; `rounded_to` as in `error_budget`."""
+    out = torch.empty_like(inputs.query)
+    if not inputs.causal:  # parts of shared blocks are merged in float32
+        out = out.float()
+    call = inputs.call(out, torch.empty(out.shape[:2]) if lse else None)
+    for seed in seeds:
+        with emulation(multiprocessors, seed):
+            launch = launch_of(call)
+            for _ in range(2):
+                for written in filter(lambda tensor: tensor is not None, (out, call.lse)):
+                    written.fill_(torch.nan)
+                launch(call)
+                check_attention(out, inputs, call.lse, rounded_to=rounded_to)
+                assert not inputs.batch.arrivals.any()
+
+
+def small_tiles(call, programs=1):
+    """Cut for small tiles and few stages, so that short sequences go round them."""
+    assert decode.not_taken(call) is None
+    columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
+    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
+    return decode.DecodeLaunch(call, decode_config.DecodeConfig(padded, 16, 4, programs))
+
+
+def two_programs(call):
+    """The same, for two programs on a multiprocessor."""
+    return small_tiles(call, programs=2)
+
+
+def prefill_of(call):
+    assert prefill.not_taken(call) is None
+    return prefill.PrefillLaunch(call)
+
+
+def skip_small_boxes(bytes_of_block):
+    if bytes_of_block % 128:
+        pytest.skip("a head's part of a block has to be a multiple of 128 bytes")

@@ -1,0 +1,147 @@
+"""The CUDA kernel of prefill, run on the host: see test_cuda_emulated.py."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pagedattn.attention.reference import reference_attention
+from pagedattn.kv_cache import FP8
+
+pytest.importorskip("triton")
+
+from pagedattn.attention.cuda import prefill
+from pagedattn.testing.emulator import emulation, unavailable
+
+from .emulated import (
+    ALL,
+    check,
+    inputs_of,
+    nightly,
+    prefill_of,
+)
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
+
+
+RAGGED = ((1, 5, 1, 40, 3, 70), (1, 15, 16, 47, 37, 333))
+CHUNKS = ((130, 9), (450, 700))
+SHORT = ((9, 3, 5), (700, 300, 1000))
+PREFILLS = {
+    "d64 ragged": (RAGGED, {"dtype": "bfloat16"}),
+    "d64 chunks": (CHUNKS, {"dtype": "bfloat16"}),
+    "d64 short": (SHORT, {"dtype": "bfloat16"}),
+    "d80": (RAGGED, {"head_size": 80}),
+    "d128 window": (CHUNKS, {"head_size": 128, "window": 100, "block_size": 64}),
+    "d256": (RAGGED, {"head_size": 256, "heads": (4, 2)}),
+    "d128 not causal": (RAGGED, {"head_size": 128, "causal": False}),
+    "d128 fp8": (RAGGED, {"head_size": 128, "fp8": True, "dtype": "bfloat16"}),
+    "d64 fp8 window": (CHUNKS, {"fp8": True, "window": 100, "block_size": 64}),
+    "d64 fp8 not causal": (
+        RAGGED, {"heads": (16, 2), "fp8": True, "dtype": "bfloat16", "causal": False}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PREFILLS)
+def test_prefill_takes_every_kind_of_call(case):
+    (queries, kv_lengths), options = PREFILLS[case]
+    inputs = inputs_of(kv_lengths, queries, **options)
+    check(inputs, prefill_of, multiprocessors=3, lse=not inputs.causal)
+
+
+SHARED_OUT = {
+    "two": (2, CHUNKS, {"dtype": "bfloat16"}),
+    "more than there are tiles": (7, RAGGED, {"head_size": 128}),
+    "all options": (3, CHUNKS, ALL),
+    "fp8": (2, CHUNKS, {"fp8": True, "sinks": True}),
+    "products of fp8": (2, CHUNKS, {"fp8": True, "window": 300}),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=nightly if case in ("two", "fp8") else ()) for case in SHARED_OUT],
+)
+def test_shares_of_a_tile_s_keys_are_merged(case):
+    splits, (queries, kv_lengths), options = SHARED_OUT[case]
+    inputs = inputs_of(kv_lengths, queries, **options)
+    in_fp8 = case == "products of fp8"
+
+    def shared_out(call):
+        return prefill.PrefillLaunch(call, splits=splits, fp8_products=in_fp8)
+
+    check(inputs, shared_out, multiprocessors=3, lse=True, rounded_to=FP8 if in_fp8 else None)
+
+
+def by_fp8(call):
+    """Prefill whose products are of fp8."""
+    assert prefill.not_taken(call) is None
+    return prefill.PrefillLaunch(call, fp8_products=True)
+
+
+FP8_PRODUCTS = {
+    "ragged": (RAGGED, {}),
+    "chunks": (CHUNKS, {"dtype": "bfloat16", "block_size": 64}),
+    "all": (CHUNKS, ALL),
+    "not causal": (RAGGED, {"heads": (16, 2), "dtype": "bfloat16", "causal": False}),
+}
+
+
+@pytest.mark.parametrize("case", FP8_PRODUCTS)
+@pytest.mark.parametrize("head_size", prefill.HEAD_SIZES)
+def test_products_of_fp8_err_as_those_of_numbers_rounded_to_it(case, head_size):
+    (queries, kv_lengths), options = FP8_PRODUCTS[case]
+    inputs = inputs_of(kv_lengths, queries, head_size=head_size, fp8=True, **options)
+    check(inputs, by_fp8, multiprocessors=3, rounded_to=FP8)
+
+
+@pytest.mark.parametrize("head_size", prefill.HEAD_SIZES)
+def test_products_of_fp8_are_those_of_16_bits_where_nothing_has_to_be_rounded(head_size):
+    queries, kv_lengths = CHUNKS
+    # a query that sees one key gives it all weight
+    inputs = inputs_of(kv_lengths, queries, head_size=head_size, fp8=True, window=1)
+    check(inputs, by_fp8, multiprocessors=3)
+    # scores of numbers that fp8 holds, times a power of two for each row
+    inputs = inputs_of(kv_lengths, queries, head_size=head_size, fp8=True)
+    powers = 2.0 ** torch.randint(-8, 3, inputs.query.shape[:2])
+    inputs = dataclasses.replace(
+        inputs, query=(inputs.query.to(FP8).float() * powers[..., None]).half()
+    )
+    lse = torch.empty(inputs.query.shape[:2])
+    with emulation(3):
+        call = inputs.call(torch.empty_like(inputs.query), lse)
+        by_fp8(call)(call)
+    _, exact = reference_attention(inputs.call(), torch.float64)
+    torch.testing.assert_close(lse.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_prefill_gives_zeros_to_sequences_without_tokens():
+    inputs = inputs_of((50,) * 40, 3, dtype="bfloat16")
+    inputs.batch.kv_lengths[1:-1] = 0
+    check(inputs, prefill_of, seeds=range(6))
+
+
+@nightly
+@pytest.mark.pairs(
+    lengths={"ragged": RAGGED, "chunks": CHUNKS, "short": SHORT},
+    heads=[(4, 4), (8, 2), (9, 3)],
+    head_size=prefill.HEAD_SIZES,
+    block_size=[8, 64, 256],
+    options={
+        "plain": {},
+        "all": ALL,
+        "window": {"window": 3},
+        "part": {"causal": False},
+        "fp8": {"fp8": True, "dtype": "bfloat16"},
+    },
+    nightly=False,
+)
+def test_prefill_agrees_with_float64_in_many_orders(lengths, heads, head_size, block_size, options):
+    queries, kv_lengths = lengths
+    if "fp8" in options and lengths is SHORT:
+        pytest.skip("short queries over fp8 are left to others")
+    inputs = inputs_of(
+        kv_lengths, queries, heads=heads, head_size=head_size, block_size=block_size, **options
+    )
+    check(inputs, prefill_of, multiprocessors=3, lse=True, seeds=range(4))
