@@ -48,7 +48,13 @@ WINDOWS = {"no window": None, "window of 1": 1, "window": 20, "window of tiles":
 SCORES = {name: OPTIONS[name] for name in ("plain", "soft cap", "alibi", "sinks")}
 SCORES["all"] = {**OPTIONS["all"], "window": None}
 CACHES = {"16-bit": False, "fp8": True}
-HEADS = {"4-2-64": (4, 2, 64), "6-2-80": (6, 2, 80), "3-1-192": (3, 1, 192)}
+HEADS = {
+    "4-2-64": (4, 2, 64),
+    "6-2-80": (6, 2, 80),
+    "8-1-128": (8, 1, 128),
+    "3-1-192": (3, 1, 192),
+    "2-2-256": (2, 2, 256),
+}
 FP8 = "float8_e4m3"
 
 
@@ -70,7 +76,7 @@ def make(on, kind, options, *, fp8=False, heads=(4, 2), head_size=64, block_size
     options=SCORES,
     fp8=CACHES,
     heads=HEADS,
-    block_size=[1, 3, 16, 24, 256],
+    block_size=[1, 3, 16, 24, 32, 256],
     return_lse={"lse": True, "no lse": False},
 )
 def test_options_with_batches_caches_heads_and_blocks_agree_with_float64(
