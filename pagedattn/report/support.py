@@ -12,11 +12,18 @@ from pagedattn.report.text import MISSING, clean, cut
 if TYPE_CHECKING:
     from pagedattn.report.results import Run
 
-STATUSES = {"passed": "yes", "wrong": "wrong", "unsupported": "no", "raised": "raises"}
+STATUSES = {
+    "passed": "yes",
+    "wrong": "wrong",
+    "unsupported": "no",
+    "raised": "raises",
+    "untried": "not tried",
+}
 SUPPORT_ABOUT = (
     "Found in this run, each on small random batches against float64. «yes*» has limits, which the "
     "second table says; «no» is what an implementation refuses itself; «wrong» is an error above "
-    "the budget. Of sizes, those that are right are named."
+    "the budget; «not tried» is what the machine cannot run. Of sizes, those that are right are "
+    "named."
 )
 _SIZES = ("head size", "block size")
 _LONGEST = 200

@@ -30,7 +30,8 @@ HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
 KINDS = ("decode", "prefill", "mixed")
 SHARED = "shared prefix"
-OPTIONS = ("fp8, a scale a tensor", "fp8, a scale a head", "window", "soft cap", "ALiBi", "sinks")
+FP8_OPTION = "fp8, a scale a tensor"
+OPTIONS = (FP8_OPTION, "fp8, a scale a head", "window", "soft cap", "ALiBi", "sinks")
 LSE, GRAPH, DETERMINISM = "log-sum-exp", "CUDA graph", "same bits again"
 
 _BATCHES = {
@@ -57,8 +58,8 @@ class Finding:
     Attributes:
         implementation: its name.
         feature: one of `features()`.
-        status: `passed`, `wrong` (an error above the budget), `unsupported` (it said so) or
-            `raised`.
+        status: `passed`, `wrong` (an error above the budget), `unsupported` (it said so),
+            `raised`, or `untried` (the machine cannot).
         detail: the phrase, the error or the exception; of what passed, what it is limited to.
 
     """
@@ -88,7 +89,8 @@ def probe(implementation: str, feature: str, device: str = "cuda") -> Finding:
 
     A kind is tried with ragged lengths, then with equal ones. Other features are tried on a decode
     and on a mixed batch; where neither is taken, on equal lengths and on a shared prefix. One that
-    is right makes it pass, one that is wrong makes it wrong.
+    is right makes it pass, one that is wrong makes it wrong. Who takes no 16-bit cache is tried
+    over fp8.
 
     Args:
         implementation: a name from `pagedattn.attention.implementation_names()`.
@@ -96,14 +98,47 @@ def probe(implementation: str, feature: str, device: str = "cuda") -> Finding:
         device: where to run; bfloat16 on a GPU, and float16 on a CPU.
 
     """
+    if feature == GRAPH and device == "cpu":
+        return Finding(implementation, feature, "untried", "there is no CUDA GPU")
     made = get_implementation(implementation)
+    found = _tried(made, feature, device)
+    needs_fp8 = _all_refused(found) and _takes_fp8_only(made, device)
+    if needs_fp8:
+        found = _tried(made, feature, device, in_fp8=True)
+    status, detail = _together(found)
+    if needs_fp8 and status == "passed":
+        detail = "; ".join(filter(None, ("over fp8", detail)))
+    return Finding(implementation, feature, status, detail)
+
+
+def _tried(
+    made: Implementation, feature: str, device: str, *, in_fp8: bool = False
+) -> dict[str, tuple[str, str]]:
+    """Return the status and detail of each batch that is tried for a feature."""
     found: dict[str, tuple[str, str]] = {}
     for place, batch in enumerate(_TRIED.get(feature, _ELSE)):
         is_resort = place >= (1 if feature in KINDS else 2)
-        if is_resort and any(status != "unsupported" for status, _ in found.values()):
+        if is_resort and not _all_refused(found):
             break
-        found[batch] = _run(made, batch, feature, device)
-    return Finding(implementation, feature, *_together(found))
+        found[batch] = _run(made, batch, feature, device, in_fp8)
+    return found
+
+
+def _all_refused(found: dict[str, tuple[str, str]]) -> bool:
+    return all(status == "unsupported" for status, _ in found.values())
+
+
+def _takes_fp8_only(made: Implementation, device: str) -> bool:
+    """Whether an implementation refuses all plain batches over a 16-bit cache, and not over fp8."""
+
+    def refuses_all(feature: str) -> bool:
+        calls = (_inputs(batch, feature, device)[0].call() for batch in _ELSE)
+        return all(made.unsupported(call) is not None for call in calls)
+
+    try:
+        return refuses_all("") and not refuses_all(FP8_OPTION)
+    except Exception:  # noqa: BLE001 - one that raises when asked is told of where it is tried
+        return False
 
 
 def _together(found: dict[str, tuple[str, str]]) -> tuple[str, str]:
@@ -120,11 +155,11 @@ def _together(found: dict[str, tuple[str, str]]) -> tuple[str, str]:
     return "passed", "; ".join(notes)
 
 
-def _run(made: Implementation, batch: str, feature: str, device: str) -> tuple[str, str]:
-    inputs, lse = _inputs(batch, feature, device)
+def _run(
+    made: Implementation, batch: str, feature: str, device: str, in_fp8: bool
+) -> tuple[str, str]:
+    inputs, lse = _inputs(batch, feature, device, in_fp8)
     call = inputs.call(out=torch.full_like(inputs.query, torch.nan), lse=lse)
-    if feature == GRAPH and device == "cpu":
-        return "unsupported", "there is no CUDA GPU"
     try:
         if (reason := made.unsupported(call)) is not None:
             return "unsupported", reason
@@ -187,7 +222,9 @@ def _attend(made: Implementation, call: AttentionCall, feature: str) -> None:
     torch.cuda.synchronize()
 
 
-def _inputs(batch: str, feature: str, device: str) -> tuple[AttentionInputs, torch.Tensor | None]:
+def _inputs(
+    batch: str, feature: str, device: str, in_fp8: bool = False
+) -> tuple[AttentionInputs, torch.Tensor | None]:
     what, _, number = feature.rpartition(" ")
     shape = AttentionShape(
         feature,
@@ -207,11 +244,11 @@ def _inputs(batch: str, feature: str, device: str) -> tuple[AttentionInputs, tor
         soft_cap=3.0 if feature == "soft cap" else None,
         alibi=feature == "ALiBi",
     )
-    if feature.startswith("fp8"):
+    if in_fp8 or feature.startswith("fp8"):
         inputs = dataclasses.replace(
             inputs, cache=over_fp8(inputs.cache, per_head=feature.endswith("head"))
         )
-    elif feature == "sinks":
+    if feature == "sinks":
         # a few bits each, for kernels whose sinks are bfloat16
         sinks = torch.tensor(
             [math.floor(4 * math.sin(head)) / 2 for head in range(shape.num_query_heads)]

@@ -74,9 +74,21 @@ def known_roundings(
         implementation: may have `rounds_to` and `rounds_parts`, see `Implementation`.
         call: of it.
 
+    Raises:
+        TypeError: `rounds_to` is no method, or returns no type.
+
     """
     rounds_to = getattr(implementation, "rounds_to", None)
-    lower = None if rounds_to is None else rounds_to(call)
+    lower = None
+    if rounds_to is not None:
+        name = getattr(implementation, "name", type(implementation).__name__)
+        if not callable(rounds_to):
+            raise TypeError(f"{name}'s rounds_to must be a method, rounds_to(call).")
+        lower = rounds_to(call)
+        if not isinstance(lower, torch.dtype | None):
+            raise TypeError(
+                f"{name}'s rounds_to must return a torch.dtype, or None, not {lower!r}."
+            )
     return lower, getattr(implementation, "rounds_parts", False)
 
 

@@ -38,11 +38,15 @@ def test_each_implementation_has_a_line_and_each_size_that_is_right_is_named(run
             finding(feature="head size 96"),
             finding("peer", detail="decode only"),
             finding("peer", "window", "wrong", "an error of 0.2"),
+            finding(feature="CUDA graph", status="untried", detail="there is no CUDA GPU"),
         ]
     )
     table, reasons = support_tables(run)
-    assert table.header == ["implementation", "decode", "window", "head sizes"]
-    assert table.lines == [["ours", "yes", "no", "64, 96"], ["peer", "yes*", "wrong", "none"]]
+    assert table.header == ["implementation", "decode", "window", "CUDA graph", "head sizes"]
+    assert table.lines == [
+        ["ours", "yes", "no", "not tried", "64, 96"],
+        ["peer", "yes*", "wrong", "-", "none"],
+    ]
     assert ["peer", "window", "wrong", "an error of 0.2"] in reasons.lines
     assert ["ours", "head size 80", "raises", "RuntimeError: no"] in reasons.lines
 
@@ -62,7 +66,10 @@ def test_a_run_that_probed_nothing_has_no_table(run_of):
         ({}, None),
         ("yes", "support must be a list"),
         ([3], "each of support must be a JSON object"),
-        ([finding(status="fine")], "status must be one of passed, wrong, unsupported, raised"),
+        (
+            [finding(status="fine")],
+            "status must be one of passed, wrong, unsupported, raised, untried, not 'fine'",
+        ),
         ([finding() | {"detail": None}], "must have a text detail"),
     ],
 )

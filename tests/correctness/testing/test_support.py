@@ -35,7 +35,7 @@ def made(monkeypatch):
 def test_what_is_right_passes(made, feature):
     made()
     found = probe("probed", feature, "cpu")
-    expected = "unsupported" if feature == "CUDA graph" else "passed"
+    expected = "untried" if feature == "CUDA graph" else "passed"
     assert (found.status, found.implementation) == (expected, "probed")
 
 
@@ -126,6 +126,42 @@ def test_one_that_rounds_to_fp8_has_a_larger_budget_if_it_says_so(made):
     made(rounding, rounds_to=lambda _: torch.float8_e4m3fn)
     found = probe("probed", "decode", "cpu")
     assert (found.status, found.detail) == ("passed", "rounds to float8_e4m3fn")
+
+
+@pytest.mark.parametrize("feature", [f for f in features() if f != "CUDA graph"])
+def test_one_that_takes_fp8_alone_is_tried_over_it(made, feature):
+    def fp8_only(call):
+        return None if call.cache.dtype == torch.float8_e4m3fn else "a cache of 16 bits"
+
+    made(unsupported=fp8_only)
+    found = probe("probed", feature, "cpu")
+    detail = "" if feature.startswith("fp8") else "over fp8"
+    assert (found.status, found.detail) == ("passed", detail)
+    registry_module._made.pop("probed")
+    made(lambda _, call: call.out.zero_(), unsupported=fp8_only)
+    assert probe("probed", feature, "cpu").status == "wrong"
+
+
+def test_one_that_refuses_a_feature_is_not_tried_over_fp8(made):
+    def no_window(call):
+        return "a window" if call.window and call.cache.dtype != torch.float8_e4m3fn else None
+
+    made(unsupported=no_window)
+    found = probe("probed", "window", "cpu")
+    assert (found.status, found.detail) == ("unsupported", "a window")
+
+
+@pytest.mark.parametrize(
+    ("rounds_to", "sentence"),
+    [
+        (torch.float8_e4m3fn, "probed's rounds_to must be a method, rounds_to(call)."),
+        (lambda _: "fp8", "probed's rounds_to must return a torch.dtype, or None, not 'fp8'."),
+    ],
+)
+def test_what_no_type_is_rounded_to_is_told_by_name(made, rounds_to, sentence):
+    made(rounds_to=rounds_to)
+    found = probe("probed", "decode", "cpu")
+    assert (found.status, found.detail) == ("raised", f"decode: TypeError: {sentence}")
 
 
 @pytest.mark.parametrize("fp8", [False, True])
