@@ -10,6 +10,7 @@ import torch
 
 from pagedattn.attention.batch_memory import BatchMemory
 from pagedattn.attention.cascade.sharing import SharedNow, Sharing
+from pagedattn.attention.mixture import MOST_SHORT, Mixture
 from pagedattn.attention.step import Step
 from pagedattn.page_table import PageTable
 
@@ -59,6 +60,9 @@ class AttentionBatch:
         likely_kv_length: tokens of the longest sequence as far as the host knows, where the bound
             is for others too; None is the bound. Kernels choose by it how to divide work; results
             do not depend on it.
+        mixture: what the host knew of short and long queries when the batch was made, or None if
+            it mixes none. It is used as `likely_kv_length` is, and `advance` and `update` leave it
+            as it was.
 
     Raises:
         ValueError: a tensor's dtype, shape, layout or device is not as said here, which kernels do
@@ -78,6 +82,7 @@ class AttentionBatch:
     memory: BatchMemory | None = field(default=None, repr=False)
     is_full: bool = False
     likely_kv_length: int | None = None
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         if self._own_memory is not None:
@@ -160,6 +165,11 @@ class AttentionBatch:
             sharing=sharing,
             memory=memory,
             is_full=bool((page_table.num_tokens == max_kv_length).all()),
+            mixture=(
+                Mixture.of(step.query_lengths, page_table.num_tokens)
+                if step.max_query_length > MOST_SHORT
+                else None
+            ),
         )
 
     @property

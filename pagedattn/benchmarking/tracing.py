@@ -63,13 +63,15 @@ def launch_of(call: AttentionCall, *, trace: bool = False) -> DecodeLaunch | Pre
     """Return the launch that the implementation `cuda` would choose for a call.
 
     Raises:
-        ValueError: the call goes to Triton's kernels.
+        ValueError: the call goes to Triton's kernels, or to two.
 
     """
     # here: the kernels' package needs Triton
-    from pagedattn.attention.cuda import decode, launcher_of
+    from pagedattn.attention.cuda import decode, launcher_of, mixed
 
     launcher = launcher_of(call)
     if launcher is None:
         raise ValueError(f"the CUDA kernels cannot take {decode.not_taken(call)}")
+    if issubclass(launcher, mixed.MixedLaunch):
+        raise ValueError("a mixed batch with a long decode is two launches")
     return launcher(call, trace=trace)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from pagedattn.workloads.attention_shape import AttentionShape
+from pagedattn.workloads.lengths import LengthDistribution
 from pagedattn.workloads.shape_names import GRAMMAR, shape_of_name
 
 _K = 1024
@@ -41,6 +42,12 @@ def _uniform_lengths(num_sequences: int, longest: int) -> tuple[int, ...]:
     """Draw lengths of 1 to ``longest`` tokens, the same ones in every process."""
     lengths = np.random.default_rng(0).integers(1, longest, size=num_sequences, endpoint=True)
     return tuple(lengths.tolist())
+
+
+def _lognormal_lengths(num_sequences: int) -> tuple[int, ...]:
+    """Draw lengths of 3,000 tokens on average, 32 k at most, the same ones in every process."""
+    lengths = LengthDistribution.lognormal(3000, 1.0, 32 * _K)
+    return tuple(lengths.sample(np.random.default_rng(0), num_sequences).tolist())
 
 
 DECODE: tuple[AttentionShape, ...] = (
@@ -88,9 +95,12 @@ MIXED: tuple[AttentionShape, ...] = (
     AttentionShape("chunk-512-over-8k", (512,), (8 * _K,)),
     AttentionShape("chunk-128-over-16k", (128,), (16 * _K,)),
     AttentionShape("mixed-2k-at-8k+63x4k", (2 * _K,) + (1,) * 63, (8 * _K,) + (4 * _K,) * 63),
+    AttentionShape(
+        "mixed-512-at-4k+63-lognormal", (512,) + (1,) * 63, (4 * _K, *_lognormal_lengths(63))
+    ),
 )
 """Verification of 4 and 8 draft tokens, a prompt's last chunk, also small ones, and a chunk among
-decodes."""
+decodes, of one length and of lengths as of requests."""
 
 
 def _named(name: str) -> AttentionShape:

@@ -122,6 +122,7 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         max_kv_length=batch.max_kv_length if stays else longest_part,
         likely_kv_length=longest_part,
         is_full=False,
+        mixture=None,
         sharing=None,
     )
     of_own = replace(
@@ -131,6 +132,7 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         max_kv_length=batch.max_kv_length if stays else longest_own,
         likely_kv_length=longest_own,
         is_full=False,
+        mixture=None,
         sharing=None,
     )
     return of_parts, of_own

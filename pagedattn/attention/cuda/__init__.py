@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda import decode, prefill
+from pagedattn.attention.cuda import decode, mixed, prefill
 from pagedattn.attention.cuda.launching import signature_of
 from pagedattn.attention.triton import TritonImplementation
 from pagedattn.kv_cache import FP8
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pagedattn.attention.call import AttentionCall
     from pagedattn.attention.cuda.decode import DecodeLaunch
+    from pagedattn.attention.cuda.mixed import MixedLaunch
     from pagedattn.attention.cuda.prefill import PrefillLaunch
 
 HOPPER = 9
@@ -40,13 +41,15 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def launcher_of(call: AttentionCall) -> type[DecodeLaunch] | type[PrefillLaunch] | None:
-    """Return the kernel that takes a call, or the faster one if both do; None if neither does."""
+def launcher_of(
+    call: AttentionCall,
+) -> type[DecodeLaunch] | type[PrefillLaunch] | type[MixedLaunch] | None:
+    """Return the kernel that takes a call, or the faster one, or both; None if neither does."""
     by_decode = decode.not_taken(call) is None
     if by_decode and not decode.is_crowded(call):
         return decode.DecodeLaunch
     if prefill.not_taken(call) is None:
-        return prefill.PrefillLaunch
+        return mixed.MixedLaunch if mixed.pays(call) else prefill.PrefillLaunch
     return decode.DecodeLaunch if by_decode else None
 
 
@@ -54,8 +57,9 @@ class CudaImplementation(TritonImplementation):
     """The project's kernels for Hopper. Safe in a CUDA graph: the host reads no tensor.
 
     Short queries (decode, verification) go to the kernel that splits the KV over the whole GPU,
-    long ones to the one that walks query tiles, for which few queries' keys are shared out. What
-    neither can take, float32 and odd block sizes among it, and writes of K and V are Triton's.
+    long ones to the one that walks query tiles, for which few queries' keys are shared out; a batch
+    of both goes to the second, or each to its own where a decode is long. What neither can take,
+    float32 and odd block sizes among it, and writes of K and V are Triton's.
     """
 
     name = "cuda"

@@ -7,8 +7,8 @@
 // e4m3); BF16 of query and output (else float16); COLUMNS of the score tile (queries times heads of
 // a group, padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS,
 // STAGES a multiple of WARPS; PRODUCERS, warps that bring tiles; SHARED_BYTES of a program;
-// PROGRAMS on a multiprocessor; OUT_F32 for an output in float32; CAUSAL, else queries see all
-// keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be there, see
+// PROGRAMS on a multiprocessor; OUT_F32 for an output in float32; AMONG_LONGER, to pass over sequences
+// of more than `max_query_length` queries, which are others'; CAUSAL, else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be there, see
 // trace.cuh.
 
 #include "decode_finish.cuh"
@@ -85,7 +85,7 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
 // Zeros for the queries of sequences without tokens.
 DEVICE void write_nothing(const Parameters &p, int program, int thread, int threads) {
     for (int sequence = program; sequence < p.num_sequences; sequence += p.num_programs) {
-        if (p.kv_lengths[sequence] > 0) continue;
+        if (p.kv_lengths[sequence] > 0 || is_passed_over(p, sequence)) continue;
         for (int token = p.query_starts[sequence]; token < p.query_starts[sequence + 1]; ++token)
             for (int item = thread; item < p.num_query_heads * (HEAD_SIZE / 4); item += threads) {
                 int head = item / (HEAD_SIZE / 4), at = item % (HEAD_SIZE / 4) * 4;

@@ -191,6 +191,7 @@ def macros_of(
     block_size: int,
     features: Collection[str] = (),
     out_f32: bool = False,
+    among_longer: bool = False,
 ) -> tuple[tuple[str, int], ...]:
     """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
     return (
@@ -208,6 +209,7 @@ def macros_of(
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),
         ("OUT_F32", int(out_f32)),
+        ("AMONG_LONGER", int(among_longer)),
         *((name.upper(), int(name in features)) for name in SWITCHES),
     )
 
@@ -218,12 +220,19 @@ class DecodeLaunch:
     Args:
         call: one of them.
         config: how to cut and compile; None chooses.
+        among_longer: pass over sequences of more than the batch's `max_query_length` query tokens,
+            of which nothing is written; else there must be none.
         trace: note when warps come to named moments, see `marks`.
 
     """
 
     def __init__(
-        self, call: AttentionCall, config: DecodeConfig | None = None, *, trace: bool = False
+        self,
+        call: AttentionCall,
+        config: DecodeConfig | None = None,
+        *,
+        among_longer: bool = False,
+        trace: bool = False,
     ) -> None:
         query, cache, batch = call.query, call.cache, call.batch
         num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
@@ -260,6 +269,7 @@ class DecodeLaunch:
             block_size=cache.block_size,
             features=call.features,
             out_f32=call.out.dtype == torch.float32,
+            among_longer=among_longer,
         )
         self._num_programs = num_programs * config.programs
         if config.programs > 1:  # rows are many

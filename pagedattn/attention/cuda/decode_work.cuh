@@ -16,9 +16,16 @@ DEVICE Tiles tiles_of(const Parameters &p, int kv_length, int queries) {
     return tiles;
 }
 
+// Whether a sequence's queries are too many for this kernel: another one takes them.
+DEVICE bool is_passed_over(const Parameters &p, int sequence) {
+    return AMONG_LONGER && p.query_starts[sequence + 1] - p.query_starts[sequence] > p.max_query_length;
+}
+
 DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
     int queries = WINDOW ? p.query_starts[sequence + 1] - p.query_starts[sequence] : 0;
-    return tiles_of(p, p.kv_lengths[sequence], queries);
+    Tiles tiles = tiles_of(p, p.kv_lengths[sequence], queries);
+    if (is_passed_over(p, sequence)) tiles.count = 0;
+    return tiles;
 }
 
 // What a program works on is a range of tiles. KV heads form groups of `parallel_heads`, neighbours.

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.mixture import Mixture
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 
@@ -110,11 +111,12 @@ class _Parameters(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "window", "num_sequences", "num_kv_heads", "num_tiles", "section_heads",
-                "octets_of_a_block", "from_both_ends", "splits",
+                "octets_of_a_block", "from_both_ends", "splits", "short_queries",
             )
         ),
+        ("gap", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("key_scale", "value_scale")),
-        ("end", ctypes.c_char * 40),
+        ("end", ctypes.c_char * 32),
     )  # fmt: skip
 
 
@@ -133,10 +135,10 @@ def not_taken(call: AttentionCall) -> str | None:
         return f"block_size {block_size}"
     if group > 64 * warpgroups_of(call):
         return f"{group} query heads a KV head"
-    if cache.dtype == FP8 and rows_of_one_tile(call) is not None:
-        # the decode kernel comes first; what it does not take, as heads of 80, is read by all
-        # programs together in Triton's, and here by one a KV head of a sequence
-        return f"short queries over {cache.dtype}"
+    if cache.dtype == FP8 and not call.causal and rows_of_one_tile(call) is not None:
+        # parts of shared blocks: the decode kernel comes first, and what it does not take, as heads
+        # of 80, is read by all programs together in Triton's
+        return f"short queries that see all keys over {cache.dtype}"
     if not call.scale > 0:
         return f"scale {call.scale}"
     block_stride, head_stride, token_stride, _ = cache.key.stride()
@@ -190,6 +192,7 @@ class PrefillLaunch:
         call: one of them.
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
         splits: shares of each tile's keys; None chooses.
+        mixture: of the batch; then its short queries are passed over, of which nothing is written.
         trace: note when warps come to named moments, see `marks`.
 
     """
@@ -200,10 +203,12 @@ class PrefillLaunch:
         *,
         fp8_products: bool = False,
         splits: int | None = None,
+        mixture: Mixture | None = None,
         trace: bool = False,
     ) -> None:
         num_programs = num_multiprocessors(call.query.device)
-        self._splits = splits_of(call, num_programs) if splits is None else splits
+        self._mixture = mixture
+        self._splits = splits_of(call, num_programs, mixture) if splits is None else splits
         if self._splits > 1:
             call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
@@ -249,7 +254,11 @@ class PrefillLaunch:
         else:
             shares, out, lse = _shares_of(call, self._splits)
             self._launch(shares)
-            merge_shares(call, out, lse)
+            merge_shares(call, out, lse, self._short_queries)
+
+    @property
+    def _short_queries(self) -> int:
+        return 0 if self._mixture is None else self._mixture.most_queries
 
     def _launch(self, call: AttentionCall) -> None:
         cache, batch = call.cache, call.batch
@@ -281,7 +290,9 @@ class PrefillLaunch:
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""
         cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
+        mixture = self._mixture
         parameters = _Parameters()
+        parameters.short_queries = self._short_queries
         parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
         parameters.out_split_stride, parameters.splits = call.out.numel(), self._splits
         parameters.table_stride = batch.block_tables.stride(0)
@@ -291,12 +302,15 @@ class PrefillLaunch:
         parameters.num_kv_heads = cache.num_kv_heads
         parameters.num_tiles = num_tokens // (self._rows // self._group) + batch.num_sequences
         token_bytes = 2 * cache.head_size * cache.dtype.itemsize
-        head_bytes = token_bytes * max(1, batch.expected_kv_length)
+        longest = batch.expected_kv_length if mixture is None else mixture.longest_long
+        head_bytes = token_bytes * max(1, longest)
         parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
         # few of the longest query: chunks, which the matrix units limit, among decodes, which the
         # memory does; a part of shared blocks is neither
         parameters.from_both_ends = (
-            call.causal and 2 * num_tokens < batch.num_sequences * batch.max_query_length
+            call.causal
+            and mixture is None
+            and 2 * num_tokens < batch.num_sequences * batch.max_query_length
         )
         parameters.octets_of_a_block = cache.key.stride(0) // (8 * cache.key.stride(2))
         return parameters

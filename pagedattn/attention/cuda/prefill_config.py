@@ -8,6 +8,7 @@ from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.mixture import Mixture
 
 STAGES = 2  # tiles of K, and of V, in shared memory
 SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
@@ -56,7 +57,7 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
     return max(n for n in range(1, min(fitting, num_kv_heads) + 1) if num_kv_heads % n == 0)
 
 
-def splits_of(call: AttentionCall, num_programs: int) -> int:
+def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> int:
     """Choose among how many programs a tile's keys are shared out, from bounds that the host knows.
 
     Few tiles over long keys leave programs without work, or some with two tiles and others with
@@ -66,6 +67,7 @@ def splits_of(call: AttentionCall, num_programs: int) -> int:
     Args:
         call: of the launch.
         num_programs: that run at once.
+        mixture: of the batch, if its long queries alone are taken.
 
     Returns:
         1 to `MAX_SPLITS`; 1 is not to share.
@@ -73,12 +75,16 @@ def splits_of(call: AttentionCall, num_programs: int) -> int:
     """
     cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
     longest, kv_length = max(1, batch.max_query_length), batch.expected_kv_length
+    num_sequences = batch.num_sequences
+    if mixture is not None:
+        longest, kv_length = mixture.longest_query, mixture.longest_long
+        num_sequences, num_tokens = mixture.num_long, mixture.long_queries
     if not call.causal or 2 * longest > kv_length:
         return 1
     rows, kv_tile = 64 * warpgroups_of(call), kv_tile_of(cache.head_size)
     tokens_a_tile = rows // (call.query.shape[1] // cache.num_kv_heads)
-    num_tiles = batch.num_sequences * -(-longest // tokens_a_tile)
-    num_tiles = min(num_tiles, num_tokens // tokens_a_tile + batch.num_sequences)
+    num_tiles = num_sequences * -(-longest // tokens_a_tile)
+    num_tiles = min(num_tiles, num_tokens // tokens_a_tile + num_sequences)
     num_items = num_tiles * cache.num_kv_heads
     if num_items >= 2 * num_programs:  # who is done first takes what is left
         return 1

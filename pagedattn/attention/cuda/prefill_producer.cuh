@@ -73,11 +73,12 @@ DEVICE void clear_rows(u32 tile, int begin, int end, int lane) {
 DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
     Place place{0, 1};
     u32 loaded_parity = 0;
-    int num_items = p.num_tiles * p.num_kv_heads * (SPLIT ? p.splits : 1);
+    Range range = Range::of(p, lane);
+    int num_items = range.count * p.num_kv_heads * (SPLIT ? p.splits : 1);
     int index = blockIdx.x;
     Item item;
     while (index < num_items) {
-        if (find_item(p, index, lane, item)) {
+        if (find_item(p, range, index, lane, item)) {
             mark(Moment::LENGTHS_KNOWN);
             barrier_wait(shared.query_empty(place.stage), place.parity);
             if (elected()) {

@@ -84,13 +84,38 @@ DEVICE bool part_of_tile(const Parameters &p, int tile, int lane, int &sequence,
     return false;
 }
 
-// Find the item that is drawn as number `index`; false if it has no queries.
-DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
+// The query tiles that items are drawn of: all, or from the first to the last one of a sequence that is
+// not passed over. By the whole warp.
+struct Range {
+    int first, count;
+
+    DEVICE static Range of(const Parameters &p, int lane) {
+        if (p.short_queries == 0) return {0, p.num_tiles};
+        int first = p.num_tiles, end = 0;
+#pragma unroll 4
+        for (int sequence = lane; sequence < p.num_sequences; sequence += 32) {
+            int start = p.query_starts[sequence], queries = p.query_starts[sequence + 1] - start;
+            if (queries <= p.short_queries) continue;
+            int tile = start / TILE_TOKENS + sequence;
+            first = min(first, tile);
+            end = max(end, tile + (queries + TILE_TOKENS - 1) / TILE_TOKENS);
+        }
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            first = min(first, __shfl_xor_sync(0xffffffff, first, step));
+            end = max(end, __shfl_xor_sync(0xffffffff, end, step));
+        }
+        return {first, max(0, end - first)};
+    }
+};
+
+// Find the item that is drawn as number `index` of those of `range`; false if it has no queries.
+DEVICE bool find_item(const Parameters &p, Range range, int index, int lane, Item &item) {
     if (SPLIT) {
         item.split = index % p.splits;
         index /= p.splits;
     }
-    int section_items = p.section_heads * p.num_tiles;
+    int section_items = p.section_heads * range.count;
     int section = index / section_items;
     int rest = index - section * section_items;
     int tile = rest / p.section_heads;
@@ -99,7 +124,7 @@ DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
     if (CAUSAL) {
         // a sequence's last tiles see the most keys: they go first
         int back = p.from_both_ends ? tile / 2 : tile;
-        tile = p.from_both_ends && tile % 2 ? tile / 2 : p.num_tiles - 1 - back;
+        tile = range.first + (p.from_both_ends && tile % 2 ? tile / 2 : range.count - 1 - back);
         sequence = sequence_of_tile(p, tile, lane);
         first_tile = p.query_starts[sequence] / TILE_TOKENS + sequence;
     } else if (!part_of_tile(p, tile, lane, sequence, first_tile)) {
@@ -110,7 +135,7 @@ DEVICE bool find_item(const Parameters &p, int index, int lane, Item &item) {
     int start = p.query_starts[sequence];
     int num_queries = p.query_starts[sequence + 1] - start;
     int first_step = (tile - first_tile) * TILE_TOKENS;
-    if (first_step >= num_queries) return false;
+    if (first_step >= num_queries || num_queries <= p.short_queries) return false;
     item.sequence = sequence;
     item.kv_length = p.kv_lengths[sequence];
     item.first_token = start + first_step;

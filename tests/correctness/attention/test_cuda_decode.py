@@ -53,7 +53,7 @@ def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns,
     ("block_size", "features", "programs"),
     [
         *((1, (), 1), (1, ("lse",), 2), (2, (), 2), (4, decode.SWITCHES, 1)),
-        *((256, (), 1), (16, ("lse", "not_causal"), 1)),
+        *((256, (), 1), (16, ("lse", "not_causal"), 1), (16, ("among_longer",), 2)),
         *((8, (name,), 1) for name in decode.SWITCHES),
     ],
     ids=str,
@@ -66,7 +66,7 @@ def test_features_and_block_sizes_compile(cache_folder, block_size, features, pr
     macros = decode.macros_of(
         config,
         head_size=128, kv_bytes=2, group=4, bf16=False, block_size=block_size, features=features,
-        out_f32="not_causal" in features,
+        out_f32="not_causal" in features, among_longer="among_longer" in features,
     )  # fmt: skip
     cubin = compiler.compile_kernel("decode.cu", dict(macros))
     (path,) = cache_folder.iterdir()
@@ -259,7 +259,8 @@ def test_few_rows_have_these_ranges_and_many_have_all(
         (5, (8, 2), {}, prefill.PrefillLaunch),
         (5, (8, 2), {"head_size": 64}, decode.DecodeLaunch),
         (5, (8, 2), {"block_size": 4}, decode.DecodeLaunch),  # which prefill does not take
-        (5, (8, 2), {"kv_dtype": "float8_e4m3"}, decode.DecodeLaunch),
+        (5, (8, 2), {"kv_dtype": "float8_e4m3"}, prefill.PrefillLaunch),
+        (1, (8, 2), {"kv_dtype": "float8_e4m3", "head_size": 80}, prefill.PrefillLaunch),
         (9, (8, 2), {}, prefill.PrefillLaunch),
         (9, (8, 2), {"block_size": 4}, None),
     ],

@@ -1,0 +1,98 @@
+"""Batches of short and long queries, each for its own kernel: one launch after the other.
+
+Schedule. The prefill kernel takes a mixed batch whole: who waits for memory, at a decode, runs
+beside who multiplies, at a chunk, and both end sooner than one after the other. But there a decode
+is one program's work for each KV head, and the longest of them can last longer than all else. Then
+the decode kernel takes the sequences of short queries, whose keys it divides evenly over the whole
+GPU, and the prefill kernel the others. Each passes over what is the other's as the device has it,
+so that a captured graph follows sequences that begin and end their prompts.
+
+Bytes: as the kernels'. Limit: the matrix units first, then the memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pagedattn.attention.cuda import decode, prefill
+from pagedattn.attention.cuda.decode_config import READ_RATE
+from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE
+
+if TYPE_CHECKING:
+    from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.mixture import Mixture
+
+# measured on an H100, of mixed batches of lengths that are even, log-normal, and even but one
+ITEM_RATE = 55e9  # bytes a second that a program of the prefill kernel reads of a decode
+OVERLAPPED = 0.88  # of the time of both kernels that one launch takes, if its end is even
+LATE = 0.5  # of the longest decode that is left when all else is done, where decodes are many
+MANY_ITEMS = 264  # decodes times KV heads: two for each program
+LAUNCH_SECONDS = 4e-6  # of one launch more
+
+
+def pays(call: AttentionCall) -> bool:
+    """Whether a call is a mixed batch that two launches take, and in less time than one.
+
+    Chosen by what the host knew when the batch was made, see :class:`Mixture`.
+    """
+    mixture, cache = call.batch.mixture, call.cache
+    if mixture is None or not call.causal or prefill.not_taken(call) is not None:
+        return False
+    if decode.not_taken(short_of(call)) is not None:
+        return False
+    longest, tokens = mixture.longest_short, mixture.short_kv_tokens
+    if call.window is not None:
+        longest = min(longest, call.window)
+        tokens = min(tokens, mixture.num_short * call.window)
+    head_bytes = 2 * cache.head_size * cache.key.element_size()
+    products = 4 * cache.head_size * call.query.shape[1] * mixture.visible_pairs
+    apart = tokens * cache.num_kv_heads * head_bytes / READ_RATE + products / PRODUCT_RATE
+    alone = longest * head_bytes / ITEM_RATE
+    late = LATE * min(1, mixture.num_short * cache.num_kv_heads / MANY_ITEMS)
+    return max(alone, OVERLAPPED * apart + late * alone) > apart + LAUNCH_SECONDS
+
+
+def short_of(call: AttentionCall) -> AttentionCall:
+    """Return a mixed call as the decode kernel is cut for it: with the short queries' bounds."""
+    mixture = _mixture_of(call)
+    batch = replace(
+        call.batch,
+        max_query_length=mixture.most_queries,
+        likely_kv_length=mixture.longest_short,
+        is_full=False,
+    )
+    return replace(call, batch=batch)
+
+
+def _mixture_of(call: AttentionCall) -> Mixture:
+    mixture = call.batch.mixture
+    if mixture is None:
+        raise ValueError("the batch has short queries alone, or long ones alone")
+    return mixture
+
+
+class MixedLaunch:
+    """Both kernels' launches for calls of one signature; the call's batch must have a `mixture`.
+
+    Args:
+        call: one of them.
+
+    Raises:
+        ValueError: it has none.
+
+    """
+
+    def __init__(self, call: AttentionCall) -> None:
+        self._long = prefill.PrefillLaunch(call, mixture=_mixture_of(call))
+        self._short = decode.DecodeLaunch(short_of(call), among_longer=True)
+
+    def __call__(self, call: AttentionCall) -> None:
+        """Launch both on the current stream.
+
+        Args:
+            call: of the signature; `out`, and `lse` if given, are written.
+
+        """
+        self._long(call)
+        self._short(call)
