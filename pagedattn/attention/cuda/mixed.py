@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
     from pagedattn.attention.mixture import Mixture
 
-# measured on an H100, of mixed batches of lengths that are even, log-normal, and even but one
+# measured on an H100, of 15 mixed batches of lengths that are even, log-normal, and even but one
 ITEM_RATE = 55e9  # bytes a second that a program of the prefill kernel reads of a decode
 OVERLAPPED = 0.88  # of the time of both kernels that one launch takes, if its end is even
-LATE = 0.5  # of the longest decode that is left when all else is done, where decodes are many
-MANY_ITEMS = 264  # decodes times KV heads: two for each program
-LAUNCH_SECONDS = 4e-6  # of one launch more
+LATE = 0.6  # of the longest decode that is left when all else is done, where decodes are many
+MANY_ITEMS = 528  # decodes times KV heads: four for each program
+LAUNCH_SECONDS = 22e-6  # of beginnings and ends of two launches, where one has one of each
 
 
 def pays(call: AttentionCall) -> bool:

@@ -111,8 +111,8 @@ def _merge_kernel(
     columns = tl.arange(0, HEAD_TILE)
     size = HEAD_SIZE
     if query_starts_ptr is not None:
-        lanes = tl.arange(0, SEQUENCES)
-        starts = tl.load(query_starts_ptr + lanes, mask=lanes < num_sequences, other=2147483647)
+        each = tl.arange(0, SEQUENCES)
+        starts = tl.load(query_starts_ptr + each, mask=each < num_sequences, other=2147483647)
         sequence = tl.sum((starts <= token).to(tl.int32), 0) - 1
         first_token = tl.load(query_starts_ptr + sequence)
         is_own = tl.load(query_starts_ptr + sequence + 1) - first_token > short_queries
