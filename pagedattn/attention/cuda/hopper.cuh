@@ -24,7 +24,8 @@ DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_s
 
 // ---- launches that begin while the one before ends (programmatic dependent launch)
 
-// Until the launches before are over and what they wrote is seen; nothing of memory is touched before.
+// Until the launches before are over and what they wrote is seen; nothing of memory is touched before, but
+// by a launch of which the one before has waited for all that is read and counts with its own counters.
 DEVICE void wait_for_the_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Let the next launch's programs come as this one's go; they wait as above.

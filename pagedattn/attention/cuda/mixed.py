@@ -4,10 +4,11 @@ Schedule. The prefill kernel takes a mixed batch whole: who waits for memory, at
 beside who multiplies, at a chunk, and both end sooner than one after the other. But there a decode
 is one program's work for each KV head, and the longest of them can last longer than all else. Then
 the decode kernel takes the sequences of short queries, whose keys it divides evenly over the whole
-GPU, and the prefill kernel the others. Each passes over what is the other's as the device has it,
-so that a captured graph follows sequences that begin and end their prompts.
+GPU, and the prefill kernel the others; its programs begin as the first kernel's end. Each passes
+over what is the other's as the device has it, so that a captured graph follows sequences that begin
+and end their prompts.
 
-Bytes: as the kernels'. Limit: the matrix units first, then the memory.
+Bytes: as the kernels'. Limit: the memory first, then the matrix units.
 """
 
 from __future__ import annotations
@@ -94,5 +95,5 @@ class MixedLaunch:
             call: of the signature; `out`, and `lse` if given, are written.
 
         """
-        self._long(call)
         self._short(call)
+        self._long(call)

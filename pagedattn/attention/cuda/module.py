@@ -77,8 +77,8 @@ class Kernel:
         """Launch on the current stream of the kernel's device, whichever device is current.
 
         The launch may begin while the one before on the stream ends, so a kernel has to wait for it
-        by `griddepcontrol.wait` before it touches memory (CUDA C++ Programming Guide,
-        "Programmatic Dependent Launch and Synchronization").
+        by `griddepcontrol.wait` before it touches memory that it writes, and before it ends (CUDA
+        C++ Programming Guide, "Programmatic Dependent Launch and Synchronization").
 
         Args:
             programs: thread blocks.

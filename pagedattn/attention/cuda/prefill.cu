@@ -10,8 +10,9 @@
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
 // (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS
 // (over it queries and weights are rounded to e4m3), OUT_F32 (an output in float32), CAUSAL (else queries
-// see all keys), SPLIT (items are shares of a tile's keys), the switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see
-// trace.cuh.
+// see all keys), SPLIT (items are shares of a tile's keys), BESIDE (the launch before is another kernel's
+// over the same batch, beside which this one begins), the switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and
+// TRACE, which need not be there, see trace.cuh.
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
@@ -109,7 +110,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
             }
         barrier_init_fence();
     }
-    wait_for_the_launch_before();
+    if (!BESIDE) wait_for_the_launch_before();
     mark(Moment::STARTED);
     allow_the_next_launch();
     __syncthreads();
@@ -134,4 +135,6 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
         consume(p, shared, warpgroup - 1 - FP8, threadIdx.x % 128);
     }
     mark(Moment::ENDED);
+    // whoever waits for this launch waits for the one before too
+    if (BESIDE) wait_for_the_launch_before();
 }

@@ -153,7 +153,11 @@ def not_taken(call: AttentionCall) -> str | None:
 
 
 def macros_of(
-    call: AttentionCall, *, fp8_products: bool = False, is_split: bool = False
+    call: AttentionCall,
+    *,
+    fp8_products: bool = False,
+    is_split: bool = False,
+    is_beside: bool = False,
 ) -> tuple[tuple[str, int], ...]:
     """Return what prefill.cu is specialised for.
 
@@ -161,6 +165,7 @@ def macros_of(
         call: of the launch.
         fp8_products: see `PrefillLaunch`.
         is_split: whether each tile's keys are shared out.
+        is_beside: whether it begins beside the launch before; see `PrefillLaunch`.
 
     """
     query, cache = call.query, call.cache
@@ -177,6 +182,7 @@ def macros_of(
         ("OUT_F32", int(call.out.dtype == torch.float32)),
         ("CAUSAL", int(call.causal)),
         ("SPLIT", int(is_split)),
+        ("BESIDE", int(is_beside)),
         ("WINDOW", int(call.window is not None)),
         ("SOFT_CAP", int(call.soft_cap is not None)),
         ("ALIBI", int(call.alibi_slopes is not None)),
@@ -193,6 +199,8 @@ class PrefillLaunch:
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
         splits: shares of each tile's keys; None chooses.
         mixture: of the batch; then its short queries are passed over, of which nothing is written.
+            The launch before must be the decode kernel's over them, with nothing between: programs
+            begin as that one's end, unless keys are shared out or the batch has no counters.
         trace: note when warps come to named moments, see `marks`.
 
     """
@@ -226,7 +234,16 @@ class PrefillLaunch:
             num_programs,
             parameters.num_tiles * cache.num_kv_heads * self._splits,
         )
-        macros = macros_of(call, fp8_products=fp8_products, is_split=self._splits > 1)
+        macros = macros_of(
+            call,
+            fp8_products=fp8_products,
+            is_split=self._splits > 1,
+            # memory for shares may be what the launch before still uses, and counters that are
+            # made here are another launch between
+            is_beside=(
+                mixture is not None and self._splits == 1 and call.batch.arrivals is not None
+            ),
+        )
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, query.device.index)
@@ -265,7 +282,9 @@ class PrefillLaunch:
         parameters = _Parameters.from_buffer_copy(self._fixed)
         parameters.query = self._query_maps.of(call.query)
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
-        counters = batch.counters(2)
+        counters = batch.counters(2)[
+            -2:
+        ]  # the decode kernel's, which may run beside, are the first
         set_addresses(
             parameters,
             (

@@ -26,6 +26,7 @@ class VllmCuda(VllmKernel):
 
     name = "vllm_cuda"
     features = frozenset({"fp8", "alibi"})
+    rounds_parts = True  # partitions' results are of the query's type
 
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from pagedattn.attention.batch_memory import NUM_ARRIVALS
 from pagedattn.attention.cuda import decode, prefill
 from pagedattn.attention.cuda.launching import signature_of
 from pagedattn.attention.cuda.module import _maps as shared_maps
@@ -73,6 +74,12 @@ def strided(call):
         ),
         "likely length": dataclasses.replace(
             call, batch=dataclasses.replace(call.batch, likely_kv_length=50)
+        ),
+        "counters": dataclasses.replace(
+            call,
+            batch=dataclasses.replace(
+                call.batch, arrivals=torch.zeros(NUM_ARRIVALS, dtype=torch.int32)
+            ),
         ),
         "table strides": dataclasses.replace(
             call,

@@ -235,3 +235,29 @@ def test_a_captured_graph_follows_which_sequences_are_long(splits, shared_out):
         out.fill_(torch.nan)
         graph.replay()
         check_attention(out, inputs)
+
+
+@pytest.mark.gpu
+@on_hopper
+def test_launches_that_begin_beside_each_other_disturb_nobody():
+    lengths = ((300, 1, 1, 2), (700, 20_000, 33, 4000)), LONGER
+    rows = []
+    for each, head_size in zip(lengths, (128, 64), strict=True):
+        inputs = on_gpu(each, (8, 2), head_size, 16, None)
+        outs = [torch.full_like(inputs.query, torch.nan) for _ in range(8)]
+        calls = [inputs.call(out) for out in outs]
+        rows.append((inputs, outs, calls, mixed.MixedLaunch(calls[0])))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for calls in zip(*(calls for _, _, calls, _ in rows), strict=True):
+            for call, (*_, launch) in zip(calls, rows, strict=True):
+                launch(call)
+    for _ in range(20):
+        for _, outs, _, _ in rows:
+            for out in outs:
+                out.fill_(torch.nan)
+        graph.replay()
+        for inputs, outs, _, _ in rows:
+            check_attention(outs[0], inputs)
+            assert all(torch.equal(out, outs[0]) for out in outs)
