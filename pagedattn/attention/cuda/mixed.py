@@ -29,7 +29,7 @@ ITEM_RATE = 55e9  # bytes a second that a program of the prefill kernel reads of
 OVERLAPPED = 0.88  # of the time of both kernels that one launch takes, if its end is even
 LATE = 0.6  # of the longest decode that is left when all else is done, where decodes are many
 MANY_ITEMS = 528  # decodes times KV heads: four for each program
-LAUNCH_SECONDS = 22e-6  # of beginnings and ends of two launches, where one has one of each
+LAUNCH_SECONDS = 16e-6  # of the beginning and end of one launch more
 
 
 def pays(call: AttentionCall) -> bool:
