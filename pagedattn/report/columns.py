@@ -89,7 +89,8 @@ _ALL = (
         "µs",
         host_us="Host's time of one eager launch.",
         batch_us="Time of bringing a step's page table to the device, host and GPU.",
-        plan_us="Time of planning a step besides, before its first launch, host and GPU.",
+        plan_us="Time of planning a step besides, before its first launch, host and GPU; as the "
+        "difference of two times it can be below 0 by noise.",
         hashing_us="Part of the median that hashing took, where it is a step of its own.",
     ),
     *_make(REAL, "bytes", bytes="Bytes that must be moved at least."),

@@ -60,7 +60,6 @@ _NUMBERS = (
     "peak_memory_bytes",
     "host_us",
     "batch_us",
-    "plan_us",
     "hashing_us",
     "median_interval",
     "sm_clock_mhz",
@@ -78,6 +77,9 @@ _NUMBERS = (
     "predicted_weights_bytes",
     "predicted_kv_pool_bytes",
 )
+
+
+_DIFFERENCES = ("plan_us",)  # of two times, which noise can bring below 0
 
 
 class ResultsError(ValueError):
@@ -256,14 +258,18 @@ def expect_object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-def expect_number(value: Any, *what: str) -> float:
-    """Return `value` as a float if it is a number from 0 to 1e18, else raise ResultsError.
+def expect_number(value: Any, *what: str, least: float = 0) -> float:
+    """Return `value` as a float if it is a number from `least` to 1e18, else raise ResultsError.
 
     `what` are the words that the error names it by: they are joined only then, as most are right.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
-        name = " ".join(what)
-        raise ResultsError(f"{name} must be a number from 0 to {_LARGEST:g}, not {_shown(value)}.")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not least <= value <= _LARGEST
+    ):
+        name, limits = " ".join(what), f"{least:g} to {_LARGEST:g}"
+        raise ResultsError(f"{name} must be a number from {limits}, not {_shown(value)}.")
     return float(value)
 
 
@@ -334,6 +340,12 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     numbers = {
         key: None if extra.get(key) is None else expect_number(extra[key], what, key)
         for key in _NUMBERS
+    }
+    numbers |= {
+        key: None
+        if extra.get(key) is None
+        else expect_number(extra[key], what, key, least=-_LARGEST)
+        for key in _DIFFERENCES
     }
     rounds = _count(stats.get("rounds"), f"{what} stats.rounds")
     if not rounds:

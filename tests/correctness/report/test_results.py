@@ -147,6 +147,8 @@ def test_an_unreadable_file_is_refused(made, tmp_path):
         ("stats", "rounds", 1.5, "stats.rounds must be a whole number, not 1.5"),
         ("extra_info", "batch", "many", 'batch must be a number from 0 to 1e.18, not "many"'),
         ("extra_info", "gb_per_s", [1], "gb_per_s must be a number from 0 to 1e.18, not a list"),
+        ("extra_info", "batch_us", -1.0, "batch_us must be a number from 0 to 1e.18, not -1.0"),
+        ("extra_info", "plan_us", -1e19, "plan_us must be a number from -1e.18 to 1e.18"),
         ("extra_info", "bytes", 10**400, "not a larger number"),
         ("extra_info", "dtype", 16, "dtype must be a string, not 16"),
     ],
@@ -158,6 +160,13 @@ def test_a_broken_row_is_refused_by_name(made, tmp_path, place, key, value, mess
     with pytest.raises(ResultsError, match=message) as caught:
         load(path)
     assert "attention[sdpa_contiguous-decode-B8-4k]" in str(caught.value)
+
+
+def test_a_difference_of_times_may_be_below_0(made, tmp_path):
+    content = made.small()
+    content["benchmarks"][2]["extra_info"]["plan_us"] = -8.5
+    run = load(made.write(tmp_path / "run.json", content))
+    assert run.rows.plan_us.dropna().tolist() == [-8.5]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
