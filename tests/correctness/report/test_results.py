@@ -165,8 +165,8 @@ def test_a_broken_row_is_refused_by_name(made, tmp_path, place, key, value, mess
 def test_a_difference_of_times_may_be_below_0(made, tmp_path):
     content = made.small()
     content["benchmarks"][2]["extra_info"]["plan_us"] = -8.5
-    run = load(made.write(tmp_path / "run.json", content))
-    assert run.rows.plan_us.dropna().tolist() == [-8.5]
+    frame = load(made.write(tmp_path / "run.json", content))
+    assert frame.plan_us.dropna().tolist() == [-8.5]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
