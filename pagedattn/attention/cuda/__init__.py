@@ -11,6 +11,7 @@ import torch
 from pagedattn.attention.cuda import decode, mixed, prefill
 from pagedattn.attention.cuda.launching import signature_of
 from pagedattn.attention.triton import TritonImplementation
+from pagedattn.attention.triton.decode import rows_of_one_tile
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class CudaFp8Implementation(CudaImplementation):
         """Say in a phrase why this call cannot be taken, or None if it can."""
         if call.cache.dtype != FP8:
             return f"a cache of {call.cache.dtype}, which is not multiplied in fp8"
-        if decode.not_taken(call) is None:
+        if decode.not_taken(call) is None or rows_of_one_tile(call) is not None:
             return "short queries, which wait for memory and not for products"
         return super().unsupported(call) or prefill.not_taken(call)
 
