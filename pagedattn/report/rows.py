@@ -263,11 +263,8 @@ def expect_number(value: Any, *what: str, least: float = 0) -> float:
 
     `what` are the words that the error names it by: they are joined only then, as most are right.
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not least <= value <= _LARGEST
-    ):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= _LARGEST:
         name, limits = " ".join(what), f"{least:g} to {_LARGEST:g}"
         raise ResultsError(f"{name} must be a number from {limits}, not {_shown(value)}.")
     return float(value)
@@ -338,14 +335,9 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     texts = {key: _text(extra.get(key), what, key) for key in _TEXTS}
     counts = {key: _count(extra.get(key), what, key) for key in _COUNTS}
     numbers = {
-        key: None if extra.get(key) is None else expect_number(extra[key], what, key)
-        for key in _NUMBERS
-    }
-    numbers |= {
-        key: None
-        if extra.get(key) is None
-        else expect_number(extra[key], what, key, least=-_LARGEST)
-        for key in _DIFFERENCES
+        key: None if extra.get(key) is None else expect_number(extra[key], what, key, least=least)
+        for keys, least in ((_NUMBERS, 0), (_DIFFERENCES, -_LARGEST))
+        for key in keys
     }
     rounds = _count(stats.get("rounds"), f"{what} stats.rounds")
     if not rounds:

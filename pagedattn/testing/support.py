@@ -98,15 +98,15 @@ def probe(implementation: str, feature: str, device: str = "cuda") -> Finding:
         device: where to run; bfloat16 on a GPU, and float16 on a CPU.
 
     """
+    made = get_implementation(implementation)
     if feature == GRAPH and device == "cpu":
         return Finding(implementation, feature, "untried", "there is no CUDA GPU")
-    made = get_implementation(implementation)
     found = _tried(made, feature, device)
     needs_fp8 = _all_refused(found) and _takes_fp8_only(made, device)
     if needs_fp8:
         found = _tried(made, feature, device, in_fp8=True)
     status, detail = _together(found)
-    if needs_fp8 and status == "passed":
+    if needs_fp8 and status != "unsupported":
         detail = "; ".join(filter(None, ("over fp8", detail)))
     return Finding(implementation, feature, status, detail)
 
