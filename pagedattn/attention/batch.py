@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.batch_memory import BatchMemory
+from pagedattn.attention.batch_memory import NUM_ARRIVALS, NUM_TICKETS, BatchMemory
 from pagedattn.attention.cascade.sharing import SharedNow, Sharing
 from pagedattn.attention.mixture import MOST_SHORT, Mixture
 from pagedattn.attention.step import Step
@@ -205,12 +205,26 @@ class AttentionBatch:
         """Return int32 zeros for a kernel that leaves zeros: `arrivals`, or new ones.
 
         Args:
-            count: how many, at least.
+            count: how many, at least; with `has_tickets` the last `NUM_TICKETS` are not among them.
 
         """
-        if self.arrivals is not None and self.arrivals.numel() >= count:
-            return self.arrivals
+        arrivals = self.arrivals
+        if arrivals is not None:
+            others = NUM_TICKETS if self.has_tickets else 0
+            if arrivals.numel() - others >= count:
+                return arrivals
         return torch.zeros(count, dtype=torch.int32, device=self.device)
+
+    @property
+    def has_tickets(self) -> bool:
+        """Whether `tickets` are the batch's own, which no kernel that takes `counters` uses."""
+        return self.arrivals is not None and self.arrivals.numel() == NUM_ARRIVALS
+
+    def tickets(self) -> torch.Tensor:
+        """Return int32 [NUM_TICKETS] zeros for a kernel that leaves zeros: its own, or new ones."""
+        if self.has_tickets and self.arrivals is not None:
+            return self.arrivals[-NUM_TICKETS:]
+        return torch.zeros(NUM_TICKETS, dtype=torch.int32, device=self.device)
 
     def advance(self, page_table: PageTable, query_lengths: ArrayLike = 1) -> None:
         """Go on to a step's page table in place, for the next graph replay.

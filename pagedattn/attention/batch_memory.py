@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pagedattn.page_table import PageTable
 
 NUM_ARRIVALS = 4096
-"""Counters of a batch: 8 a program of the decode kernel, two programs a multiprocessor."""
+"""Counters of a batch: 8 a program of the decode kernel, two programs a multiprocessor; tickets."""
+NUM_TICKETS = 2
+"""The last counters, by which the prefill kernel draws its work."""
 ROOM = 1024
 """Entries of block tables that a step can change besides one of each row."""
 ALIGNED = 32  # int32: 128 bytes

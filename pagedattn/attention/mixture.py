@@ -21,25 +21,25 @@ class Mixture:
 
     Attributes:
         num_short: sequences that are short.
-        most_queries: the most query tokens of a short one.
+        most_short_queries: the most query tokens of a short one.
         short_kv_tokens: KV tokens of all short ones.
-        longest_short: KV tokens of the longest short one.
+        longest_short_kv: KV tokens of the longest short one.
         num_long: sequences that are long.
-        long_queries: query tokens of all long ones.
-        longest_query: the most query tokens of a long one.
-        longest_long: KV tokens of the longest long one.
+        long_query_tokens: query tokens of all long ones.
+        most_long_queries: the most query tokens of a long one.
+        longest_long_kv: KV tokens of the longest long one.
         visible_pairs: pairs of a long one's query and a key that it sees, without a window.
 
     """
 
     num_short: int
-    most_queries: int
+    most_short_queries: int
     short_kv_tokens: int
-    longest_short: int
+    longest_short_kv: int
     num_long: int
-    long_queries: int
-    longest_query: int
-    longest_long: int
+    long_query_tokens: int
+    most_long_queries: int
+    longest_long_kv: int
     visible_pairs: int
 
     @classmethod
@@ -59,12 +59,12 @@ class Mixture:
         short_keys = kv_lengths[is_short]
         return cls(
             num_short=short_keys.size,
-            most_queries=int(query_lengths[is_short].max()),
+            most_short_queries=int(query_lengths[is_short].max()),
             short_kv_tokens=int(short_keys.sum()),
-            longest_short=int(short_keys.max()),
+            longest_short_kv=int(short_keys.max()),
             num_long=queries.size,
-            long_queries=int(queries.sum()),
-            longest_query=int(queries.max()),
-            longest_long=int(keys.max()),
+            long_query_tokens=int(queries.sum()),
+            most_long_queries=int(queries.max()),
+            longest_long_kv=int(keys.max()),
             visible_pairs=int((queries * keys - queries * (queries - 1) // 2).sum()),
         )

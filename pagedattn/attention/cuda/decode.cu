@@ -8,8 +8,8 @@
 // a group, padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS,
 // STAGES a multiple of WARPS; PRODUCERS, warps that bring tiles; SHARED_BYTES of a program;
 // PROGRAMS on a multiprocessor; OUT_F32 for an output in float32; AMONG_LONGER, to pass over sequences
-// of more than `max_query_length` queries, which are others'; CAUSAL, else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be there, see
-// trace.cuh.
+// of more than `max_query_length` queries, which are others'; CAUSAL, else queries see all keys; the
+// switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be there, see trace.cuh.
 
 #include "decode_finish.cuh"
 

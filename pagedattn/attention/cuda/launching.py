@@ -36,7 +36,7 @@ def signature_of(call: AttentionCall) -> Hashable:
         *(key.shape, key.stride(), key.dtype, value.stride()),
         (key.data_ptr() | value.data_ptr()) % 16,
         *(tables.shape, tables.stride(0), batch.max_query_length, batch.max_kv_length),
-        *(batch.is_full, batch.expected_kv_length, batch.mixture, batch.arrivals is None),
+        *(batch.is_full, batch.expected_kv_length, batch.mixture, batch.has_tickets),
         *(call.scale, call.window, call.soft_cap, call.causal),
         *(call.lse is None, call.alibi_slopes is None, call.sinks is None),
         *(cache.key_scale is None, cache.value_scale is None),

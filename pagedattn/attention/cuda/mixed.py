@@ -1,12 +1,12 @@
 """Batches of short and long queries, each for its own kernel: one launch after the other.
 
 Schedule. The prefill kernel takes a mixed batch whole: who waits for memory, at a decode, runs
-beside who multiplies, at a chunk, and both end sooner than one after the other. But there a decode
-is one program's work for each KV head, and the longest of them can last longer than all else. Then
-the decode kernel takes the sequences of short queries, whose keys it divides evenly over the whole
-GPU, and the prefill kernel the others; its programs begin as the first kernel's end. Each passes
-over what is the other's as the device has it, so that a captured graph follows sequences that begin
-and end their prompts.
+beside who multiplies, at a chunk, and both end sooner than one after the other. But there, unless
+keys are shared out, a decode is one program's work for each KV head, and the longest of them can
+last longer than all else. Then the decode kernel takes the sequences of short queries, whose keys
+it divides evenly over the whole GPU, and the prefill kernel the others; its programs begin as the
+first kernel's end, unless it shares keys out. Each passes over what is the other's as the device
+has it, so that a captured graph follows sequences that begin and end their prompts.
 
 Bytes: as the kernels'. Limit: the memory first, then the matrix units.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda import decode, prefill
 from pagedattn.attention.cuda.decode_config import READ_RATE
-from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE
+from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE, merge_seconds, splits_of
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 ITEM_RATE = 55e9  # bytes a second that a program of the prefill kernel reads of a decode
 OVERLAPPED = 0.88  # of the time of both kernels that one launch takes, if its end is even
 LATE = 0.6  # of the longest decode that is left when all else is done, where decodes are many
-MANY_ITEMS = 528  # decodes times KV heads: four for each program
+NUM_PROGRAMS = 132
+MANY_ITEMS = 4 * NUM_PROGRAMS  # decodes times KV heads
 LAUNCH_SECONDS = 16e-6  # of the beginning and end of one launch more
 
 
@@ -40,18 +41,21 @@ def pays(call: AttentionCall) -> bool:
     mixture, cache = call.batch.mixture, call.cache
     if mixture is None or not call.causal or prefill.not_taken(call) is not None:
         return False
-    if decode.not_taken(short_of(call)) is not None:
+    short = short_of(call)
+    if decode.not_taken(short) is not None or decode.is_crowded(short):
         return False
-    longest, tokens = mixture.longest_short, mixture.short_kv_tokens
+    longest, tokens = mixture.longest_short_kv, mixture.short_kv_tokens
     if call.window is not None:
         longest = min(longest, call.window)
         tokens = min(tokens, mixture.num_short * call.window)
     head_bytes = 2 * cache.head_size * cache.key.element_size()
     products = 4 * cache.head_size * call.query.shape[1] * mixture.visible_pairs
     apart = tokens * cache.num_kv_heads * head_bytes / READ_RATE + products / PRODUCT_RATE
-    alone = longest * head_bytes / ITEM_RATE
+    splits, of_long = (splits_of(call, NUM_PROGRAMS, each) for each in (None, mixture))
+    alone = longest * head_bytes / ITEM_RATE / splits
     late = LATE * min(1, mixture.num_short * cache.num_kv_heads / MANY_ITEMS)
-    return max(alone, OVERLAPPED * apart + late * alone) > apart + LAUNCH_SECONDS
+    one = max(alone, OVERLAPPED * apart + late * alone) + merge_seconds(call, splits)
+    return one > apart + LAUNCH_SECONDS + merge_seconds(call, of_long)
 
 
 def short_of(call: AttentionCall) -> AttentionCall:
@@ -59,8 +63,8 @@ def short_of(call: AttentionCall) -> AttentionCall:
     mixture = _mixture_of(call)
     batch = replace(
         call.batch,
-        max_query_length=mixture.most_queries,
-        likely_kv_length=mixture.longest_short,
+        max_query_length=mixture.most_short_queries,
+        likely_kv_length=mixture.longest_short_kv,
         is_full=False,
     )
     return replace(call, batch=batch)

@@ -68,6 +68,7 @@ from pagedattn.attention.cuda.module import (
 from pagedattn.attention.cuda.prefill_config import (
     STAGES,
     kv_tile_of,
+    macros_of,
     query_stages_of,
     section_heads,
     splits_of,
@@ -152,45 +153,6 @@ def not_taken(call: AttentionCall) -> str | None:
     return None
 
 
-def macros_of(
-    call: AttentionCall,
-    *,
-    fp8_products: bool = False,
-    is_split: bool = False,
-    is_beside: bool = False,
-) -> tuple[tuple[str, int], ...]:
-    """Return what prefill.cu is specialised for.
-
-    Args:
-        call: of the launch.
-        fp8_products: see `PrefillLaunch`.
-        is_split: whether each tile's keys are shared out.
-        is_beside: whether it begins beside the launch before; see `PrefillLaunch`.
-
-    """
-    query, cache = call.query, call.cache
-    return (
-        ("HEAD_SIZE", cache.head_size),
-        ("BLOCK_SIZE", cache.block_size),
-        ("GROUP", query.shape[1] // cache.num_kv_heads),
-        ("KV_TILE", kv_tile_of(cache.head_size)),
-        ("WARPGROUPS", warpgroups_of(call)),
-        ("QUERY_STAGES", query_stages_of(cache.head_size)),
-        ("BF16", int(query.dtype == torch.bfloat16)),
-        ("FP8", int(cache.dtype == FP8)),
-        ("FP8_PRODUCTS", int(fp8_products)),
-        ("OUT_F32", int(call.out.dtype == torch.float32)),
-        ("CAUSAL", int(call.causal)),
-        ("SPLIT", int(is_split)),
-        ("BESIDE", int(is_beside)),
-        ("WINDOW", int(call.window is not None)),
-        ("SOFT_CAP", int(call.soft_cap is not None)),
-        ("ALIBI", int(call.alibi_slopes is not None)),
-        ("SINKS", int(call.sinks is not None)),
-        ("LSE", int(call.lse is not None)),
-    )
-
-
 class PrefillLaunch:
     """A launch of the kernel for calls of one signature; `not_taken` must be None.
 
@@ -200,7 +162,7 @@ class PrefillLaunch:
         splits: shares of each tile's keys; None chooses.
         mixture: of the batch; then its short queries are passed over, of which nothing is written.
             The launch before must be the decode kernel's over them, with nothing between: programs
-            begin as that one's end, unless keys are shared out or the batch has no counters.
+            begin as that one's end, unless keys are shared out or the batch has no tickets.
         trace: note when warps come to named moments, see `marks`.
 
     """
@@ -238,11 +200,9 @@ class PrefillLaunch:
             call,
             fp8_products=fp8_products,
             is_split=self._splits > 1,
-            # memory for shares may be what the launch before still uses, and counters that are
-            # made here are another launch between
-            is_beside=(
-                mixture is not None and self._splits == 1 and call.batch.arrivals is not None
-            ),
+            # memory for shares may be what the launch before still uses, and tickets that are made
+            # are another launch between
+            is_beside=mixture is not None and self._splits == 1 and call.batch.has_tickets,
         )
         if trace:
             macros += macros_of_trace(self._num_programs)
@@ -275,16 +235,13 @@ class PrefillLaunch:
 
     @property
     def _short_queries(self) -> int:
-        return 0 if self._mixture is None else self._mixture.most_queries
+        return 0 if self._mixture is None else self._mixture.most_short_queries
 
     def _launch(self, call: AttentionCall) -> None:
         cache, batch = call.cache, call.batch
         parameters = _Parameters.from_buffer_copy(self._fixed)
         parameters.query = self._query_maps.of(call.query)
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
-        counters = batch.counters(2)[
-            -2:
-        ]  # the decode kernel's, which may run beside, are the first
         set_addresses(
             parameters,
             (
@@ -295,7 +252,7 @@ class PrefillLaunch:
                 ("query_starts", batch.query_starts),
                 ("alibi_slopes", call.alibi_slopes),
                 ("sinks", call.sinks),
-                ("tickets", counters),
+                ("tickets", batch.tickets()),
                 ("key_scale", cache.key_scale),
                 ("value_scale", cache.value_scale),
             ),
@@ -321,7 +278,7 @@ class PrefillLaunch:
         parameters.num_kv_heads = cache.num_kv_heads
         parameters.num_tiles = num_tokens // (self._rows // self._group) + batch.num_sequences
         token_bytes = 2 * cache.head_size * cache.dtype.itemsize
-        longest = batch.expected_kv_length if mixture is None else mixture.longest_long
+        longest = batch.expected_kv_length if mixture is None else mixture.longest_long_kv
         head_bytes = token_bytes * max(1, longest)
         parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
         # few of the longest query: chunks, which the matrix units limit, among decodes, which the

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
@@ -57,6 +59,13 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
     return max(n for n in range(1, min(fitting, num_kv_heads) + 1) if num_kv_heads % n == 0)
 
 
+def merge_seconds(call: AttentionCall, splits: int) -> float:
+    """Estimate how long merging so many shares of each tile's keys takes."""
+    if splits == 1:
+        return 0.0
+    return MERGE_SECONDS + 8 * call.out.numel() * splits / MERGE_RATE
+
+
 def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> int:
     """Choose among how many programs a tile's keys are shared out, from bounds that the host knows.
 
@@ -77,8 +86,8 @@ def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = 
     longest, kv_length = max(1, batch.max_query_length), batch.expected_kv_length
     num_sequences = batch.num_sequences
     if mixture is not None:
-        longest, kv_length = mixture.longest_query, mixture.longest_long
-        num_sequences, num_tokens = mixture.num_long, mixture.long_queries
+        longest, kv_length = mixture.most_long_queries, mixture.longest_long_kv
+        num_sequences, num_tokens = mixture.num_long, mixture.long_query_tokens
     if not call.causal or 2 * longest > kv_length:
         return 1
     rows, kv_tile = 64 * warpgroups_of(call), kv_tile_of(cache.head_size)
@@ -95,9 +104,46 @@ def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = 
 
     def seconds(splits: int) -> float:
         rounds = -(-num_items * splits // num_programs)
-        multiplying = rounds * -(-kv_tiles // splits) * tile_seconds
-        merging = MERGE_SECONDS + 8 * call.out.numel() * splits / MERGE_RATE
-        return multiplying + (merging if splits > 1 else 0.0)
+        return rounds * -(-kv_tiles // splits) * tile_seconds + merge_seconds(call, splits)
 
     most = max(1, min(MAX_SPLITS, kv_tiles // LEAST_TILES))
     return min(range(1, most + 1), key=seconds)
+
+
+def macros_of(
+    call: AttentionCall,
+    *,
+    fp8_products: bool = False,
+    is_split: bool = False,
+    is_beside: bool = False,
+) -> tuple[tuple[str, int], ...]:
+    """Return what prefill.cu is specialised for.
+
+    Args:
+        call: of the launch.
+        fp8_products: see `prefill.PrefillLaunch`.
+        is_split: whether each tile's keys are shared out.
+        is_beside: whether it begins beside the launch before; see `prefill.PrefillLaunch`.
+
+    """
+    query, cache = call.query, call.cache
+    return (
+        ("HEAD_SIZE", cache.head_size),
+        ("BLOCK_SIZE", cache.block_size),
+        ("GROUP", query.shape[1] // cache.num_kv_heads),
+        ("KV_TILE", kv_tile_of(cache.head_size)),
+        ("WARPGROUPS", warpgroups_of(call)),
+        ("QUERY_STAGES", query_stages_of(cache.head_size)),
+        ("BF16", int(query.dtype == torch.bfloat16)),
+        ("FP8", int(cache.dtype == FP8)),
+        ("FP8_PRODUCTS", int(fp8_products)),
+        ("OUT_F32", int(call.out.dtype == torch.float32)),
+        ("CAUSAL", int(call.causal)),
+        ("SPLIT", int(is_split)),
+        ("BESIDE", int(is_beside)),
+        ("WINDOW", int(call.window is not None)),
+        ("SOFT_CAP", int(call.soft_cap is not None)),
+        ("ALIBI", int(call.alibi_slopes is not None)),
+        ("SINKS", int(call.sinks is not None)),
+        ("LSE", int(call.lse is not None)),
+    )

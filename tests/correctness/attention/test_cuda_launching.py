@@ -3,13 +3,17 @@
 import dataclasses
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from pagedattn.attention.batch_memory import NUM_ARRIVALS
 from pagedattn.attention.cuda import decode, prefill
 from pagedattn.attention.cuda.launching import signature_of
+from pagedattn.attention.cuda.mixed import MixedLaunch
+from pagedattn.attention.cuda.module import TensorMap
 from pagedattn.attention.cuda.module import _maps as shared_maps
+from pagedattn.attention.mixture import Mixture
 from pagedattn.testing import make_inputs
 from pagedattn.workloads import AttentionShape
 
@@ -75,6 +79,12 @@ def strided(call):
         "likely length": dataclasses.replace(
             call, batch=dataclasses.replace(call.batch, likely_kv_length=50)
         ),
+        "mixture": dataclasses.replace(
+            call,
+            batch=dataclasses.replace(
+                call.batch, mixture=Mixture.of(np.array([1, 40]), np.array([40, 100]))
+            ),
+        ),
         "counters": dataclasses.replace(
             call,
             batch=dataclasses.replace(
@@ -100,6 +110,45 @@ class Recorder:
 
     def launch(self, programs, threads, shared_bytes, parameters):
         self.launched = programs, threads, shared_bytes, parameters
+
+
+MIXED = {"query_lengths": (1, 40), "kv_lengths": (4000, 100)}
+
+
+@pytest.mark.parametrize(
+    ("size", "splits", "is_beside"),
+    [(NUM_ARRIVALS, 1, 1), (NUM_ARRIVALS, 2, 0), (2112, 1, 0), (1, 1, 0), (None, 1, 0)],
+)
+def test_a_second_launch_begins_beside_the_first_where_nothing_is_between(
+    size, splits, is_beside, monkeypatch
+):
+    arrivals = None if size is None else torch.zeros(size, dtype=torch.int32)
+    call = call_of(**MIXED)
+    call = dataclasses.replace(call, batch=dataclasses.replace(call.batch, arrivals=arrivals))
+    made = []
+
+    def load(*args):
+        made.append((dict(args[2]), Recorder()))
+        return made[-1][1]
+
+    for module in (decode, prefill):
+        monkeypatch.setattr(module, "load_kernel", load)
+        monkeypatch.setattr(module, "tensor_map", lambda *_: TensorMap())
+        monkeypatch.setattr(module, "num_multiprocessors", lambda _: 132)
+    monkeypatch.setattr(prefill, "splits_of", lambda *_: splits)
+    monkeypatch.setattr(prefill, "merge_shares", lambda *_: None)
+    shared_maps.cache_clear()
+    MixedLaunch(call)(call)
+    shared_maps.cache_clear()
+    (long,) = ((macros, kernel) for macros, kernel in made if "BESIDE" in macros)
+    (short,) = (kernel for macros, kernel in made if macros.get("AMONG_LONGER"))
+    assert long[0]["BESIDE"] == is_beside
+    short, long = (kernel.launched[-1] for kernel in (short, long[1]))
+    if is_beside:
+        most = 2 * 2 * 132 * decode.WARPS  # two programs a multiprocessor, two rows each
+        assert short.arrived == arrivals.data_ptr()
+        assert long.tickets >= short.arrived + 4 * most
+        assert long.tickets + 8 <= short.arrived + 4 * size
 
 
 KINDS = pytest.mark.parametrize("kind", [decode.DecodeLaunch, prefill.PrefillLaunch])

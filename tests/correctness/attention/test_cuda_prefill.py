@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from pagedattn.attention import cuda
 from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
 from pagedattn.attention.cuda.prefill import (
     PrefillLaunch,
-    macros_of,
     not_taken,
 )
-from pagedattn.attention.cuda.prefill_config import section_heads, splits_of
+from pagedattn.attention.cuda.prefill_config import macros_of, section_heads, splits_of
 from pagedattn.attention.reference import reference_attention
 from pagedattn.kv_cache import FP8
 from pagedattn.testing import check_attention, make_inputs
@@ -361,6 +361,25 @@ def test_what_the_kernel_cannot_take_over_fp8_is_told(changes, phrase, monkeypat
     monkeypatch.setitem(HEADS, "group129", (129, 1))
     options = {"kv_dtype": CACHES["fp8"], "device": "cpu", **changes}
     assert phrase in not_taken(inputs_of(RAGGED, **options).call())
+
+
+@pytest.mark.parametrize(
+    ("queries", "head_size", "kv_dtype", "phrase"),
+    [
+        ((1, 1), 80, CACHES["fp8"], "short queries, which wait for memory"),
+        ((1, 1), 128, CACHES["fp8"], "short queries, which wait for memory"),
+        ((300, 1), 80, CACHES["fp8"], None),
+        ((300, 1), 80, None, "which is not multiplied in fp8"),
+    ],
+)
+def test_products_of_fp8_are_for_prompts_and_chunks_over_fp8(
+    queries, head_size, kv_dtype, phrase, monkeypatch
+):
+    monkeypatch.setattr(cuda, "unavailable", lambda _: None)
+    lengths = (queries, (300, 40))
+    call = inputs_of(lengths, head_size=head_size, kv_dtype=kv_dtype, device="cpu").call()
+    refused = cuda.CudaFp8Implementation().unsupported(call)
+    assert refused is None if phrase is None else phrase in refused
 
 
 @pytest.mark.parametrize(

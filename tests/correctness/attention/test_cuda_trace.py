@@ -86,6 +86,12 @@ def test_what_no_cuda_kernel_takes_cannot_be_traced(changes, phrase):
         launch_of(make_inputs(shape).call(), trace=True)
 
 
+def test_a_batch_for_both_kernels_cannot_be_traced():
+    shape = AttentionShape("test", (300, 1), (300, 20_000), 8, 2, 128, 16, "bfloat16")
+    with pytest.raises(ValueError, match="a mixed batch with a long decode is two launches"):
+        launch_of(make_inputs(shape).call())
+
+
 LAUNCHES = {
     "decode": ((1,) * 16, (513,) * 16, (8, 2), 128, 16),
     "decode-cut": ((1,) * 3, (40_000, 1, 700), (8, 1), 128, 16),

@@ -1,5 +1,7 @@
 """What a batch's mixture says of its short and its long queries."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,14 @@ from pagedattn.attention.mixture import MOST_SHORT, Mixture
 from pagedattn.page_table import PageTable
 
 
-def batch_of(query_lengths, kv_lengths):
+def table_of(kv_lengths):
     kv_lengths = np.array(kv_lengths)
     blocks = np.zeros((kv_lengths.size, -(-int(kv_lengths.max()) // 16)), np.int32)
-    return AttentionBatch.of(PageTable(16, blocks, kv_lengths), query_lengths)
+    return PageTable(16, blocks, kv_lengths)
+
+
+def batch_of(query_lengths, kv_lengths):
+    return AttentionBatch.of(table_of(kv_lengths), query_lengths)
 
 
 def test_sums_are_those_of_each_sequence():
@@ -28,13 +34,13 @@ def test_sums_are_those_of_each_sequence():
             continue
         assert found == Mixture(
             num_short=len(short),
-            most_queries=max(q for q, _ in short),
+            most_short_queries=max(q for q, _ in short),
             short_kv_tokens=sum(k for _, k in short),
-            longest_short=max(k for _, k in short),
+            longest_short_kv=max(k for _, k in short),
             num_long=len(long),
-            long_queries=sum(q for q, _ in long),
-            longest_query=max(q for q, _ in long),
-            longest_long=max(k for _, k in long),
+            long_query_tokens=sum(q for q, _ in long),
+            most_long_queries=max(q for q, _ in long),
+            longest_long_kv=max(k for _, k in long),
             # the last query sees all keys, and each one before sees one fewer
             visible_pairs=sum(k - i for q, k in long for i in range(q)),
         )
@@ -47,6 +53,8 @@ def test_a_batch_of_short_or_of_long_queries_mixes_none(queries):
 
 def test_a_later_step_leaves_it_as_it_was():
     batch = batch_of((40, 1), (300, 70))
-    before = batch.mixture
+    before = dataclasses.replace(batch.mixture)
     batch.update(batch_of((1, 40), (299, 70)))
-    assert batch.mixture is before
+    assert batch.mixture == before
+    batch.advance(table_of((299, 70)), (1, 40))
+    assert batch.mixture == before
