@@ -30,7 +30,7 @@ STEPS = 80
 class StepTimes:
     """Median seconds of a step in which all sequences grow by a token, host and GPU.
 
-    Of the faster half of the steps: a host that others use too is slow for whole steps.
+    Of the faster half of the steps: a host that does other things too is slow for whole steps.
 
     Attributes:
         batch: from the page table on the host to tensors on the device, where nothing is shared.
