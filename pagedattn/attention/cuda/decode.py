@@ -194,6 +194,7 @@ def macros_of(
     among_longer: bool = False,
 ) -> tuple[tuple[str, int], ...]:
     """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
+    producers = producers_of(config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size)
     return (
         ("HEAD_SIZE", head_size),
         ("GROUP", group),
@@ -204,7 +205,7 @@ def macros_of(
         ("TILE", config.tile),
         ("STAGES", config.stages),
         ("WARPS", WARPS),
-        ("PRODUCERS", producers_of(config.programs, block_size)),
+        ("PRODUCERS", producers),
         ("PROGRAMS", config.programs),
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),
@@ -279,7 +280,7 @@ class DecodeLaunch:
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
-        self._threads = 32 * (WARPS + producers_of(config.programs, cache.block_size))
+        self._threads = 32 * (WARPS + dict(macros)["PRODUCERS"])
         self._config = config
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)

@@ -15,7 +15,7 @@ MAX_STAGES = 16
 MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
-GATHERERS = 4  # warps of a multiprocessor that copy by threads, over blocks of one token
+GATHERERS = 4  # warps that copy by threads, over blocks of one token
 MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
 MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
@@ -136,15 +136,23 @@ def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_
     return ranges
 
 
-def producers_of(programs: int, block_size: int) -> int:
+def producers_of(config: DecodeConfig, *, head_size: int, kv_bytes: int, block_size: int) -> int:
     """Return how many warps of a program bring tiles: one asks the TMA, others copy by threads.
 
+    Two programs on a multiprocessor have half as many of the latter each, unless their registers
+    suffice for all.
+
     Args:
-        programs: on a multiprocessor.
+        config: how the kernel is cut.
+        head_size: elements of a head.
+        kv_bytes: bytes of an element of the cache.
         block_size: tokens a block.
 
     """
-    return GATHERERS // programs if block_size == 1 else 1
+    if block_size > 1:
+        return 1
+    few_sums = config.columns == 8 and head_size <= 128 and kv_bytes == 2
+    return GATHERERS if config.programs == 1 or few_sums else GATHERERS // 2
 
 
 def shares_paths_unevenly(

@@ -76,7 +76,9 @@ def test_features_and_block_sizes_compile(cache_folder, block_size, features, pr
 def shared_bytes_of(config, head_size, kv_bytes, block_size):
     """Bytes of `Shared` of decode_work.cuh, and 1024 to align it, at most."""
     blocks = max(1, config.tile // block_size)
-    producers = decode_config.producers_of(config.programs, block_size)
+    producers = decode_config.producers_of(
+        config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size
+    )
     return (
         config.stages * 2 * config.tile * head_size * kv_bytes
         + decode_config.WARPS * 8 * (head_size + 4) * 4  # sums
@@ -120,6 +122,29 @@ def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_progr
         8, 64, 4, 2
     )
     assert decode_config.choose_config(128, 2, 4) == decode_config.DecodeConfig(8, 64, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "head_size", "kv_bytes", "programs", "copying"),
+    [
+        (4, 128, 2, 2, 4),
+        (16, 128, 2, 2, 2),  # whose sums need more registers, as the following
+        (4, 192, 2, 2, 2),
+        (4, 128, 1, 2, 2),
+        (16, 128, 2, 1, 4),
+    ],
+)
+def test_warps_that_copy_blocks_of_one_leave_registers_to_those_that_multiply(
+    columns, head_size, kv_bytes, programs, copying
+):
+    config = decode_config.choose_config(
+        head_size, kv_bytes, columns, block_size=1, num_rows=512 if programs == 2 else 1
+    )
+    assert config.programs == programs
+    for block_size, expected in ((1, copying), (2, 1), (16, 1)):
+        assert expected == decode_config.producers_of(
+            config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size
+        )
 
 
 def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_path():
