@@ -18,19 +18,22 @@ from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda import decode, prefill
 from pagedattn.attention.cuda.decode_config import READ_RATE
-from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE, merge_seconds, splits_of
+from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE, Items, merge_seconds, splits_of
+from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
     from pagedattn.attention.mixture import Mixture
 
-# measured on an H100, of 15 mixed batches of lengths that are even, log-normal, and even but one;
-# what sharing keys out changes is estimated as in `splits_of`
-ITEM_RATE = 55e9  # bytes a second that a program of the prefill kernel reads of a decode
-OVERLAPPED = 0.88  # of the time of both kernels that one launch takes, if its end is even
-LATE = 0.6  # of the longest decode that is left when all else is done, where decodes are many
+# measured on an H100, of 24 mixed batches of lengths that are even, log-normal, and even but one
+ITEM_RATE = 27.5e9  # elements of K and V a second, of a decode, by a program of the prefill kernel
+# what decodes' keys add to one launch, in times of what the decode kernel takes for them
+READ_BESIDE = 0.8  # chunks multiply meanwhile
+READ_IN_SHARES = 1.0  # if keys are shared out
+READ_FP8 = 1.3  # and are widened, as chunks' are
+LATE = 0.5  # of the longest decode that is left when all else is done, where decodes are many
 NUM_PROGRAMS = 132
-MANY_ITEMS = 4 * NUM_PROGRAMS  # decodes times KV heads
+MANY_ITEMS = 4 * NUM_PROGRAMS  # decodes times KV heads, and shares
 LAUNCH_SECONDS = 16e-6  # of the beginning and end of one launch more
 
 
@@ -49,14 +52,22 @@ def pays(call: AttentionCall) -> bool:
     if call.window is not None:
         longest = min(longest, call.window)
         tokens = min(tokens, mixture.num_short * call.window)
-    head_bytes = 2 * cache.head_size * cache.key.element_size()
-    products = 4 * cache.head_size * call.query.shape[1] * mixture.visible_pairs
-    apart = tokens * cache.num_kv_heads * head_bytes / READ_RATE + products / PRODUCT_RATE
+    head_elements = 2 * cache.head_size
+    head_bytes = head_elements * cache.key.element_size()
+    reading = tokens * cache.num_kv_heads * head_bytes / READ_RATE
+    multiplying = 2 * head_elements * call.query.shape[1] * mixture.visible_pairs / PRODUCT_RATE
     splits, of_long = (splits_of(call, NUM_PROGRAMS, each) for each in (None, mixture))
-    alone = longest * head_bytes / ITEM_RATE / splits
-    late = LATE * min(1, mixture.num_short * cache.num_kv_heads / MANY_ITEMS)
-    one = max(alone, OVERLAPPED * apart + late * alone) + merge_seconds(call, splits)
-    return one > apart + LAUNCH_SECONDS + merge_seconds(call, of_long)
+    two = reading + multiplying + LAUNCH_SECONDS + merge_seconds(call, of_long)
+    if splits > 1:
+        multiplying = max(multiplying, Items.of(call, NUM_PROGRAMS, mixture).seconds(splits))
+    if cache.dtype == FP8:
+        reading *= READ_FP8
+    else:
+        reading *= READ_BESIDE if splits == 1 else READ_IN_SHARES
+    alone = longest * head_elements / ITEM_RATE / splits
+    late = LATE * min(1, mixture.num_short * cache.num_kv_heads * splits / MANY_ITEMS)
+    one = max(alone, multiplying + reading + late * alone)
+    return one + merge_seconds(call, splits) > two
 
 
 def short_of(call: AttentionCall) -> AttentionCall:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,6 +67,58 @@ def merge_seconds(call: AttentionCall, splits: int) -> float:
     return MERGE_SECONDS + 8 * call.out.numel() * splits / MERGE_RATE
 
 
+@dataclass(frozen=True)
+class Items:
+    """Tiles of queries times KV heads, for each of which a program draws work.
+
+    Attributes:
+        count: of them, at most.
+        kv_tiles: tiles of keys that each sees at most.
+        tile_seconds: that a program multiplies for one of these.
+        num_programs: that run at once.
+        longest: query tokens of a sequence at most.
+        kv_length: KV tokens of a sequence at most.
+
+    """
+
+    count: int
+    kv_tiles: int
+    tile_seconds: float
+    num_programs: int
+    longest: int
+    kv_length: int
+
+    @classmethod
+    def of(cls, call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> Items:
+        """Count, from bounds that the host knows; of a batch's long queries alone if `mixture`."""
+        cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
+        longest, kv_length = max(1, batch.max_query_length), batch.expected_kv_length
+        num_sequences = batch.num_sequences
+        if mixture is not None:
+            longest, kv_length = mixture.most_long_queries, mixture.longest_long_kv
+            num_sequences, num_tokens = mixture.num_long, mixture.long_query_tokens
+        rows, kv_tile = 64 * warpgroups_of(call), kv_tile_of(cache.head_size)
+        tokens_a_tile = rows // (call.query.shape[1] // cache.num_kv_heads)
+        num_tiles = num_sequences * -(-longest // tokens_a_tile)
+        num_tiles = min(num_tiles, num_tokens // tokens_a_tile + num_sequences)
+        seen = kv_length
+        if call.window is not None:
+            seen = min(seen, call.window + tokens_a_tile)
+        return cls(
+            count=num_tiles * cache.num_kv_heads,
+            kv_tiles=-(-seen // kv_tile),
+            tile_seconds=4 * rows * kv_tile * cache.head_size / (PRODUCT_RATE / num_programs),
+            num_programs=num_programs,
+            longest=longest,
+            kv_length=kv_length,
+        )
+
+    def seconds(self, splits: int) -> float:
+        """Estimate how long multiplying takes if each item's keys are shared among so many."""
+        rounds = -(-self.count * splits // self.num_programs)
+        return rounds * -(-self.kv_tiles // splits) * self.tile_seconds
+
+
 def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> int:
     """Choose among how many programs a tile's keys are shared out, from bounds that the host knows.
 
@@ -82,32 +135,16 @@ def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = 
         1 to `MAX_SPLITS`; 1 is not to share.
 
     """
-    cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
-    longest, kv_length = max(1, batch.max_query_length), batch.expected_kv_length
-    num_sequences = batch.num_sequences
-    if mixture is not None:
-        longest, kv_length = mixture.most_long_queries, mixture.longest_long_kv
-        num_sequences, num_tokens = mixture.num_long, mixture.long_query_tokens
-    if not call.causal or 2 * longest > kv_length:
+    items = Items.of(call, num_programs, mixture)
+    if not call.causal or 2 * items.longest > items.kv_length:
         return 1
-    rows, kv_tile = 64 * warpgroups_of(call), kv_tile_of(cache.head_size)
-    tokens_a_tile = rows // (call.query.shape[1] // cache.num_kv_heads)
-    num_tiles = num_sequences * -(-longest // tokens_a_tile)
-    num_tiles = min(num_tiles, num_tokens // tokens_a_tile + num_sequences)
-    num_items = num_tiles * cache.num_kv_heads
-    if num_items >= 2 * num_programs:  # who is done first takes what is left
+    if items.count >= 2 * num_programs:  # who is done first takes what is left
         return 1
-    if call.window is not None:
-        kv_length = min(kv_length, call.window + tokens_a_tile)
-    kv_tiles = -(-kv_length // kv_tile)
-    tile_seconds = 4 * rows * kv_tile * cache.head_size / (PRODUCT_RATE / num_programs)
-
-    def seconds(splits: int) -> float:
-        rounds = -(-num_items * splits // num_programs)
-        return rounds * -(-kv_tiles // splits) * tile_seconds + merge_seconds(call, splits)
-
-    most = max(1, min(MAX_SPLITS, kv_tiles // LEAST_TILES))
-    return min(range(1, most + 1), key=seconds)
+    most = max(1, min(MAX_SPLITS, items.kv_tiles // LEAST_TILES))
+    return min(
+        range(1, most + 1),
+        key=lambda splits: items.seconds(splits) + merge_seconds(call, splits),
+    )
 
 
 def macros_of(

@@ -32,6 +32,7 @@ def call_of(queries, kv_lengths, heads=(32, 8), **changes):
     return make_inputs(shape, device="cpu", **options).call()
 
 
+ALIKE = ((2 * K, *(1,) * 63), (8 * K, *(4 * K,) * 63))
 LONG_DECODE = ((512, *(1,) * 4), (K, 2 * K, 2 * K, 2 * K, 16 * K))
 
 
@@ -46,16 +47,20 @@ LONG_DECODE = ((512, *(1,) * 4), (K, 2 * K, 2 * K, 2 * K, 16 * K))
         (((2 * K, 1), (2 * K, 4 * K)), {}, prefill.PrefillLaunch),  # the prompt takes longer
         (((512, *(8,) * 4), LONG_DECODE[1]), {"heads": (64, 8)}, prefill.PrefillLaunch),
         (((512, *(8,) * 4), LONG_DECODE[1]), {}, prefill.PrefillLaunch),  # which crowd decode
-        (((128, 1), (16 * K, 16 * K)), {}, prefill.PrefillLaunch),  # whose keys it shares out
+        (
+            ((128, 1), (16 * K, 16 * K)),
+            {},
+            mixed.MixedLaunch,
+        ),  # or the prompt's keys are shared out
         (((40, 1, 1), (3000, 20_000, 64)), {"heads": (8, 2)}, prefill.PrefillLaunch),
         (((300, 1, 1, 2), (700, 20_000, 33, 4000)), {"heads": (8, 2)}, mixed.MixedLaunch),
+        (ALIKE, {}, prefill.PrefillLaunch),
+        (ALIKE, {"kv_dtype": "float8_e4m3"}, mixed.MixedLaunch),  # whose elements prefill widens
         (LONG_DECODE, {"block_size": 4}, None),  # which the prefill kernel does not take
     ],
     ids=str,
 )
-def test_a_batch_goes_to_two_kernels_where_a_decode_lasts_longer_than_all_else(
-    lengths, changes, launcher
-):
+def test_a_batch_goes_to_two_kernels_where_one_takes_longer(lengths, changes, launcher):
     assert launcher_of(call_of(*lengths, **changes)) is launcher
 
 
