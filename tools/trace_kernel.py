@@ -18,8 +18,8 @@ if importlib.util.find_spec("pagedattn") is None:
 from pagedattn.config import ConfigError
 from pagedattn.report.arguments import Parser
 from pagedattn.report.output import write_into
-from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean, cut, duration, number
+from pagedattn.report.values import ResultsError
 from pagedattn.workloads import GPU_SHAPES, AttentionShape, shape_of_name
 
 DEFAULT_OUT = Path("figures") / "local"

@@ -8,6 +8,6 @@ package imports neither torch nor pandas nor matplotlib.
 from pagedattn.report.columns import DEFINITIONS
 from pagedattn.report.data import read_csv
 from pagedattn.report.results import load
-from pagedattn.report.rows import ResultsError
+from pagedattn.report.values import ResultsError
 
 __all__ = ["DEFINITIONS", "ResultsError", "load", "read_csv"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from pagedattn.report.rows import ResultsError
+from pagedattn.report.values import ResultsError
 
 
 class Parser(argparse.ArgumentParser):

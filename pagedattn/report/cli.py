@@ -15,9 +15,9 @@ from pagedattn.report.arguments import Parser
 from pagedattn.report.concepts import CONCEPTS
 from pagedattn.report.output import FORMATS, require_no_source, write_file, write_into
 from pagedattn.report.results import Run, load_run, newest_file, require_one_machine
-from pagedattn.report.rows import ResultsError
 from pagedattn.report.summary import Summary, summarise
 from pagedattn.report.text import clean, plural
+from pagedattn.report.values import ResultsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,9 +17,9 @@ from pagedattn.report.medians import (
     median_draws_of_quartiles,
 )
 from pagedattn.report.noise import scatter_between_runs, serial_widening
-from pagedattn.report.rows import ResultsError
 from pagedattn.report.tables import Table
 from pagedattn.report.text import clean, duration, plural
+from pagedattn.report.values import ResultsError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

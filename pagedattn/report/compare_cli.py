@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pagedattn.report.arguments import Parser
 from pagedattn.report.output import require_no_source, write_file
 from pagedattn.report.results import load_run, require_one_machine
-from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean, plural
+from pagedattn.report.values import ResultsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pagedattn.report.rows import ResultsError
+from pagedattn.report.values import ResultsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

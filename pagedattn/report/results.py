@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pagedattn.report.columns import DEFINITIONS
 from pagedattn.report.data import to_frame
-from pagedattn.report.rows import ResultsError, Row, expect_number, expect_object, parse_row
+from pagedattn.report.rows import Row, parse_row
 from pagedattn.report.support import Support, parse_support
 from pagedattn.report.text import clean, cut, number
+from pagedattn.report.values import ResultsError, expect_number, expect_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

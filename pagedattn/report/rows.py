@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from pagedattn.report.text import clean, cut
+from pagedattn.report.text import clean
+from pagedattn.report.values import (
+    LARGEST,
+    ResultsError,
+    are_all_numbers,
+    count_of,
+    expect_number,
+    expect_object,
+    shown,
+    text_of,
+)
 
 BOOKKEEPING_AREAS = ("block_manager", "page_table")
 SERVING_AREA = "serving"
@@ -19,7 +28,6 @@ _AREA_ORDER = (
 )
 _DEVICE_ORDER = ("cuda", "cpu")
 _KIND_ORDER = ("decode", "mixed", "prefill")
-_LARGEST = 1e18
 _LONGEST_SECONDS = 1e6
 
 _TEXTS = ("kind", "operation", "length_distribution", "dtype", "model")
@@ -80,10 +88,6 @@ _NUMBERS = (
 
 
 _DIFFERENCES = ("plan_us",)  # of two times, which noise can bring below 0
-
-
-class ResultsError(ValueError):
-    """A results file cannot be used; the message is one sentence for the person who gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,50 +255,6 @@ def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order), name)
 
 
-def expect_object(value: Any, what: str) -> dict[str, Any]:
-    """Return `value` if it is a JSON object, else raise ResultsError naming `what`."""
-    if not isinstance(value, dict):
-        raise ResultsError(f"{what} must be a JSON object, not {_shown(value)}.")
-    return value
-
-
-def expect_number(value: Any, *what: str, least: float = 0) -> float:
-    """Return `value` as a float if it is a number from `least` to 1e18, else raise ResultsError.
-
-    `what` are the words that the error names it by: they are joined only then, as most are right.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= _LARGEST:
-        name, limits = " ".join(what), f"{least:g} to {_LARGEST:g}"
-        raise ResultsError(f"{name} must be a number from {limits}, not {_shown(value)}.")
-    return float(value)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        return "a larger number"
-    return cut(json.dumps(value), 60)
-
-
-def _text(value: Any, *what: str) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ResultsError(f"{' '.join(what)} must be a string, not {_shown(value)}.")
-    return clean(value) or None
-
-
-def _count(value: Any, *what: str) -> int | None:
-    if value is None:
-        return None
-    number = expect_number(value, *what)
-    if not number.is_integer():
-        raise ResultsError(f"{' '.join(what)} must be a whole number, not {_shown(value)}.")
-    return int(value)
-
-
 def _times_us(stats: dict[str, Any], what: str) -> dict[str, float]:
     names = ("min", "q1", "median", "q3", "max")
     seconds = {name: expect_number(stats.get(name), f"{what} stats.{name}") for name in names}
@@ -329,20 +289,20 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     names = {key: extra.get(key) for key in ("area", "implementation", "workload")}
     if not all(isinstance(name, str) and name.strip() for name in names.values()):
         return None
-    fullname = _text(benchmark.get("fullname"), "each fullname") or ""
+    fullname = text_of(benchmark.get("fullname"), "each fullname") or ""
     what = f"benchmark {clean(fullname)[:120]!r}:"
     stats = expect_object(benchmark.get("stats"), f"{what} stats")
-    texts = {key: _text(extra.get(key), what, key) for key in _TEXTS}
-    counts = {key: _count(extra.get(key), what, key) for key in _COUNTS}
+    texts = {key: text_of(extra.get(key), what, key) for key in _TEXTS}
+    counts = {key: count_of(extra.get(key), what, key) for key in _COUNTS}
     numbers = {
         key: None if extra.get(key) is None else expect_number(extra[key], what, key, least=least)
-        for keys, least in ((_NUMBERS, 0), (_DIFFERENCES, -_LARGEST))
+        for keys, least in ((_NUMBERS, 0), (_DIFFERENCES, -LARGEST))
         for key in keys
     }
-    rounds = _count(stats.get("rounds"), f"{what} stats.rounds")
+    rounds = count_of(stats.get("rounds"), f"{what} stats.rounds")
     if not rounds:
         raise ResultsError(f"{what} stats.rounds must be 1 or more, not {rounds}.")
-    device = _text(extra.get("device"), f"{what} device") or "unknown"
+    device = text_of(extra.get("device"), f"{what} device") or "unknown"
     times = _times_us(stats, what)
     _derive(numbers, times["median_us"], roofs.get(device))
     values: dict[str, Any] = {key: clean(str(name)) for key, name in names.items()}
@@ -357,8 +317,8 @@ def _samples_us(data: Any, median_us: float, what: str) -> tuple[float, ...]:
     if data is None or data == []:
         return ()
     if not isinstance(data, list):
-        raise ResultsError(f"{what} stats.data must be a list, not {_shown(data)}.")
-    if not _are_all_numbers(data):
+        raise ResultsError(f"{what} stats.data must be a list, not {shown(data)}.")
+    if not are_all_numbers(data):
         for seconds in data:
             expect_number(seconds, f"{what} stats.data")
     samples = tuple(1e6 * seconds for seconds in data)
@@ -371,18 +331,13 @@ def _samples_us(data: Any, median_us: float, what: str) -> tuple[float, ...]:
     return samples
 
 
-def _are_all_numbers(data: list[Any]) -> bool:
-    """Whether `expect_number` would take each, found in one look at all."""
-    return {*map(type, data)} <= {int, float} and min(data) >= 0 and max(data) <= _LARGEST
-
-
 def _pool_samples(entries: Any, what: str) -> tuple[PoolSample, ...]:
     if not isinstance(entries, list):
-        raise ResultsError(f"{what} pool_over_time must be a list, not {_shown(entries)}.")
+        raise ResultsError(f"{what} pool_over_time must be a list, not {shown(entries)}.")
     samples = []
     for entry in entries:
         if not isinstance(entry, list) or len(entry) != 3:
-            raise ResultsError(f"{what} pool_over_time must hold lists of 3, not {_shown(entry)}.")
+            raise ResultsError(f"{what} pool_over_time must hold lists of 3, not {shown(entry)}.")
         seconds, blocks = (expect_number(value, f"{what} pool_over_time") for value in entry[:2])
         expected = None
         if entry[2] is not None:

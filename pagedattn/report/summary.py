@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pagedattn.report.rows import BOOKKEEPING_AREAS, SERVING_AREA, ResultsError, Row
+from pagedattn.report.rows import BOOKKEEPING_AREAS, SERVING_AREA, Row
 from pagedattn.report.text import clean, plural
+from pagedattn.report.values import ResultsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pagedattn.report.rows import ResultsError, expect_object
 from pagedattn.report.tables import Table
 from pagedattn.report.text import MISSING, clean, cut
+from pagedattn.report.values import ResultsError, expect_object
 
 if TYPE_CHECKING:
     from pagedattn.report.results import Run

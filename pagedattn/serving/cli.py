@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedattn.report.output import write_into
-from pagedattn.report.rows import ResultsError
 from pagedattn.report.text import clean
+from pagedattn.report.values import ResultsError
 from pagedattn.serving.load import LoadError, check_file
 from pagedattn.serving.options import (
     PREFIX_TO_SHARE,

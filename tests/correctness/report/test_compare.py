@@ -7,7 +7,7 @@ import pytest
 
 from pagedattn.report.compare import compare, comparison_tables, summary_sentence
 from pagedattn.report.results import load_run
-from pagedattn.report.rows import ResultsError
+from pagedattn.report.values import ResultsError
 
 from .compared_runs import benchmark, compared, measured, run_file
 

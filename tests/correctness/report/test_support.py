@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pagedattn.report.results import load_run
-from pagedattn.report.rows import ResultsError
 from pagedattn.report.support import support_tables
+from pagedattn.report.values import ResultsError
 from tests.correctness.report.conftest import make_benchmark
 
 ROW = make_benchmark("one", 1e-5, area="attention", implementation="a", workload="w")
