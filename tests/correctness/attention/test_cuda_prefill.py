@@ -1,7 +1,6 @@
 """The Hopper prefill kernel gives what attention in float64 gives, on every shape it claims."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +8,8 @@ import torch
 
 from pagedattn.attention import cuda
 from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
-from pagedattn.attention.cuda.prefill import (
-    PrefillLaunch,
-    not_taken,
-)
-from pagedattn.attention.cuda.prefill_config import macros_of, section_heads, splits_of
+from pagedattn.attention.cuda.prefill import PrefillLaunch, not_taken
+from pagedattn.attention.cuda.prefill_config import macros_of
 from pagedattn.attention.reference import reference_attention
 from pagedattn.kv_cache import FP8
 from pagedattn.testing import check_attention, make_inputs
@@ -129,39 +125,6 @@ def test_features_go_with_products_of_fp8(features):
 def test_a_query_that_sees_one_key_gives_its_value_by_products_of_fp8_too(head_size):
     inputs = inputs_of(LONG, head_size=head_size, kv_dtype=CACHES["fp8"], window=1)
     run_by_fp8(inputs, rounded_to=None)
-
-
-def splits_for(queries, kv_length, *, heads=(32, 8), head_size=128, options=None):
-    inputs = SimpleNamespace(
-        query=torch.empty((sum(queries), heads[0], head_size), device="meta"),
-        cache=SimpleNamespace(head_size=head_size, num_kv_heads=heads[1], dtype=torch.bfloat16),
-        batch=SimpleNamespace(
-            num_sequences=len(queries),
-            max_query_length=max(queries),
-            expected_kv_length=kv_length,
-        ),
-    )
-    call = SimpleNamespace(**vars(inputs), out=inputs.query, causal=True, window=None)
-    vars(call).update(options or {})
-    return splits_of(call, num_programs=132)
-
-
-@pytest.mark.parametrize(
-    ("queries", "kv_length", "options", "splits"),
-    [
-        ((512,), 8192, {}, 1),  # an item for each of 128 programs
-        ((544,), 8192, {}, 4),  # a few more
-        ((256,), 32_768, {}, 2),
-        ((128,), 16_384, {}, 4),
-        ((128,), 16_384, {"window": 300}, 1),  # few tiles of keys
-        ((128,), 16_384, {"causal": False}, 1),  # a part of shared blocks
-        ((256,), 256, {}, 1),  # a prompt
-        ((64,) * 64, 8192, {}, 1),  # who is done first takes what is left
-        ((8,) * 4, 8192, {}, 4),
-    ],
-)
-def test_keys_are_shared_out_where_query_tiles_are_few(queries, kv_length, options, splits):
-    assert splits_for(queries, kv_length, options=options) == splits
 
 
 @pytest.mark.gpu
@@ -406,11 +369,3 @@ def test_a_cache_of_the_other_16_bits_is_not_taken():
     assert "a cache of torch.bfloat16" in not_taken(
         dataclasses.replace(call, query=call.query.half(), out=call.out.half())
     )
-
-
-@pytest.mark.parametrize(
-    ("num_kv_heads", "head_bytes", "heads"),
-    [(8, 4 << 20, 8), (8, 16 << 20, 4), (6, 16 << 20, 3), (8, 1 << 30, 1), (7, 16 << 20, 1)],
-)
-def test_as_many_heads_are_worked_on_together_as_fit_and_divide(num_kv_heads, head_bytes, heads):
-    assert section_heads(num_kv_heads, head_bytes) == heads
