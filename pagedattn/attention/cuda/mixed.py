@@ -26,12 +26,11 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
     from pagedattn.attention.mixture import Mixture
 
-# measured on an H100, of 24 mixed batches of lengths that are even, log-normal, and even but one
+# fitted to times on an H100, of mixed batches whose lengths are even, log-normal, or even but one
 ITEM_RATE = 27.5e9  # elements of K and V a second, of a decode, by a program of the prefill kernel
-# what decodes' keys add to one launch, in times of what the decode kernel takes for them
-READ_BESIDE = 0.8  # chunks multiply meanwhile
-READ_IN_SHARES = 1.0  # if keys are shared out
-READ_FP8 = 1.3  # and are widened, as chunks' are
+# what reading decodes' keys adds to one launch, in times of what the decode kernel takes for it
+READ_BESIDE = 0.8  # while chunks multiply, unless keys are shared out
+READ_FP8 = 1.3  # over fp8, where they are widened
 LATE = 0.5  # of the longest decode that is left when all else is done, where decodes are many
 NUM_PROGRAMS = 132
 MANY_ITEMS = 4 * NUM_PROGRAMS  # decodes times KV heads, and shares
@@ -63,8 +62,8 @@ def pays(call: AttentionCall) -> bool:
         multiplying = max(multiplying, Items.of(call, NUM_PROGRAMS, mixture).seconds(splits))
     if cache.dtype == FP8:
         reading *= READ_FP8
-    else:
-        reading *= READ_BESIDE if splits == 1 else READ_IN_SHARES
+    elif splits == 1:
+        reading *= READ_BESIDE
     alone = longest * head_elements / ITEM_RATE / splits
     late = LATE * min(1, mixture.num_short * cache.num_kv_heads * splits / MANY_ITEMS)
     one = max(alone, multiplying + reading + late * alone)

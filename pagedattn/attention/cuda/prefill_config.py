@@ -61,7 +61,13 @@ def section_heads(num_kv_heads: int, head_bytes: int) -> int:
 
 
 def merge_seconds(call: AttentionCall, splits: int) -> float:
-    """Estimate how long merging so many shares of each tile's keys takes."""
+    """Estimate how many seconds merging takes.
+
+    Args:
+        call: of the launch; all of its output is merged.
+        splits: shares of each tile's keys; 1 are not merged.
+
+    """
     if splits == 1:
         return 0.0
     return MERGE_SECONDS + 8 * call.out.numel() * splits / MERGE_RATE
@@ -69,15 +75,15 @@ def merge_seconds(call: AttentionCall, splits: int) -> float:
 
 @dataclass(frozen=True)
 class Items:
-    """Tiles of queries times KV heads, for each of which a program draws work.
+    """What programs draw, a tile of queries and a KV head each, from bounds that the host knows.
 
     Attributes:
         count: of them, at most.
         kv_tiles: tiles of keys that each sees at most.
         tile_seconds: that a program multiplies for one of these.
         num_programs: that run at once.
-        longest: query tokens of a sequence at most.
-        kv_length: KV tokens of a sequence at most.
+        see_alike: whether all see most of the keys, as a chunk's do; a prompt's see fewer the
+            earlier they are.
 
     """
 
@@ -85,12 +91,11 @@ class Items:
     kv_tiles: int
     tile_seconds: float
     num_programs: int
-    longest: int
-    kv_length: int
+    see_alike: bool
 
     @classmethod
     def of(cls, call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> Items:
-        """Count, from bounds that the host knows; of a batch's long queries alone if `mixture`."""
+        """Count a launch's; arguments as those of `splits_of`."""
         cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
         longest, kv_length = max(1, batch.max_query_length), batch.expected_kv_length
         num_sequences = batch.num_sequences
@@ -109,12 +114,11 @@ class Items:
             kv_tiles=-(-seen // kv_tile),
             tile_seconds=4 * rows * kv_tile * cache.head_size / (PRODUCT_RATE / num_programs),
             num_programs=num_programs,
-            longest=longest,
-            kv_length=kv_length,
+            see_alike=2 * longest <= kv_length,
         )
 
     def seconds(self, splits: int) -> float:
-        """Estimate how long multiplying takes if each item's keys are shared among so many."""
+        """Estimate how many seconds multiplying takes if keys are shared among so many."""
         rounds = -(-self.count * splits // self.num_programs)
         return rounds * -(-self.kv_tiles // splits) * self.tile_seconds
 
@@ -136,7 +140,7 @@ def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = 
 
     """
     items = Items.of(call, num_programs, mixture)
-    if not call.causal or 2 * items.longest > items.kv_length:
+    if not call.causal or not items.see_alike:
         return 1
     if items.count >= 2 * num_programs:  # who is done first takes what is left
         return 1

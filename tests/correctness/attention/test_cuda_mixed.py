@@ -47,11 +47,7 @@ LONG_DECODE = ((512, *(1,) * 4), (K, 2 * K, 2 * K, 2 * K, 16 * K))
         (((2 * K, 1), (2 * K, 4 * K)), {}, prefill.PrefillLaunch),  # the prompt takes longer
         (((512, *(8,) * 4), LONG_DECODE[1]), {"heads": (64, 8)}, prefill.PrefillLaunch),
         (((512, *(8,) * 4), LONG_DECODE[1]), {}, prefill.PrefillLaunch),  # which crowd decode
-        (
-            ((128, 1), (16 * K, 16 * K)),
-            {},
-            mixed.MixedLaunch,
-        ),  # or the prompt's keys are shared out
+        (((128, 1), (16 * K, 16 * K)), {}, mixed.MixedLaunch),  # one would share keys out
         (((40, 1, 1), (3000, 20_000, 64)), {"heads": (8, 2)}, prefill.PrefillLaunch),
         (((300, 1, 1, 2), (700, 20_000, 33, 4000)), {"heads": (8, 2)}, mixed.MixedLaunch),
         (ALIKE, {}, prefill.PrefillLaunch),
