@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TENSOR_MAP_BYTES = 128
+PORTABLE_CLUSTER = 8  # programs of a cluster that any GPU with clusters runs
 
 T = TypeVar("T", bound=Hashable)
 
@@ -73,6 +74,7 @@ class Kernel:
         threads: int,
         shared_bytes: int,
         parameters: ctypes.Structure,
+        cluster: int = 1,
     ) -> None:
         """Launch on the current stream of the kernel's device, whichever device is current.
 
@@ -85,6 +87,7 @@ class Kernel:
             threads: of a program.
             shared_bytes: dynamic shared memory of a program.
             parameters: the kernel's struct.
+            cluster: programs that run at the same time and reach each other's shared memory.
 
         Raises:
             CudaError: the driver refuses.
@@ -92,14 +95,23 @@ class Kernel:
         """
         if torch.cuda.current_device() != self._device:
             with torch.cuda.device(self._device):
-                self.launch(programs, threads, shared_bytes, parameters)
+                self.launch(programs, threads, shared_bytes, parameters, cluster)
             return
         stream = torch.cuda.current_stream(self._device).cuda_stream
-        config = self._config(programs, threads, shared_bytes, stream)
+        config = self._config(programs, threads, shared_bytes, cluster, stream)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(parameters))
         self._call(
             self._driver.cuLaunchKernelEx, config, self._function, ctypes.addressof(pointers), 0
         )
+
+    def most_clusters(self, threads: int, shared_bytes: int, cluster: int) -> int:
+        """Ask how many clusters of so many programs run at once, as arguments of `launch`.
+
+        Not all multiprocessors have enough neighbours for a large one. Source: CUDA driver API,
+        `cuOccupancyMaxActiveClusters`.
+        """
+        config = self._config(cluster, threads, shared_bytes, cluster, 0)
+        return int(self._call(self._driver.cuOccupancyMaxActiveClusters, self._function, config))
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """Wait for the device and return the bytes of a `__device__` variable.
@@ -116,9 +128,11 @@ class Kernel:
             _checked(driver.cuMemcpyDtoH(found.ctypes.data, address, size))
         return found
 
-    def _config(self, programs: int, threads: int, shared_bytes: int, stream: int) -> Any:
+    def _config(
+        self, programs: int, threads: int, shared_bytes: int, cluster: int, stream: int
+    ) -> Any:
         """Return a launch's description, which no launch on another stream has or changes."""
-        key = (programs, threads, shared_bytes, stream)
+        key = (programs, threads, shared_bytes, cluster, stream)
         found = self._configs.get(key)
         if found is not None:
             return found
@@ -129,13 +143,19 @@ class Kernel:
                 large = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self._call(driver.cuFuncSetAttribute, self._function, large, shared_bytes)
                 self._shared_bytes = shared_bytes
+            if cluster > PORTABLE_CLUSTER:
+                larger = driver.CUfunction_attribute
+                larger = larger.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+                self._call(driver.cuFuncSetAttribute, self._function, larger, 1)
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = programs, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = shared_bytes
         config.hStream = stream
-        config.attrs = [_may_begin_early(driver)]
-        config.numAttrs = 1
+        of_launch = [_may_begin_early(driver)]
+        if cluster > 1:
+            of_launch.append(_in_clusters(driver, cluster))
+        config.attrs, config.numAttrs = of_launch, len(of_launch)
         if len(self._configs) >= self.MOST_CONFIGS:
             self._configs.clear()
         self._configs[key] = config
@@ -162,6 +182,15 @@ def _may_begin_early(driver: Any) -> Any:
     kinds = driver.CUlaunchAttributeID
     attribute.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
+
+
+def _in_clusters(driver: Any, size: int) -> Any:
+    """Make the launch attribute that has so many programs that follow each other run at once."""
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    attribute.value.clusterDim.x = size
+    attribute.value.clusterDim.y = attribute.value.clusterDim.z = 1
     return attribute
 
 

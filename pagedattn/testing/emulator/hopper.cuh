@@ -69,6 +69,23 @@ DEVICE bool elected() {
     return machine::current->thread % machine::WARP == machine::here->leader;
 }
 
+DEVICE void cluster_arrive_quickly() {
+    machine::warp_barrier("barrier.cluster.arrive");
+    machine::come_to_cluster();
+}
+
+DEVICE void cluster_arrive() { cluster_arrive_quickly(); }
+
+DEVICE void cluster_wait() {
+    machine::warp_barrier("barrier.cluster.wait");
+    machine::wait_for_cluster();
+}
+
+template <class T>
+void store_to_program(u32 to, int rank, T x) {
+    memcpy(machine::shared_of_program(rank, to, sizeof x), &x, sizeof x);
+}
+
 template <int COUNT>
 void give_registers() {
     machine::warp_barrier("setmaxnreg.dec");

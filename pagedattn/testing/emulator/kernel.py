@@ -124,7 +124,12 @@ class EmulatedKernel:
         self._seeds = itertools.count(seed << 32)
 
     def launch(
-        self, programs: int, threads: int, shared_bytes: int, parameters: ctypes.Structure
+        self,
+        programs: int,
+        threads: int,
+        shared_bytes: int,
+        parameters: ctypes.Structure,
+        cluster: int = 1,
     ) -> None:
         """Run the kernel to its end.
 
@@ -133,6 +138,7 @@ class EmulatedKernel:
             threads: of a program; a multiple of 32.
             shared_bytes: dynamic shared memory of a program.
             parameters: the kernel's struct; its addresses are of host memory.
+            cluster: programs that reach each other's shared memory; divides `programs`.
 
         Raises:
             EmulationError: it does what is forbidden, or cannot go on.
@@ -144,6 +150,7 @@ class EmulatedKernel:
                 programs,
                 threads,
                 shared_bytes,
+                cluster,
                 ctypes.byref(parameters),
                 ctypes.sizeof(parameters),
                 ctypes.c_uint64(next(self._seeds)),
@@ -152,6 +159,11 @@ class EmulatedKernel:
             )
         if failed:
             raise EmulationError(error.value.decode(errors="replace"))
+
+    def most_clusters(self, threads: int, shared_bytes: int, cluster: int) -> int:
+        """Return how many clusters run at once: all of any launch."""
+        del threads, shared_bytes, cluster
+        return 1 << 30
 
 
 class _TensorDescription(ctypes.Structure):

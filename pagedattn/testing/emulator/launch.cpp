@@ -2,7 +2,7 @@
 #include SOURCE
 
 // Returns 0, or writes what went wrong.
-extern "C" int launch(int programs, int threads, unsigned shared_bytes, const void *parameters,
+extern "C" int launch(int programs, int threads, unsigned shared_bytes, int cluster, const void *parameters,
                       unsigned parameter_bytes, u64 seed, char *error, int error_bytes) {
     machine::Machine emulated;
     emulated.random_state = seed * 0x9e3779b97f4a7c15ull + 1;
@@ -15,6 +15,11 @@ extern "C" int launch(int programs, int threads, unsigned shared_bytes, const vo
     emulated.num_programs = programs;
     emulated.num_threads = threads;
     emulated.shared_bytes = shared_bytes;
+    if (programs % cluster) {
+        snprintf(error, error_bytes, "%d programs make no clusters of %d", programs, cluster);
+        return 1;
+    }
+    emulated.cluster_size = cluster;
     Parameters own;
     if (parameter_bytes != sizeof own) {
         snprintf(error, error_bytes, "the kernel's parameters have %zu bytes, and it is given %u", sizeof own,

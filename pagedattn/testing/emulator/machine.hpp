@@ -44,6 +44,7 @@ struct Lane {
     uint64_t naps_until = 0;        // turn
     std::vector<Work> copies;       // asked for by this lane, not yet on their way
     std::vector<uint32_t> written;  // lines of shared memory, not fenced since
+    uint64_t came_in = 0;           // phase of the cluster's barrier that it came to last, from 1 on
 };
 
 // Matrix products of a warp that are waited for together.
@@ -95,6 +96,13 @@ struct Program {
     int num_alive = 0, num_copies = 0;  // lanes; copies on their way
 };
 
+// Programs that reach each other's shared memory, and their barrier.
+struct Cluster {
+    int num_alive = 0, num_come = 0;  // lanes; in this phase
+    uint64_t phase = 1;
+    std::vector<Lane *> waiting;
+};
+
 struct Event {
     Lane *lane;  // that asked for it
     Work work;
@@ -108,9 +116,11 @@ struct Machine {
     uint32_t nap_odds;         // one in so many turns of a lane is the last for long
     int leader;                // lane that `elected` chooses
     int num_threads, num_programs;
+    int cluster_size = 1;  // programs
     uint32_t shared_bytes;
     Work kernel;
     std::vector<Program> programs;
+    std::vector<Cluster> clusters;
     std::vector<Warp *> warps;  // with lanes that are ready
     std::vector<Event> events;  // copies on their way
     int num_alive = 0;          // programs
@@ -203,6 +213,41 @@ inline void gather(int number, int threads) {
         return wait_for("others at named barrier", number);
     gathering.waiting.pop_back();
     make_ready(gathering.waiting);
+}
+
+// ---- the barrier of a cluster (PTX ISA, "barrier.cluster")
+
+inline Cluster &cluster_of(const Lane *lane) { return here->clusters[lane->program->index / here->cluster_size]; }
+
+inline void end_phase_if_all_came(Cluster &cluster) {
+    if (!cluster.num_come || cluster.num_come < cluster.num_alive) return;
+    ++cluster.phase;
+    cluster.num_come = 0;
+    make_ready(cluster.waiting);
+}
+
+inline void come_to_cluster() {
+    Cluster &cluster = cluster_of(current);
+    if (current->came_in == cluster.phase) fail("comes to the cluster's barrier twice");
+    current->came_in = cluster.phase;
+    ++cluster.num_come;
+    end_phase_if_all_came(cluster);
+}
+
+inline void wait_for_cluster() {
+    Cluster &cluster = cluster_of(current);
+    if (!current->came_in) fail("waits for the cluster, to whose barrier it has not come");
+    while (cluster.phase == current->came_in) {
+        cluster.waiting.push_back(current);
+        wait_for("its cluster");
+    }
+}
+
+inline void leave_cluster() {
+    Cluster &cluster = cluster_of(current);
+    --cluster.num_alive;
+    if (current->came_in == cluster.phase) --cluster.num_come;
+    end_phase_if_all_came(cluster);
 }
 
 // Have a copy to the program's shared memory done some time later.

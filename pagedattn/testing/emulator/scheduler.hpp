@@ -20,6 +20,7 @@ inline void end_lane() {
             fail("ends as the last of its program, whose copies to shared memory are not waited for");
         --here->num_alive;
     }
+    leave_cluster();
     current->has_ended = true;
     ++warp.num_ended;
     Gathering &all = program.gatherings[0];
@@ -157,6 +158,8 @@ inline bool have_multiplied_together() {
 
 inline void make_programs(unsigned char *shared, size_t pitch) {
     here->programs.resize(here->num_programs);
+    here->clusters.resize(here->num_programs / here->cluster_size);
+    for (Cluster &cluster : here->clusters) cluster.num_alive = here->cluster_size * here->num_threads;
     for (Program &program : here->programs) {
         program.index = (int)(&program - here->programs.data());
         program.shared = shared + program.index * pitch;

@@ -108,7 +108,8 @@ def test_places_and_numbers_that_a_launch_depends_on_are_in_the_signature(name):
 class Recorder:
     """In place of a kernel: keeps what it is launched with."""
 
-    def launch(self, programs, threads, shared_bytes, parameters):
+    def launch(self, programs, threads, shared_bytes, parameters, cluster=1):
+        del cluster
         self.launched = programs, threads, shared_bytes, parameters
 
 
