@@ -7,9 +7,10 @@
 // e4m3); BF16 of query and output (else float16); COLUMNS of the score tile (queries times heads of
 // a group, padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS,
 // STAGES a multiple of WARPS; PRODUCERS, warps that bring tiles; SHARED_BYTES of a program;
-// PROGRAMS on a multiprocessor; OUT_F32 for an output in float32; AMONG_LONGER, to pass over sequences
-// of more than `max_query_length` queries, which are others'; CAUSAL, else queries see all keys; the
-// switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be there, see trace.cuh.
+// PROGRAMS on a multiprocessor; CLUSTER of programs that add up in each other's shared memory, or 1;
+// OUT_F32 for an output in float32; AMONG_LONGER, to pass over sequences of more than `max_query_length`
+// queries, which are others'; CAUSAL, else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI,
+// SINKS and LSE; TRACE, which need not be there, see trace.cuh.
 
 #include "decode_finish.cuh"
 
@@ -27,7 +28,7 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         if (!FETCHES_EARLY) row.fetch(p, segment, lane);
         // while the queries are on their way, all that would hold up the segment's end
         bool goes_on = segment.end < range_end;
-        if (!segment.is_whole()) {
+        if (!segment.is_whole() && !(CLUSTER > 1 && batch.is_clustered)) {
             Cut cut = Cut::of(batch, segment, program);
             cut.first_query = row.next_first;
             cut.columns = row.next_queries * GROUP;
@@ -69,7 +70,7 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         // tiles that are there wait, and fewer are on their way: the next queries are read beside
         // what follows, and merging is left to the range's end
         if (FETCHES_EARLY && goes_on) row.fetch(p, next, lane);
-        finish.run(row, segment, 2 * program + (segment.begin == segment.row_begin), parity);
+        finish.run(batch, row, segment, 2 * program + (segment.begin == segment.row_begin), parity);
         parity ^= 1;
         if (!goes_on) break;
         if (FETCHES_EARLY) {
@@ -131,12 +132,21 @@ DEVICE int spread(int block) {
     return before + place / 2 + place % 2 * ((all + 1) / 2);
 }
 
+// Which program a block is of clusters of `CLUSTER` blocks. A cluster's programs have ranges that follow each
+// other, of one KV head.
+DEVICE int program_of_cluster(const Parameters &p, int block) {
+    int cluster = block / CLUSTER, before = cluster / p.parallel_heads;
+    return (before * CLUSTER + block % CLUSTER) * p.parallel_heads + cluster - before * p.parallel_heads;
+}
+
 // Grid: [num_programs]; WARPS + PRODUCERS warps.
 extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     decode_kernel(const __grid_constant__ Parameters p) {
     DYNAMIC_SHARED(raw, 16);
     Shared &shared = *(Shared *)(raw + (1024 - shared_address(raw) % 1024) % 1024);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, program = spread(blockIdx.x);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int program = CLUSTER > 1 ? program_of_cluster(p, blockIdx.x) : spread(blockIdx.x);
+    if (CLUSTER > 1) cluster_arrive_quickly();
     if (threadIdx.x == 0) {
         prefetch_tensor_map(&p.key);
         prefetch_tensor_map(&p.value);

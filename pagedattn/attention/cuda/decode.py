@@ -15,6 +15,9 @@ make reading longer by as much.
 
 If all sequences have equally many tiles, the first of these that fits is done instead:
 
+- Each row goes to a cluster of 2 to 8 programs, which run at the same time and reach each other's
+  shared memory, if the host knew of the one length and estimates that this takes less time: see
+  `decode_config.clusters_of`. If not all clusters would run at once on the device, there are none.
 - Ranges end where rows do, if few programs then have less to do, or the batch is so small that
   merging parts would take longer than the programs without work could save. Where more than half of
   the programs would have work then, but not all, half of them get more rows each, if these come out
@@ -46,7 +49,10 @@ Which rows are to be merged is kept in shared memory: registers are few where qu
 A row that lies within one range is written to the output at once. Of one that is cut, each program
 leaves a part in a workspace. Of the warps that have the same elements in all of them, the last to
 come adds these up, in the order of the ranges, so that results do not change from run to run. Of
-many parts, bundles are added up first.
+many parts, bundles are added up first. That is three trips to the L2 one after the other: to have
+the part there, to count, and to load. The programs of a cluster spare them: each adds up as large a
+share of the row's elements, the others write theirs into its shared memory, and one barrier of the
+cluster is waited for. Where a row has several clusters, these leave parts in the workspace.
 
 Over e4m3, K and V become float16 in registers, which holds them exactly, and bfloat16 queries are
 divided by a power of two each, so that float16 holds them.
@@ -59,6 +65,7 @@ bandwidth; where few programs have work, what a multiprocessor can take by its p
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,9 +73,11 @@ import torch
 from pagedattn.attention.cuda.decode_config import (
     MAX_ACCUMULATORS,
     MAX_COLUMNS,
+    MOST_PARTS,
     WARPS,
     DecodeConfig,
     choose_config,
+    clusters_of,
     heads_in_parallel,
     producers_of,
     ranges_of,
@@ -207,6 +216,7 @@ def macros_of(
         ("WARPS", WARPS),
         ("PRODUCERS", producers),
         ("PROGRAMS", config.programs),
+        ("CLUSTER", config.cluster),
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),
         ("OUT_F32", int(out_f32)),
@@ -235,12 +245,35 @@ class DecodeLaunch:
         among_longer: bool = False,
         trace: bool = False,
     ) -> None:
+        self._prepare(call, config, among_longer=among_longer, trace=trace)
+        cluster = self._config.cluster
+        if cluster > 1:
+            most = self._kernel.most_clusters(self._threads, self._config.shared_bytes, cluster)
+            if most * cluster < self._num_programs:  # some would begin when others end
+                config = None if config is None else replace(config, cluster=1)
+                self._prepare(
+                    call, config, among_longer=among_longer, trace=trace, may_cluster=False
+                )
+        self._maps = maps_of(_map_of, self._config.tile, call.cache.key)
+        self._fixed = bytes(self._parameters(call))
+
+    def _prepare(
+        self,
+        call: AttentionCall,
+        config: DecodeConfig | None,
+        *,
+        among_longer: bool,
+        trace: bool,
+        may_cluster: bool = True,
+    ) -> None:
+        """Divide the work and load the kernel."""
         query, cache, batch = call.query, call.cache, call.batch
         num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
         kv_bytes = cache.key.element_size()
         group = query.shape[1] // num_kv_heads
         num_programs = num_multiprocessors(query.device)
-        heads, ranges = self._divide(call, num_programs)
+        wanted = (None if may_cluster else 1) if config is None else config.cluster
+        self._heads, self._ranges, cluster = self._divide(call, num_programs, wanted)
         kv_length = batch.expected_kv_length
         if config is None:
             config = choose_config(
@@ -250,7 +283,7 @@ class DecodeLaunch:
                 block_size=cache.block_size,
                 num_rows=batch.num_sequences * num_kv_heads,
                 tokens_a_program=(
-                    batch.num_sequences * kv_length * num_kv_heads // (ranges * heads)
+                    batch.num_sequences * kv_length * num_kv_heads // (self._ranges * self._heads)
                 ),
                 max_kv_length=kv_length,
                 shares_paths=batch.is_full
@@ -260,6 +293,7 @@ class DecodeLaunch:
                     num_programs,
                     2 * kv_length * head_size * kv_bytes,
                 ),
+                cluster=cluster,
             )
         macros = macros_of(
             config,
@@ -274,9 +308,10 @@ class DecodeLaunch:
         )
         self._num_programs = num_programs * config.programs
         if config.programs > 1:  # rows are many
-            heads = heads_in_parallel(num_kv_heads, self._num_programs)
-            ranges = self._num_programs // heads
-        self._heads, self._ranges = heads, ranges
+            self._heads = heads_in_parallel(num_kv_heads, self._num_programs)
+            self._ranges = self._num_programs // self._heads
+        if config.cluster > 1:
+            self._num_programs = self._ranges * self._heads
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
@@ -285,8 +320,6 @@ class DecodeLaunch:
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)
         self._weights_at = 4 * places * head_size
-        self._maps = maps_of(_map_of, config.tile, cache.key)
-        self._fixed = bytes(self._parameters(call))
 
     def __call__(self, call: AttentionCall) -> None:
         """Launch on the current stream, with a workspace of its own.
@@ -321,24 +354,49 @@ class DecodeLaunch:
             ),
         )
         self._kernel.launch(
-            self._num_programs, self._threads, self._config.shared_bytes, parameters
+            self._num_programs,
+            self._threads,
+            self._config.shared_bytes,
+            parameters,
+            self._config.cluster,
         )
+
+    @property
+    def config(self) -> DecodeConfig:
+        """How the kernel is cut."""
+        return self._config
 
     def marks(self) -> NDArray[np.int64]:
         """Return what the last launch noted, if `trace`; see `launching.marks_of`."""
         return marks_of(self._kernel)
 
     @staticmethod
-    def _divide(call: AttentionCall, num_programs: int) -> tuple[int, int]:
-        """Return heads that are read side by side, and ranges, of a program a multiprocessor."""
+    def _divide(
+        call: AttentionCall, num_programs: int, cluster: int | None
+    ) -> tuple[int, int, int]:
+        """Return heads that are read side by side, ranges, and programs of a cluster.
+
+        Of a program a multiprocessor. If `cluster` is None it is chosen.
+        """
         cache, batch = call.cache, call.batch
         heads = heads_in_parallel(cache.num_kv_heads, num_programs)
-        rows = batch.num_sequences * cache.num_kv_heads // heads
+        rows, most = batch.num_sequences * cache.num_kv_heads // heads, num_programs // heads
         length = batch.expected_kv_length
         if call.window is not None:
             length = min(length, call.window - 1 + batch.max_query_length)
         row_bytes = 2 * length * cache.head_size * cache.key.element_size()
-        return heads, ranges_of(rows, heads, num_programs, length, row_bytes)
+        parts = 0
+        if cluster is None:
+            cluster = 1
+            if batch.is_full and rows > 0:
+                cluster, parts = clusters_of(rows, heads, num_programs, length, row_bytes)
+        elif cluster > 1:
+            parts = min(most // rows // cluster, MOST_PARTS) * cluster
+            if not parts:
+                raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
+        if cluster > 1:
+            return heads, parts * rows, cluster
+        return heads, ranges_of(rows, heads, num_programs, length, row_bytes), 1
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""

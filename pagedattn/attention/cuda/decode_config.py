@@ -10,7 +10,7 @@ IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
 MORE_IN_FLIGHT = 196_608  # the same over heads of 64, for one program
 LESS_IN_FLIGHT = 65_536  # the same over heads of 128 where `shares_paths_unevenly`
 MERGE_BYTES = 64 << 20  # see decode_shape.cuh
-MAX_TILE = 64
+MIN_TILE, MAX_TILE = 16, 64
 MAX_STAGES = 16
 MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
@@ -23,6 +23,16 @@ LEAST_OF_PART = 96  # KV tokens that make a part worth merging
 FEW_BYTES = 12 << 20  # K and V, of which half as many parts are made
 PATH_RATE = 65e9  # bytes a second that come by a path to the L2 to one multiprocessor
 READ_RATE = 3.1e12  # bytes a second of the memory
+ALONE_RATE = 88e9  # bytes a second that come to one multiprocessor, if others are idle,
+HALVED_BY = 80  # and half of it if so many others read, each by a path of its own
+PAIRED_RATE = 36e9  # bytes a second to each where paths to the L2 are shared,
+CLUSTERED_RATE = 31e9  # and where programs of clusters share them
+SPREAD_OUT = 50  # programs of clusters of more than two that all have a path of their own
+CLUSTERS = {2: 66, 4: 30, 5: 20, 6: 16, 8: 15}  # programs of a cluster, and how many run at once
+ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 3.6e-6  # seconds that merging takes
+_MERGING = ((1, 0.0), (10, 2.1e-6), (20, 2.6e-6), (40, 3.1e-6), (math.inf, 4.3e-6))
+"""Parts of a row, and seconds that merging as many by way of the L2 takes."""
+LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
 MAX_COLUMNS = 32
 MAX_ACCUMULATORS = 4096  # of a row: columns times head size
 
@@ -36,6 +46,7 @@ class DecodeConfig:
         tile: KV tokens that a warp takes at once.
         stages: tiles in shared memory; a multiple of `WARPS`.
         programs: on a multiprocessor, 1 or 2.
+        cluster: programs that add up a row in each other's shared memory; 1 for none.
 
     """
 
@@ -43,6 +54,7 @@ class DecodeConfig:
     tile: int
     stages: int
     programs: int = 1
+    cluster: int = 1
 
     @property
     def shared_bytes(self) -> int:
@@ -60,6 +72,7 @@ def choose_config(
     tokens_a_program: int = 1 << 30,
     max_kv_length: int = 1 << 30,
     shares_paths: bool = False,
+    cluster: int = 1,
 ) -> DecodeConfig:
     """Pick how to cut, from bounds that the host knows; measured on an H100.
 
@@ -80,6 +93,7 @@ def choose_config(
         tokens_a_program: KV tokens of one head that a program has at most.
         max_kv_length: KV tokens that a sequence has at most.
         shares_paths: whether the batch `shares_paths_unevenly`.
+        cluster: programs of a cluster, see `clusters_of`.
 
     """
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
@@ -91,7 +105,7 @@ def choose_config(
     elif programs == 1 and (head_size, kv_bytes) == (128, 2) and block_size >= 16 and shares_paths:
         in_flight, tiles_of_warp = LESS_IN_FLIGHT, 2
     most = in_flight // programs // WARPS
-    tile = 16
+    tile = MIN_TILE
     while (
         2 * 2 * tile * head_size * kv_bytes * tiles_of_warp <= most
         and tile < (MAX_TILE if block_size == 1 else min(MAX_TILE, MAX_BOXES * block_size))
@@ -100,7 +114,7 @@ def choose_config(
     ):
         tile *= 2
     stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
-    return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
+    return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs, cluster)
 
 
 def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int) -> int:
@@ -134,6 +148,77 @@ def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_
         if num_bytes <= most_bytes and num_bytes / rate - num_bytes / READ_RATE < saved:
             return fewer
     return ranges
+
+
+def clusters_of(
+    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int
+) -> tuple[int, int]:
+    """Return how many programs of a cluster add up a row of one length, and the row's parts.
+
+    Programs of a cluster send each other what they have, which takes less time than merging by way
+    of the L2, but not as many of them run at once, and they share paths to it. So what each way
+    takes is estimated: reading by the rate that so many programs get together, and merging. A row
+    has one cluster; or, where its parts are very many, several, and one step by the L2 is left.
+    Rates and times were fitted to batches on an H100.
+
+    Args:
+        num_rows: sequences times groups of `heads` KV heads.
+        heads: that are read side by side.
+        num_programs: of the launch, one on each multiprocessor.
+        kv_length: tokens that each sequence has, or that its window has.
+        row_bytes: K and V of a head of them.
+
+    Returns:
+        Programs of a cluster, and how many parts each row then has; or 1 and 0 for none.
+
+    """
+    num_bytes = num_rows * heads * row_bytes
+    most = num_programs // heads
+    ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes)
+    if has_whole_rows(num_rows, heads, most, row_bytes):
+        ranges = num_rows
+    parts = ranges / num_rows
+    merging = next(seconds for limit, seconds in _MERGING if parts <= limit)
+    programs = min(ranges * heads, num_programs)
+    best = num_bytes / _rate_of(programs, num_programs) + merging - LEAST_GAIN
+    found = 1, 0
+    for cluster, at_once in CLUSTERS.items():
+        several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
+        for count in {min(1, several), several if cluster == max(CLUSTERS) else 0}:
+            if count == 0 or count * cluster * MIN_TILE > kv_length:
+                continue
+            programs = count * cluster * num_rows * heads
+            reading = num_bytes / _rate_of(programs, num_programs, cluster)
+            seconds = reading + (ONE_CLUSTER if count == 1 else SEVERAL_CLUSTERS)
+            if seconds < best:
+                best, found = seconds, (cluster, count * cluster)
+    return found
+
+
+def _rate_of(programs: int, num_programs: int, cluster: int = 1) -> float:
+    """Estimate what so many programs read, in bytes a second: see `clusters_of`."""
+    if programs <= (num_programs // 2 if cluster <= 2 else SPREAD_OUT):
+        rate = programs * ALONE_RATE / (1 + programs / HALVED_BY)
+    else:
+        rate = programs * (PAIRED_RATE if cluster == 1 else CLUSTERED_RATE)
+    return min(rate, READ_RATE)
+
+
+def has_whole_rows(num_rows: int, heads: int, ranges: int, row_bytes: int) -> bool:
+    """Return whether rows of one length are not cut, as few programs then have less or little.
+
+    As `Division` of decode_work.cuh does it.
+
+    Args:
+        num_rows: sequences times groups of `heads` KV heads.
+        heads: that are read side by side.
+        ranges: there are so many.
+        row_bytes: K and V of a head of a sequence.
+
+    """
+    missing = -num_rows % ranges
+    little = missing <= num_rows and missing * heads * row_bytes <= MERGE_BYTES
+    return 16 * missing <= num_rows or little
 
 
 def producers_of(config: DecodeConfig, *, head_size: int, kv_bytes: int, block_size: int) -> int:

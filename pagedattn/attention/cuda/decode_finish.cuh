@@ -186,9 +186,82 @@ struct Finish {
         mark(Moment::MERGED);
     }
 
-    // Add up what the warps have of a segment, and write it: the result, or a part of it, to `place`.
-    DEVICE void run(Row &row, const Segment &segment, int place, int parity) {
+    // Items of a row, four elements of a column each, that each program of a cluster adds up.
+    DEVICE static int items_each(int items) { return (items + CLUSTER - 1) / CLUSTER; }
+
+    DEVICE void send(int item, int items, const Sum &sum) {
+        int each = items_each(items), to = (u32)item / (u32)each;
+        int slot = blockIdx.x % CLUSTER * each + item - to * each;
+        store_to_program(shared_address(&shared.sent[slot]), to, make_float4(sum.of[0], sum.of[1], sum.of[2], sum.of[3]));
+        store_to_program(shared_address(&shared.sent_weight[slot]), to, make_float2(sum.peak, sum.total));
+    }
+
+    // What the cluster has of an item, by `place` among the program's own.
+    DEVICE Sum add_sent(int place, int each) {
+        float2 weight[CLUSTER];
+        float4 parts[CLUSTER];
+#pragma unroll
+        for (int rank = 0; rank < CLUSTER; ++rank) {
+            weight[rank] = shared.sent_weight[rank * each + place];
+            parts[rank] = shared.sent[rank * each + place];
+        }
+        return sum_of(weight, parts, CLUSTER);
+    }
+
+    // Add up a row of which each program of the cluster has a part, and has sent it. Of a row that several
+    // clusters share, the last one to come to an item's warp adds up what they have.
+    DEVICE void merge_cluster(const Batch &batch, int head, int first_query, int columns) {
+        cluster_arrive();
+        cluster_wait();
+        mark(Moment::LAST_TO_COME);
+        int items = columns * PER_COLUMN, each = items_each(items), rank = blockIdx.x % CLUSTER;
+        int clusters = batch.parts / CLUSTER, own = min(each, items - rank * each);
+        if (clusters == 1) {
+            for (int place = thread; place < own; place += THREADS) {
+                int item = rank * each + place;
+                write_result(head, first_query, item / PER_COLUMN, item % PER_COLUMN * 4, add_sent(place, each));
+            }
+            mark(Moment::MERGED);
+            return;
+        }
+        if (thread / 32 * 32 >= own) return;
+        int cluster = blockIdx.x / CLUSTER;
+        int range = (cluster / batch.parallel_heads) * CLUSTER;
+        int first = cluster - range % batch.parts / CLUSTER * batch.parallel_heads;
+        float4 *parts = (float4 *)p.part;  // [clusters, COLUMNS * PER_COLUMN, 2], a sum and its weight
+        for (int place = thread; place < own; place += THREADS) {
+            Sum sum = add_sent(place, each);
+            float4 *to = parts + ((i64)cluster * (COLUMNS * PER_COLUMN) + rank * each + place) * 2;
+            to[0] = make_float4(sum.of[0], sum.of[1], sum.of[2], sum.of[3]);
+            to[1] = make_float4(sum.peak, sum.total, 0, 0);
+        }
+        __syncwarp();
+        bool last = thread % 32 == 0 && is_last((first * CLUSTER + rank) * 2, clusters);
+        last = __shfl_sync(~0u, last, 0);
+        __syncwarp();
+        if (!last) return;
+        for (int place = thread; place < own; place += THREADS) {
+            int item = rank * each + place;
+            const float4 *from = parts + ((i64)first * (COLUMNS * PER_COLUMN) + item) * 2;
+            i64 step = (i64)batch.parallel_heads * (COLUMNS * PER_COLUMN) * 2;
+            float2 weight[FAN_IN];
+            float4 x[FAN_IN];
+#pragma unroll
+            for (int i = 0; i < FAN_IN; ++i) {
+                const float4 *part = from + (i < clusters ? i : 0) * step;
+                x[i] = __ldcg(part);
+                weight[i] = __ldcg((const float2 *)(part + 1));
+            }
+            write_result(head, first_query, item / PER_COLUMN, item % PER_COLUMN * 4, sum_of(weight, x, clusters));
+        }
+        mark(Moment::MERGED);
+    }
+
+    // Add up what the warps have of a segment, and write it: the result, or a part of it, to `place`; or
+    // have the cluster add it up.
+    DEVICE void run(const Batch &batch, Row &row, const Segment &segment, int place, int parity) {
         int warp = thread / 32, lane = thread % 32;
+        if (CLUSTER > 1 && batch.is_clustered) cluster_wait();  // all of it have begun
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; ++tile)
 #pragma unroll
@@ -216,13 +289,19 @@ struct Finish {
                  item += THREADS) {
                 int column = item / PER_COLUMN, at = item % PER_COLUMN * 4;
                 Sum sum = add_warps(parity, column, at);
-                if (whole)
+                if (CLUSTER > 1 && batch.is_clustered)
+                    send(item, columns * PER_COLUMN, sum);
+                else if (whole)
                     write_result(segment.head, row.first_query, column, at, sum);
                 else
                     write_part(place, column, at, sum);
             }
         }
         mark(Moment::WRITTEN);
+        if (CLUSTER > 1 && batch.is_clustered) {
+            __syncwarp();
+            merge_cluster(batch, segment.head, row.first_query, columns);
+        }
     }
 
     // Put a warp's sums of eight columns, in units of the highest peak, into shared memory.

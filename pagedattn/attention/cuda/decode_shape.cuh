@@ -33,6 +33,10 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
 
+// What the programs of a cluster send each other of a row: four elements of a column and their weight.
+constexpr int SENT = CLUSTER > 1 ? COLUMNS * HEAD_SIZE / 4 + CLUSTER : 1;
+
+static_assert(CLUSTER == 1 || PROGRAMS == 1, "clusters are for few rows");
 static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
 static_assert(GATHER || BLOCKS <= 32, "a lane has a block");
 static_assert(PROGRAMS <= 2, "see spread");

@@ -38,6 +38,7 @@ struct Division {
     int total, ranges;
     int unit, parts;  // what is cut by itself, all tiles or each row, and into how many ranges
     int each, extra;  // tiles of a range, and how many of a unit's ranges have one more
+    bool is_clustered = false;  // whether what a cluster has is of one row
 
     // Divide `of_head` tiles of one head, in rows of `row` tiles if they are `even`.
     DEVICE Division(const Parameters &p, int of_head, bool even, int row) {
@@ -51,6 +52,14 @@ struct Division {
         extra = total - each * ranges;
         if (!even) return;
         int rows = p.num_sequences * groups;
+        if (CLUSTER > 1) {
+            int of_row = (u32)ranges / (u32)rows / CLUSTER * CLUSTER;
+            if (of_row && of_row <= row && of_row / CLUSTER <= FAN_IN) {
+                cut_rows(rows, row, of_row);
+                is_clustered = true;
+                return;
+            }
+        }
         int rows_each = (u32)(rows + ranges - 1) / (u32)ranges, missing = rows_each * ranges - rows;
         // sequences of one length: whole rows, if that leaves few ranges with less, or little that
         // those without work could have read: less than merging takes
@@ -70,13 +79,17 @@ struct Division {
             // or each row by itself in as many ranges, if that leaves few without work: then none has
             // the end of a row and the beginning of another, two to merge
             int of_row = (u32)ranges / (u32)rows;
-            if (16 * (ranges - of_row * rows) > ranges) return;
-            unit = row;
-            parts = of_row;
-            ranges = of_row * rows;
-            each = (u32)row / (u32)of_row;
-            extra = row - each * of_row;
+            if (16 * (ranges - of_row * rows) <= ranges) cut_rows(rows, row, of_row);
         }
+    }
+
+    // Cut each row of `row` tiles by itself into `of_row` ranges.
+    DEVICE void cut_rows(int rows, int row, int of_row) {
+        unit = row;
+        parts = of_row;
+        ranges = of_row * rows;
+        each = (u32)row / (u32)of_row;
+        extra = row - each * of_row;
     }
 
     // First tile of a range; of any after the last it is `total`.
@@ -198,6 +211,9 @@ struct Shared {
     float sums[WARPS][8][SUM_PITCH];
     float peaks[2][WARPS][COLUMNS], totals[2][WARPS][COLUMNS];
     int table[PRODUCERS][ENTRIES];
+    // what the cluster's programs, one after the other, have of the elements that this one adds up
+    alignas(16) float4 sent[SENT];
+    float2 sent_weight[SENT];
     // rows that are cut, for each warp, which merges its elements of them when the range ends: here they
     // take no registers meanwhile
     Cut cuts[WARPS][2];

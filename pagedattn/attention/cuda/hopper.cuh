@@ -225,6 +225,31 @@ DEVICE void multiply_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// ---- clusters: programs that run at the same time and reach each other's shared memory
+
+// Come to the cluster's barrier, and wait until all threads of it have come or ended. Who waits sees what
+// was written before `arrive`, but for the quick one.
+DEVICE void cluster_arrive_quickly() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Write to the shared memory of the cluster's program of this rank, at an address that is `to` in one's own.
+DEVICE void store_to_program(u32 to, int rank, float4 x) {
+    asm volatile(
+        "{.reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; "
+        "st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5};}" ::"r"(to),
+        "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+        : "memory");
+}
+
+DEVICE void store_to_program(u32 to, int rank, float2 x) {
+    asm volatile(
+        "{.reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; "
+        "st.shared::cluster.v2.f32 [there], {%2, %3};}" ::"r"(to),
+        "r"(rank), "f"(x.x), "f"(x.y)
+        : "memory");
+}
+
 // ---- numbers
 
 DEVICE float exp2_of(float x) {

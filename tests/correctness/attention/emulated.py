@@ -60,17 +60,22 @@ def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1), roun
                 assert not inputs.batch.arrivals.any()
 
 
-def small_tiles(call, programs=1):
+def small_tiles(call, programs=1, cluster=1):
     """Cut for small tiles and few stages, so that short sequences go round them."""
     assert decode.not_taken(call) is None
     columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
-    return decode.DecodeLaunch(call, decode_config.DecodeConfig(padded, 16, 4, programs))
+    return decode.DecodeLaunch(call, decode_config.DecodeConfig(padded, 16, 4, programs, cluster))
 
 
 def two_programs(call):
     """The same, for two programs on a multiprocessor."""
     return small_tiles(call, programs=2)
+
+
+def clusters_of(size):
+    """The same, for clusters of so many programs."""
+    return lambda call: small_tiles(call, cluster=size)
 
 
 def prefill_of(call):

@@ -54,16 +54,20 @@ class Divided:
         return np.diff(self.begins)
 
 
-def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1):
+def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1, cluster=1):
     """Divide sequences of so many tiles, all as many as the longest as far as the host knows."""
     macros = decode.macros_of(
-        decode_config.DecodeConfig(8, TILE, 4, on_each),
+        decode_config.DecodeConfig(8, TILE, 4, on_each, cluster),
         head_size=HEAD_SIZE, kv_bytes=2, group=4, bf16=False, block_size=TILE,
     )  # fmt: skip
     num_programs = num_multiprocessors * on_each
     parallel = decode_config.heads_in_parallel(num_kv_heads, num_programs)
     ranges, groups = num_programs // parallel, num_kv_heads // parallel
     tiles = np.array(tiles, np.int32)
+    if cluster > 1:
+        rows = len(tiles) * groups
+        ranges = ranges // rows // cluster * cluster * rows
+        num_programs = ranges * parallel
     total, lengths = int(tiles.sum()) * groups, tiles * TILE
     out = np.full(num_programs + 1 + ranges + 1 + total, -7, np.int32)
     parameters = decode._Parameters(
@@ -152,6 +156,23 @@ def test_a_right_guess_is_what_a_program_begins_with(on_each):
         begins = divided.begins[:-1][divided.sizes > 0]
         of_row = divided.row - begins % divided.row
         first = np.minimum(np.minimum(divided.sizes[divided.sizes > 0], of_row), GUESSED)
+        assert np.array_equal(divided.guessed, np.repeat(first, divided.parallel_heads))
+
+
+@pytest.mark.parametrize("cluster", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("num_kv_heads", [1, 3])
+def test_a_cluster_has_one_row_of_those_of_one_length(num_kv_heads, cluster):
+    for num_sequences, row in itertools.product((1, 2, 3), (1, cluster, 29, 300)):
+        divided = divide([row] * num_sequences, num_kv_heads, 80, cluster=cluster)
+        sizes = divided.sizes
+        assert len(sizes) % (cluster * divided.rows) == 0
+        of_row = len(sizes) // divided.rows
+        if row < of_row:  # some would have nothing
+            assert sizes.sum() == row * divided.rows
+            continue
+        assert np.array_equal(divided.begins[::of_row], row * np.arange(divided.rows + 1))
+        assert sizes.max() - sizes.min() <= 1
+        first = np.minimum(sizes, GUESSED)
         assert np.array_equal(divided.guessed, np.repeat(first, divided.parallel_heads))
 
 
