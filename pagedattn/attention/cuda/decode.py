@@ -245,7 +245,10 @@ class DecodeLaunch:
         among_longer: bool = False,
         trace: bool = False,
     ) -> None:
-        self._prepare(call, config, among_longer=among_longer, trace=trace)
+        # rows among longer ones are not known to be of one length
+        self._prepare(
+            call, config, among_longer=among_longer, trace=trace, may_cluster=not among_longer
+        )
         cluster = self._config.cluster
         if cluster > 1:
             most = self._kernel.most_clusters(self._threads, self._config.shared_bytes, cluster)

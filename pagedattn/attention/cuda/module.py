@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TENSOR_MAP_BYTES = 128
-PORTABLE_CLUSTER = 8  # programs of a cluster that any GPU with clusters runs
 
 T = TypeVar("T", bound=Hashable)
 
@@ -87,7 +86,8 @@ class Kernel:
             threads: of a program.
             shared_bytes: dynamic shared memory of a program.
             parameters: the kernel's struct.
-            cluster: programs that run at the same time and reach each other's shared memory.
+            cluster: programs that run at the same time and reach each other's shared memory, 8 at
+                most.
 
         Raises:
             CudaError: the driver refuses.
@@ -143,10 +143,6 @@ class Kernel:
                 large = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self._call(driver.cuFuncSetAttribute, self._function, large, shared_bytes)
                 self._shared_bytes = shared_bytes
-            if cluster > PORTABLE_CLUSTER:
-                larger = driver.CUfunction_attribute
-                larger = larger.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-                self._call(driver.cuFuncSetAttribute, self._function, larger, 1)
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = programs, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1

@@ -76,6 +76,16 @@ def test_where_not_all_clusters_run_at_once_there_are_none(launch_of, monkeypatc
         assert all((launch.config.cluster > 1) == is_clustered for launch in launches)
 
 
+@emulated
+def test_rows_among_longer_ones_have_no_clusters():
+    inputs = inputs_of((500,) * 2, heads=(4, 1))
+    inputs = dataclasses.replace(inputs, batch=dataclasses.replace(inputs.batch, is_full=True))
+    with emulation(8):
+        assert decode.DecodeLaunch(inputs.call()).config.cluster > 1
+        assert decode.DecodeLaunch(inputs.call(), among_longer=True).config.cluster == 1
+
+
+@emulated
 def test_rows_that_leave_no_program_for_a_cluster_are_refused():
     with (
         emulation(8),
