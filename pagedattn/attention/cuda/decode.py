@@ -429,7 +429,7 @@ class DecodeLaunch:
         blocks = -(-batch.expected_kv_length // cache.block_size)
         parameters.table_lines = min(-(-blocks // 32), max(1, width // 32))
         if query.is_contiguous():
-            parameters.query_lines = query.shape[0] * query.stride(0) // 64
+            parameters.query_lines = query.numel() // 64
         return parameters
 
 

@@ -110,8 +110,10 @@ class Kernel:
         Not all multiprocessors have enough neighbours for a large one. Source: CUDA driver API,
         `cuOccupancyMaxActiveClusters`.
         """
-        config = self._config(cluster, threads, shared_bytes, cluster, 0)
-        return int(self._call(self._driver.cuOccupancyMaxActiveClusters, self._function, config))
+        with torch.cuda.device(self._device):
+            config = self._config(cluster, threads, shared_bytes, cluster, 0)
+            ask = self._driver.cuOccupancyMaxActiveClusters
+            return int(self._call(ask, self._function, config))
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """Wait for the device and return the bytes of a `__device__` variable.
