@@ -67,11 +67,11 @@ def launch_of(call: AttentionCall, *, trace: bool = False) -> DecodeLaunch | Pre
 
     """
     # here: the kernels' package needs Triton
-    from pagedattn.attention.cuda import decode, launcher_of, mixed
+    from pagedattn.attention.cuda import decode_calls, launcher_of, mixed
 
     launcher = launcher_of(call)
     if launcher is None:
-        raise ValueError(f"the CUDA kernels cannot take {decode.not_taken(call)}")
+        raise ValueError(f"the CUDA kernels cannot take {decode_calls.not_taken(call)}")
     if issubclass(launcher, mixed.MixedLaunch):
         raise ValueError("a mixed batch with a long decode is two launches")
     return launcher(call, trace=trace)

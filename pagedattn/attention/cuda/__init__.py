@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda import decode, mixed, prefill
+from pagedattn.attention.cuda import decode, decode_calls, mixed, prefill
 from pagedattn.attention.cuda.launching import signature_of
 from pagedattn.attention.triton import TritonImplementation
 from pagedattn.attention.triton.decode import rows_of_one_tile
@@ -46,8 +46,8 @@ def launcher_of(
     call: AttentionCall,
 ) -> type[DecodeLaunch] | type[PrefillLaunch] | type[MixedLaunch] | None:
     """Return the kernel that takes a call, or the faster one, or both; None if neither does."""
-    by_decode = decode.not_taken(call) is None
-    if by_decode and not decode.is_crowded(call):
+    by_decode = decode_calls.not_taken(call) is None
+    if by_decode and not decode_calls.is_crowded(call):
         return decode.DecodeLaunch
     if prefill.not_taken(call) is None:
         return mixed.MixedLaunch if mixed.pays(call) else prefill.PrefillLaunch
@@ -101,7 +101,7 @@ class CudaFp8Implementation(CudaImplementation):
         """Say in a phrase why this call cannot be taken, or None if it can."""
         if call.cache.dtype != FP8:
             return f"a cache of {call.cache.dtype}, which is not multiplied in fp8"
-        if decode.not_taken(call) is None or rows_of_one_tile(call) is not None:
+        if decode_calls.not_taken(call) is None or rows_of_one_tile(call) is not None:
             return "short queries, which wait for memory and not for products"
         return super().unsupported(call) or prefill.not_taken(call)
 

@@ -71,15 +71,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.cuda.decode_config import (
-    MAX_ACCUMULATORS,
-    MAX_COLUMNS,
     MOST_PARTS,
     WARPS,
     DecodeConfig,
     choose_config,
     clusters_of,
     heads_in_parallel,
-    producers_of,
+    macros_of,
     ranges_of,
     shares_paths_unevenly,
 )
@@ -98,15 +96,10 @@ from pagedattn.attention.cuda.module import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import numpy as np
     from numpy.typing import NDArray
 
     from pagedattn.attention.call import AttentionCall
-
-HEAD_SIZES = (64, 80, 96, 128, 192, 256)
-SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
 
 
 class _Parameters(ctypes.Structure):
@@ -146,87 +139,8 @@ class _Parameters(ctypes.Structure):
     )
 
 
-def not_taken(call: AttentionCall) -> str | None:
-    """Say in a phrase why the kernel cannot take a call, or None if it can."""
-    cache, query = call.cache, call.query
-    head_size, block_size = cache.head_size, cache.block_size
-    kv_bytes = cache.key.element_size()
-    columns = query.shape[1] // cache.num_kv_heads * max(1, call.batch.max_query_length)
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"queries of {query.dtype}"
-    if cache.key.dtype not in (query.dtype, torch.float8_e4m3fn):
-        return f"a cache of {cache.key.dtype}"
-    if head_size not in HEAD_SIZES or (kv_bytes == 1 and head_size % 32):
-        return f"head_size {head_size} over {cache.key.dtype}"
-    if block_size & (block_size - 1):
-        return f"block_size {block_size}, which is no power of two"
-    if min(block_size, 16) * head_size * kv_bytes % 128:
-        return f"block_size {block_size} with rows of {head_size * kv_bytes} bytes"
-    if columns > MAX_COLUMNS or columns * head_size > MAX_ACCUMULATORS:
-        return f"{columns} queries and heads of a group together"
-    strides = (*cache.key.stride()[:3], cache.value.data_ptr(), cache.key.data_ptr())
-    if any(stride * kv_bytes % 16 for stride in strides[:3]) or any(at % 16 for at in strides[3:]):
-        return "a cache that does not lie at multiples of 16 bytes"
-    # 4 elements are read or written at once
-    if any(
-        t.data_ptr() % (4 * t.element_size()) or t.stride(0) % 4 or t.stride(1) % 4
-        for t in (query, call.out)
-    ):
-        return "queries or outputs that do not lie at multiples of 4 elements"
-    return None
-
-
-def is_crowded(call: AttentionCall) -> bool:
-    """Whether queries are so many that not all of their sums stay in a warp's registers.
-
-    Prefill, where it takes the call, then goes first. Parts of shared blocks, whose keys it does
-    not share out, are not meant.
-    """
-    columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
-    return (
-        call.causal
-        and columns > MAX_COLUMNS // 2
-        and MAX_COLUMNS * call.cache.head_size >= MAX_ACCUMULATORS
-    )
-
-
-def macros_of(
-    config: DecodeConfig,
-    *,
-    head_size: int,
-    kv_bytes: int,
-    group: int,
-    bf16: bool,
-    block_size: int,
-    features: Collection[str] = (),
-    out_f32: bool = False,
-    among_longer: bool = False,
-) -> tuple[tuple[str, int], ...]:
-    """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
-    producers = producers_of(config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size)
-    return (
-        ("HEAD_SIZE", head_size),
-        ("GROUP", group),
-        ("KV_BYTES", kv_bytes),
-        ("BF16", int(bf16)),
-        ("COLUMNS", config.columns),
-        ("BLOCK_SIZE", block_size),
-        ("TILE", config.tile),
-        ("STAGES", config.stages),
-        ("WARPS", WARPS),
-        ("PRODUCERS", producers),
-        ("PROGRAMS", config.programs),
-        ("CLUSTER", config.cluster),
-        ("SHARED_BYTES", config.shared_bytes),
-        ("CAUSAL", int("not_causal" not in features)),
-        ("OUT_F32", int(out_f32)),
-        ("AMONG_LONGER", int(among_longer)),
-        *((name.upper(), int(name in features)) for name in SWITCHES),
-    )
-
-
 class DecodeLaunch:
-    """A launch of decode and merge for calls of one signature; `not_taken` must be None.
+    """A launch of decode for calls of one signature; `decode_calls.not_taken` must be None.
 
     Args:
         call: one of them.
@@ -245,18 +159,13 @@ class DecodeLaunch:
         among_longer: bool = False,
         trace: bool = False,
     ) -> None:
-        # rows among longer ones are not known to be of one length
-        self._prepare(
-            call, config, among_longer=among_longer, trace=trace, may_cluster=not among_longer
-        )
-        cluster = self._config.cluster
-        if cluster > 1:
-            most = self._kernel.most_clusters(self._threads, self._config.shared_bytes, cluster)
-            if most * cluster < self._num_programs:  # some would begin when others end
-                config = None if config is None else replace(config, cluster=1)
-                self._prepare(
-                    call, config, among_longer=among_longer, trace=trace, may_cluster=False
-                )
+        flags = {"among_longer": among_longer, "trace": trace}
+        cluster = config.cluster if config else None
+        if among_longer:  # rows are not known to be of one length
+            cluster = 1
+        self._prepare(call, config, cluster, **flags)
+        if not self._run_at_once():
+            self._prepare(call, config, 1, **flags)
         self._maps = maps_of(_map_of, self._config.tile, call.cache.key)
         self._fixed = bytes(self._parameters(call))
 
@@ -264,19 +173,18 @@ class DecodeLaunch:
         self,
         call: AttentionCall,
         config: DecodeConfig | None,
+        cluster: int | None,
         *,
         among_longer: bool,
         trace: bool,
-        may_cluster: bool = True,
     ) -> None:
-        """Divide the work and load the kernel."""
+        """Divide the work and load the kernel; `cluster` is programs of one, or None to choose."""
         query, cache, batch = call.query, call.cache, call.batch
         num_kv_heads, head_size = cache.num_kv_heads, cache.head_size
         kv_bytes = cache.key.element_size()
         group = query.shape[1] // num_kv_heads
         num_programs = num_multiprocessors(query.device)
-        wanted = (None if may_cluster else 1) if config is None else config.cluster
-        self._heads, self._ranges, cluster = self._divide(call, num_programs, wanted)
+        self._heads, self._ranges, cluster = self._divide(call, num_programs, cluster)
         kv_length = batch.expected_kv_length
         if config is None:
             config = choose_config(
@@ -296,8 +204,8 @@ class DecodeLaunch:
                     num_programs,
                     2 * kv_length * head_size * kv_bytes,
                 ),
-                cluster=cluster,
             )
+        config = replace(config, cluster=cluster)
         macros = macros_of(
             config,
             head_size=head_size,
@@ -323,6 +231,14 @@ class DecodeLaunch:
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)
         self._weights_at = 4 * places * head_size
+
+    def _run_at_once(self) -> bool:
+        """Whether no cluster begins only when others end."""
+        config = self._config
+        if config.cluster == 1:
+            return True
+        most = self._kernel.most_clusters(self._threads, config.shared_bytes, config.cluster)
+        return most * config.cluster >= self._num_programs
 
     def __call__(self, call: AttentionCall) -> None:
         """Launch on the current stream, with a workspace of its own.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 WARPS = 4  # of a program, that multiply
 IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
@@ -33,6 +37,7 @@ ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 3.6e-6  # seconds that merging takes
 _MERGING = ((1, 0.0), (10, 2.1e-6), (20, 2.6e-6), (40, 3.1e-6), (math.inf, 4.3e-6))
 """Parts of a row, and seconds that merging as many by way of the L2 takes."""
 LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
+SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
 MAX_COLUMNS = 32
 MAX_ACCUMULATORS = 4096  # of a row: columns times head size
 
@@ -72,7 +77,6 @@ def choose_config(
     tokens_a_program: int = 1 << 30,
     max_kv_length: int = 1 << 30,
     shares_paths: bool = False,
-    cluster: int = 1,
 ) -> DecodeConfig:
     """Pick how to cut, from bounds that the host knows; measured on an H100.
 
@@ -93,7 +97,6 @@ def choose_config(
         tokens_a_program: KV tokens of one head that a program has at most.
         max_kv_length: KV tokens that a sequence has at most.
         shares_paths: whether the batch `shares_paths_unevenly`.
-        cluster: programs of a cluster, see `clusters_of`.
 
     """
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
@@ -114,7 +117,7 @@ def choose_config(
     ):
         tile *= 2
     stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
-    return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs, cluster)
+    return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
 
 
 def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int) -> int:
@@ -184,8 +187,8 @@ def clusters_of(
     found = 1, 0
     for cluster, at_once in CLUSTERS.items():
         several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
-        for count in {min(1, several), several if cluster == max(CLUSTERS) else 0}:
-            if count == 0 or count * cluster * MIN_TILE > kv_length:
+        for count in (1, several) if cluster == max(CLUSTERS) else (1,):
+            if not 0 < count <= several or count * cluster * MIN_TILE > kv_length:
                 continue
             programs = count * cluster * num_rows * heads
             reading = num_bytes / _rate_of(programs, num_programs, cluster)
@@ -240,6 +243,41 @@ def producers_of(config: DecodeConfig, *, head_size: int, kv_bytes: int, block_s
     return GATHERERS if config.programs == 1 or few_sums else GATHERERS // 2
 
 
+def macros_of(
+    config: DecodeConfig,
+    *,
+    head_size: int,
+    kv_bytes: int,
+    group: int,
+    bf16: bool,
+    block_size: int,
+    features: Collection[str] = (),
+    out_f32: bool = False,
+    among_longer: bool = False,
+) -> tuple[tuple[str, int], ...]:
+    """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
+    producers = producers_of(config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size)
+    return (
+        ("HEAD_SIZE", head_size),
+        ("GROUP", group),
+        ("KV_BYTES", kv_bytes),
+        ("BF16", int(bf16)),
+        ("COLUMNS", config.columns),
+        ("BLOCK_SIZE", block_size),
+        ("TILE", config.tile),
+        ("STAGES", config.stages),
+        ("WARPS", WARPS),
+        ("PRODUCERS", producers),
+        ("PROGRAMS", config.programs),
+        ("CLUSTER", config.cluster),
+        ("SHARED_BYTES", config.shared_bytes),
+        ("CAUSAL", int("not_causal" not in features)),
+        ("OUT_F32", int(out_f32)),
+        ("AMONG_LONGER", int(among_longer)),
+        *((name.upper(), int(name in features)) for name in SWITCHES),
+    )
+
+
 def shares_paths_unevenly(
     num_sequences: int, num_kv_heads: int, num_programs: int, row_bytes: int
 ) -> bool:
@@ -257,11 +295,10 @@ def shares_paths_unevenly(
     """
     heads = heads_in_parallel(num_kv_heads, num_programs)
     ranges, rows = num_programs // heads, num_sequences * num_kv_heads // heads
-    missing = ranges - rows
     left_by_half = 2 * (ranges // 2) - rows  # if half of the ranges have two rows each
     both = 2 * rows * heads - num_programs  # multiprocessors of pairs that both have work
     return (
-        0 <= missing * heads * row_bytes <= MERGE_BYTES
+        has_whole_rows(rows, heads, ranges, row_bytes)
         and not 0 <= 16 * left_by_half <= rows
         and 2 * num_programs <= 5 * both <= 4 * num_programs
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pagedattn.attention.cuda import decode, prefill
+from pagedattn.attention.cuda import decode, decode_calls, prefill
 from pagedattn.attention.cuda.decode_config import READ_RATE
 from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE, Items, merge_seconds, splits_of
 from pagedattn.kv_cache import FP8
@@ -46,7 +46,7 @@ def pays(call: AttentionCall) -> bool:
     if mixture is None or not call.causal or prefill.not_taken(call) is not None:
         return False
     short = short_of(call)
-    if decode.not_taken(short) is not None or decode.is_crowded(short):
+    if decode_calls.not_taken(short) is not None or decode_calls.is_crowded(short):
         return False
     longest, tokens = mixture.longest_short_kv, mixture.short_kv_tokens
     if call.window is not None:

@@ -105,10 +105,14 @@ class Kernel:
         )
 
     def most_clusters(self, threads: int, shared_bytes: int, cluster: int) -> int:
-        """Ask how many clusters of so many programs run at once, as arguments of `launch`.
+        """Return how many clusters run at once; arguments as those of `launch`.
 
         Not all multiprocessors have enough neighbours for a large one. Source: CUDA driver API,
         `cuOccupancyMaxActiveClusters`.
+
+        Raises:
+            CudaError: the driver refuses.
+
         """
         with torch.cuda.device(self._device):
             config = self._config(cluster, threads, shared_bytes, cluster, 0)

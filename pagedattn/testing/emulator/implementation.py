@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from pagedattn.attention.cuda import CudaImplementation, decode, prefill
+from pagedattn.attention.cuda import CudaImplementation, decode, decode_calls, prefill
 from pagedattn.attention.triton import TritonImplementation
 from pagedattn.testing.emulator.kernel import EmulatedKernel, tensor_map, unavailable
 
@@ -78,7 +78,7 @@ class EmulatedImplementation(CudaImplementation):
         why_not = unavailable()
         if why_not is not None:
             return why_not
-        by_decode, by_prefill = decode.not_taken(call), prefill.not_taken(call)
+        by_decode, by_prefill = decode_calls.not_taken(call), prefill.not_taken(call)
         if by_decode is not None and by_prefill is not None:
             told = dict.fromkeys((by_decode, by_prefill))
             return f"neither kernel takes {'; '.join(told)}"

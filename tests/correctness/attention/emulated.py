@@ -11,7 +11,7 @@ from pagedattn.workloads import AttentionShape
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, decode_config, prefill
+from pagedattn.attention.cuda import decode, decode_calls, decode_config, prefill
 from pagedattn.testing.emulator import emulation
 
 ALL = {"window": 70, "soft_cap": 3.0, "alibi": True, "sinks": True}
@@ -62,7 +62,7 @@ def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1), roun
 
 def small_tiles(call, programs=1, cluster=1):
     """Cut for small tiles and few stages, so that short sequences go round them."""
-    assert decode.not_taken(call) is None
+    assert decode_calls.not_taken(call) is None
     columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
     padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
     return decode.DecodeLaunch(call, decode_config.DecodeConfig(padded, 16, 4, programs, cluster))

@@ -14,7 +14,14 @@ from pagedattn.workloads import AttentionShape
 pytest.importorskip("cuda.bindings.nvrtc")
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import compiler, decode, decode_config, launcher_of, prefill
+from pagedattn.attention.cuda import (
+    compiler,
+    decode,
+    decode_calls,
+    decode_config,
+    launcher_of,
+    prefill,
+)
 
 from .bounds import with_bound
 
@@ -34,14 +41,14 @@ def shape(**changes):
 @pytest.mark.parametrize(
     ("head_size", "kv_bytes", "columns", "many"),
     [
-        *((head_size, 2, 4, True) for head_size in decode.HEAD_SIZES),
+        *((head_size, 2, 4, True) for head_size in decode_calls.HEAD_SIZES),
         *((64, 2, 4, False), (64, 1, 4, False), (96, 1, 4, False), (256, 1, 16, False)),
         *((128, 2, 16, True), (128, 2, 32, False), (128, 1, 32, False)),
     ],
 )
 def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns, many):
     config = decode_config.choose_config(head_size, kv_bytes, columns, num_rows=512 if many else 1)
-    macros = decode.macros_of(
+    macros = decode_config.macros_of(
         config, head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=True, block_size=16
     )
     # shared memory that is too small is a failed assertion of the source
@@ -52,9 +59,9 @@ def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns,
 @pytest.mark.parametrize(
     ("block_size", "features", "programs"),
     [
-        *((1, (), 1), (1, ("lse",), 2), (2, (), 2), (4, decode.SWITCHES, 1)),
+        *((1, (), 1), (1, ("lse",), 2), (2, (), 2), (4, decode_config.SWITCHES, 1)),
         *((256, (), 1), (16, ("lse", "not_causal"), 1), (16, ("among_longer",), 2)),
-        *((8, (name,), 1) for name in decode.SWITCHES),
+        *((8, (name,), 1) for name in decode_config.SWITCHES),
     ],
     ids=str,
 )
@@ -63,7 +70,7 @@ def test_features_and_block_sizes_compile(cache_folder, block_size, features, pr
         128, 2, 4, block_size=block_size, num_rows=512 if programs == 2 else 1
     )
     assert config.programs == programs
-    macros = decode.macros_of(
+    macros = decode_config.macros_of(
         config,
         head_size=128, kv_bytes=2, group=4, bf16=False, block_size=block_size, features=features,
         out_f32="not_causal" in features, among_longer="among_longer" in features,
@@ -92,7 +99,7 @@ def shared_bytes_of(config, head_size, kv_bytes, block_size):
 
 
 @pytest.mark.parametrize("block_size", [2**i for i in range(9)])
-@pytest.mark.parametrize("head_size", decode.HEAD_SIZES)
+@pytest.mark.parametrize("head_size", decode_calls.HEAD_SIZES)
 def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, block_size):
     for kv_bytes, columns, num_rows, tokens_a_program, max_kv_length in itertools.product(
         (1, 2), range(1, 33), (1, 256, 1024), (0, 64, 1000, 1 << 30), (1, 100, 1 << 30)
@@ -162,7 +169,7 @@ def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_
 
 @pytest.mark.usefixtures("nvrtc")
 def test_a_compiled_kernel_is_read_from_the_cache(cache_folder):
-    macros = decode.macros_of(
+    macros = decode_config.macros_of(
         decode_config.choose_config(64, 2, 4),
         head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
     )  # fmt: skip
@@ -178,7 +185,7 @@ def test_a_compiled_kernel_is_read_from_the_cache(cache_folder):
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path / "file" / "kernels"))
-    macros = decode.macros_of(
+    macros = decode_config.macros_of(
         decode_config.choose_config(64, 2, 4),
         head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
     )  # fmt: skip
@@ -208,15 +215,15 @@ def test_the_parameters_are_as_large_as_the_kernel_takes_them():
     ids=str,
 )
 def test_what_the_kernel_cannot_take_is_told(changes, phrase):
-    assert phrase in decode.not_taken(make_inputs(shape(**changes)).call())
+    assert phrase in decode_calls.not_taken(make_inputs(shape(**changes)).call())
 
 
 def test_what_the_kernel_can_take_is_taken():
-    assert decode.not_taken(make_inputs(shape()).call()) is None
+    assert decode_calls.not_taken(make_inputs(shape()).call()) is None
     strided = make_inputs(shape())
     query = torch.zeros(2, 9, 130, dtype=torch.float16)[:, 1:, 1:129]
     call = dataclasses.replace(strided.call(), query=query)
-    assert "multiples of 4 elements" in decode.not_taken(call)
+    assert "multiples of 4 elements" in decode_calls.not_taken(call)
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 5, 8, 12, 40])

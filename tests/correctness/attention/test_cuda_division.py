@@ -56,7 +56,7 @@ class Divided:
 
 def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1, cluster=1):
     """Divide sequences of so many tiles, all as many as the longest as far as the host knows."""
-    macros = decode.macros_of(
+    macros = decode_config.macros_of(
         decode_config.DecodeConfig(8, TILE, 4, on_each, cluster),
         head_size=HEAD_SIZE, kv_bytes=2, group=4, bf16=False, block_size=TILE,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from .bounds import with_bound
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode
+from pagedattn.attention.cuda import decode, decode_calls
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import (
@@ -176,7 +176,7 @@ def test_a_guess_over_small_blocks_changes_no_result(lengths, queries, launch_of
 @nightly
 @pytest.mark.pairs(
     lengths=GUESSED,
-    head_size=decode.HEAD_SIZES,
+    head_size=decode_calls.HEAD_SIZES,
     block_size=[2, 4, 8, 16, 64, 256],
     options={"plain": {}, "window": {"window": 70}, "fp8": {"fp8": True}, "all": ALL},
     nightly=False,
@@ -191,7 +191,7 @@ def test_no_guess_changes_a_result(lengths, head_size, block_size, options):
 @nightly
 @pytest.mark.pairs(
     rows=ROWS | EVEN_ROWS,
-    head_size=decode.HEAD_SIZES,
+    head_size=decode_calls.HEAD_SIZES,
     block_size=[1, 2, 4, 8, 16, 64, 256],
     options={"plain": {}, "all": ALL, "window": {"window": 40}, "bf16": {"dtype": "bfloat16"}},
     launch_of={"small": small_tiles, "two": two_programs, "chosen": decode.DecodeLaunch},

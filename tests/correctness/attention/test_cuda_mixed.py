@@ -10,7 +10,7 @@ from pagedattn.workloads import AttentionShape
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, launcher_of, mixed, prefill
+from pagedattn.attention.cuda import decode, decode_calls, launcher_of, mixed, prefill
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import ALL, check, inputs_of, nightly
@@ -182,7 +182,7 @@ def test_two_launches_agree_with_float64_in_many_orders(
     short = dataclasses.replace(
         inputs.batch, max_query_length=inputs.batch.mixture.most_short_queries, mixture=None
     )
-    refused = decode.not_taken(dataclasses.replace(inputs.call(), batch=short))
+    refused = decode_calls.not_taken(dataclasses.replace(inputs.call(), batch=short))
     if refused is not None:
         pytest.skip(refused)
     check(inputs, mixed.MixedLaunch, multiprocessors=3, lse=True)

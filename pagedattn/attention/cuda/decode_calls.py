@@ -1,0 +1,58 @@
+"""Which calls the decode kernel takes, and which it had better leave to prefill."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedattn.attention.cuda.decode_config import MAX_ACCUMULATORS, MAX_COLUMNS
+
+if TYPE_CHECKING:
+    from pagedattn.attention.call import AttentionCall
+
+HEAD_SIZES = (64, 80, 96, 128, 192, 256)
+
+
+def not_taken(call: AttentionCall) -> str | None:
+    """Say in a phrase why the kernel cannot take a call, or None if it can."""
+    cache, query = call.cache, call.query
+    head_size, block_size = cache.head_size, cache.block_size
+    kv_bytes = cache.key.element_size()
+    columns = query.shape[1] // cache.num_kv_heads * max(1, call.batch.max_query_length)
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"queries of {query.dtype}"
+    if cache.key.dtype not in (query.dtype, torch.float8_e4m3fn):
+        return f"a cache of {cache.key.dtype}"
+    if head_size not in HEAD_SIZES or (kv_bytes == 1 and head_size % 32):
+        return f"head_size {head_size} over {cache.key.dtype}"
+    if block_size & (block_size - 1):
+        return f"block_size {block_size}, which is no power of two"
+    if min(block_size, 16) * head_size * kv_bytes % 128:
+        return f"block_size {block_size} with rows of {head_size * kv_bytes} bytes"
+    if columns > MAX_COLUMNS or columns * head_size > MAX_ACCUMULATORS:
+        return f"{columns} queries and heads of a group together"
+    strides = (*cache.key.stride()[:3], cache.value.data_ptr(), cache.key.data_ptr())
+    if any(stride * kv_bytes % 16 for stride in strides[:3]) or any(at % 16 for at in strides[3:]):
+        return "a cache that does not lie at multiples of 16 bytes"
+    # 4 elements are read or written at once
+    if any(
+        t.data_ptr() % (4 * t.element_size()) or t.stride(0) % 4 or t.stride(1) % 4
+        for t in (query, call.out)
+    ):
+        return "queries or outputs that do not lie at multiples of 4 elements"
+    return None
+
+
+def is_crowded(call: AttentionCall) -> bool:
+    """Whether queries are so many that not all of their sums stay in a warp's registers.
+
+    Prefill, where it takes the call, then goes first. Parts of shared blocks, whose keys it does
+    not share out, are not meant.
+    """
+    columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
+    return (
+        call.causal
+        and columns > MAX_COLUMNS // 2
+        and MAX_COLUMNS * call.cache.head_size >= MAX_ACCUMULATORS
+    )
