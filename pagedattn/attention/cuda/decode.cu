@@ -103,16 +103,20 @@ DEVICE void write_nothing(const Parameters &p, int program, int thread, int thre
     }
 }
 
-// Have what is small on its way from memory before it is known who needs what of it.
+// Have what is small on its way to the L2 before it is known who needs what of it, a line of 128 bytes a thread.
+// This may be done before the launch before is over: what that still writes goes to the L2 as well.
 DEVICE void prefetch(const Parameters &p, int program) {
     int tables = p.num_sequences * p.table_lines, starts = (p.num_sequences + 32) / 32;
     int line = program * blockDim.x + threadIdx.x;
-    if (line < tables)
+    if (line < starts) {
+        prefetch_l2(p.query_starts + line * 32);
+        if (line * 32 < p.num_sequences) prefetch_l2(p.kv_lengths + line * 32);
+    } else if (line - starts < tables) {
+        line -= starts;
         prefetch_l2(p.tables + line / p.table_lines * p.table_stride + line % p.table_lines * 32);
-    else if (line - tables < starts)
-        prefetch_l2(p.query_starts + (line - tables) * 32);
-    else if (line - tables - starts < p.query_lines)
-        prefetch_l2(p.query + (i64)(line - tables - starts) * 64);
+    } else if (line - starts - tables < p.query_lines) {
+        prefetch_l2(p.query + (i64)(line - starts - tables) * 64);
+    }
 }
 
 // Free a stage of what a wrong guess brings; by the warp whose it is, which then waits for the next
@@ -146,7 +150,6 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     Shared &shared = *(Shared *)(raw + (1024 - shared_address(raw) % 1024) % 1024);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int program = CLUSTER > 1 ? program_of_cluster(p, blockIdx.x) : spread(blockIdx.x);
-    if (CLUSTER > 1) cluster_arrive_quickly();
     if (threadIdx.x == 0) {
         prefetch_tensor_map(&p.key);
         prefetch_tensor_map(&p.value);
@@ -154,8 +157,12 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
             barrier_init(shared_address(&shared.full[stage]), GATHER ? PRODUCERS * 32 : 1);
             barrier_init(shared_address(&shared.empty[stage]), 1);
         }
+        barrier_init(shared_address(&shared.sent_there), 1);
         barrier_init_fence();
     }
+    __syncwarp();
+    if (CLUSTER > 1) cluster_arrive();  // with barriers that others may send to
+    prefetch(p, program);
     __syncthreads();
     Guess guess(p, program);
     Producer producer(p, shared, max(0, warp - WARPS), lane);
@@ -166,7 +173,6 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     // another warp than the producer, which goes on to what is true at once
     if (warp == 0 && guess.count) producer.bring(guess);
     if (warp == WARPS && guess.count) producer.read_ahead(guess);
-    prefetch(p, program);
     Batch batch = Batch::read(p, lane);
     int range = batch.range_of_program(program);
     int begin = batch.begin(range), end = batch.begin(range + 1);
@@ -182,6 +188,7 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
             consume(p, shared, batch, segment, end, round, program, warp, lane);
     } else if (warp < guess.count)
         throw_away(shared, warp, lane);
-    write_nothing(p, program, threadIdx.x, blockDim.x);
+    // who brings tiles is done first
+    if (warp >= WARPS) write_nothing(p, program, threadIdx.x - WARPS * 32, PRODUCERS * 32);
     mark(Moment::ENDED);
 }

@@ -16,8 +16,9 @@ make reading longer by as much.
 If all sequences have equally many tiles, the first of these that fits is done instead:
 
 - Each row goes to a cluster of 2 to 8 programs, which run at the same time and reach each other's
-  shared memory, if the host knew of the one length and estimates that this takes less time: see
-  `decode_config.clusters_of`. If not all clusters would run at once on the device, there are none.
+  shared memory, if the host knew of the one length, or there is but one sequence, and estimates
+  that this takes less time: see `decode_config.clusters_of`. If not all clusters would run at once
+  on the device, there are none.
 - Ranges end where rows do, if few programs then have less to do, or the batch is so small that
   merging parts would take longer than the programs without work could save. Where more than half of
   the programs would have work then, but not all, half of them get more rows each, if these come out
@@ -51,8 +52,8 @@ leaves a part in a workspace. Of the warps that have the same elements in all of
 come adds these up, in the order of the ranges, so that results do not change from run to run. Of
 many parts, bundles are added up first. That is three trips to the L2 one after the other: to have
 the part there, to count, and to load. The programs of a cluster spare them: each adds up as large a
-share of the row's elements, the others write theirs into its shared memory, and one barrier of the
-cluster is waited for. Where a row has several clusters, these leave parts in the workspace.
+share of the row's elements, and the others send theirs into its shared memory, with a barrier there
+that counts the bytes. Where a row has several clusters, these leave parts in the workspace.
 
 Over e4m3, K and V become float16 in registers, which holds them exactly, and bfloat16 queries are
 divided by a power of two each, so that float16 holds them.
@@ -307,7 +308,7 @@ class DecodeLaunch:
         parts = 0
         if cluster is None:
             cluster = 1
-            if batch.is_full and rows > 0:
+            if rows > 0 and (batch.is_full or batch.num_sequences == 1):
                 cluster, parts = clusters_of(rows, heads, num_programs, length, row_bytes)
         elif cluster > 1:
             parts = min(most // rows // cluster, MOST_PARTS) * cluster

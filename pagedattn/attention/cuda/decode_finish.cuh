@@ -186,14 +186,31 @@ struct Finish {
         mark(Moment::MERGED);
     }
 
-    // Items of a row, four elements of a column each, that each program of a cluster adds up.
-    DEVICE static int items_each(int items) { return (items + CLUSTER - 1) / CLUSTER; }
+    // The programs of a cluster add up an item of a row, four elements of a column, by turns of some, which
+    // are the 32 bytes of an output that lie in a sector. At most each has so many:
+    DEVICE static int items_each(int items) {
+        return (items / ITEMS_A_TURN + CLUSTER - 1) / CLUSTER * ITEMS_A_TURN;
+    }
+
+    // Its `place`-th one.
+    DEVICE static int item_of(int rank, int place) {
+        return (place / ITEMS_A_TURN * CLUSTER + rank) * ITEMS_A_TURN + place % ITEMS_A_TURN;
+    }
+
+    // What the cluster sends this program of a row, its own among it.
+    DEVICE static u32 bytes_sent(int columns) {
+        int turns = columns * PER_COLUMN / ITEMS_A_TURN, rank = blockIdx.x % CLUSTER;
+        int own = (turns - rank + CLUSTER - 1) / CLUSTER * ITEMS_A_TURN;
+        return own * CLUSTER * (sizeof(float4) + sizeof(float2));
+    }
 
     DEVICE void send(int item, int items, const Sum &sum) {
-        int each = items_each(items), to = (u32)item / (u32)each;
-        int slot = blockIdx.x % CLUSTER * each + item - to * each;
-        store_to_program(shared_address(&shared.sent[slot]), to, make_float4(sum.of[0], sum.of[1], sum.of[2], sum.of[3]));
-        store_to_program(shared_address(&shared.sent_weight[slot]), to, make_float2(sum.peak, sum.total));
+        int turn = item / ITEMS_A_TURN, to = turn % CLUSTER;
+        int slot = blockIdx.x % CLUSTER * items_each(items) + turn / CLUSTER * ITEMS_A_TURN + item % ITEMS_A_TURN;
+        u32 there = shared_address(&shared.sent_there);
+        float4 part = make_float4(sum.of[0], sum.of[1], sum.of[2], sum.of[3]);
+        send_to_program(shared_address(&shared.sent[slot]), to, part, there);
+        send_to_program(shared_address(&shared.sent_weight[slot]), to, make_float2(sum.peak, sum.total), there);
     }
 
     // What the cluster has of an item, by `place` among the program's own.
@@ -211,27 +228,29 @@ struct Finish {
     // Add up a row of which each program of the cluster has a part, and has sent it. Of a row that several
     // clusters share, the last one to come to an item's warp adds up what they have.
     DEVICE void merge_cluster(const Batch &batch, int head, int first_query, int columns) {
-        cluster_arrive();
-        cluster_wait();
+        barrier_wait_for_cluster(shared_address(&shared.sent_there));
         mark(Moment::LAST_TO_COME);
         int items = columns * PER_COLUMN, each = items_each(items), rank = blockIdx.x % CLUSTER;
-        int clusters = batch.parts / CLUSTER, own = min(each, items - rank * each);
+        int clusters = batch.parts / CLUSTER;
         if (clusters == 1) {
-            for (int place = thread; place < own; place += THREADS) {
-                int item = rank * each + place;
+            for (int place = thread; place < each; place += THREADS) {
+                int item = item_of(rank, place);
+                if (item >= items) break;
                 write_result(head, first_query, item / PER_COLUMN, item % PER_COLUMN * 4, add_sent(place, each));
             }
             mark(Moment::MERGED);
             return;
         }
-        if (thread / 32 * 32 >= own) return;
+        if (item_of(rank, thread / 32 * 32) >= items) return;
         int cluster = blockIdx.x / CLUSTER;
         int range = (cluster / batch.parallel_heads) * CLUSTER;
         int first = cluster - range % batch.parts / CLUSTER * batch.parallel_heads;
         float4 *parts = (float4 *)p.part;  // [clusters, COLUMNS * PER_COLUMN, 2], a sum and its weight
-        for (int place = thread; place < own; place += THREADS) {
+        for (int place = thread; place < each; place += THREADS) {
+            int item = item_of(rank, place);
+            if (item >= items) break;
             Sum sum = add_sent(place, each);
-            float4 *to = parts + ((i64)cluster * (COLUMNS * PER_COLUMN) + rank * each + place) * 2;
+            float4 *to = parts + ((i64)cluster * (COLUMNS * PER_COLUMN) + item) * 2;
             to[0] = make_float4(sum.of[0], sum.of[1], sum.of[2], sum.of[3]);
             to[1] = make_float4(sum.peak, sum.total, 0, 0);
         }
@@ -240,8 +259,9 @@ struct Finish {
         last = __shfl_sync(~0u, last, 0);
         __syncwarp();
         if (!last) return;
-        for (int place = thread; place < own; place += THREADS) {
-            int item = rank * each + place;
+        for (int place = thread; place < each; place += THREADS) {
+            int item = item_of(rank, place);
+            if (item >= items) break;
             const float4 *from = parts + ((i64)first * (COLUMNS * PER_COLUMN) + item) * 2;
             i64 step = (i64)batch.parallel_heads * (COLUMNS * PER_COLUMN) * 2;
             float2 weight[FAN_IN];
@@ -261,7 +281,10 @@ struct Finish {
     // have the cluster add it up.
     DEVICE void run(const Batch &batch, Row &row, const Segment &segment, int place, int parity) {
         int warp = thread / 32, lane = thread % 32;
-        if (CLUSTER > 1 && batch.is_clustered) cluster_wait();  // all of it have begun
+        if (CLUSTER > 1 && batch.is_clustered) {
+            cluster_wait();  // all of it have begun
+            if (thread == 0) barrier_arrive_expect(shared_address(&shared.sent_there), bytes_sent(row.queries * GROUP));
+        }
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; ++tile)
 #pragma unroll

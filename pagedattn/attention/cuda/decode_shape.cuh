@@ -34,7 +34,8 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 constexpr i64 MERGE_BYTES = 64 << 20;
 
 // What the programs of a cluster send each other of a row: four elements of a column and their weight.
-constexpr int SENT = CLUSTER > 1 ? COLUMNS * HEAD_SIZE / 4 + CLUSTER : 1;
+constexpr int ITEMS_A_TURN = 4;
+constexpr int SENT = CLUSTER > 1 ? COLUMNS * HEAD_SIZE / 4 + CLUSTER * ITEMS_A_TURN : 1;
 
 static_assert(CLUSTER == 1 || PROGRAMS == 1, "clusters are for few rows");
 static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");

@@ -217,7 +217,7 @@ struct Shared {
     // rows that are cut, for each warp, which merges its elements of them when the range ends: here they
     // take no registers meanwhile
     Cut cuts[WARPS][2];
-    alignas(8) u64 full[STAGES], empty[STAGES];
+    alignas(8) u64 full[STAGES], empty[STAGES], sent_there;
 };
 
 static_assert(sizeof(Shared) + 1024 <= SHARED_BYTES, "shared memory, and room to align it");

@@ -24,7 +24,7 @@ DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_s
 
 // ---- launches that begin while the one before ends (programmatic dependent launch)
 
-// Until the launches before are over and what they wrote is seen; nothing of memory is touched before, but
+// Until the launches before are over and what they wrote is seen; no memory is read or written before, but
 // by a launch of which the one before has waited for all that is read and counts with its own counters.
 DEVICE void wait_for_the_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
@@ -227,26 +227,47 @@ DEVICE void multiply_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 
 // ---- clusters: programs that run at the same time and reach each other's shared memory
 
-// Come to the cluster's barrier, and wait until all threads of it have come or ended. Who waits sees what
-// was written before `arrive`, but for the quick one.
-DEVICE void cluster_arrive_quickly() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// Come to the cluster's barrier, and wait until all threads of it have come or ended.
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// Write to the shared memory of the cluster's program of this rank, at an address that is `to` in one's own.
-DEVICE void store_to_program(u32 to, int rank, float4 x) {
+// Wait for the end of the first phase of a barrier of which others of the cluster send bytes.
+DEVICE void barrier_wait_for_cluster(u32 barrier) {
     asm volatile(
-        "{.reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; "
-        "st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5};}" ::"r"(to),
-        "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}" ::"r"(barrier)
         : "memory");
 }
 
-DEVICE void store_to_program(u32 to, int rank, float2 x) {
+// Send to the shared memory of the cluster's program of this rank, at an address and with a barrier of it, which
+// then has these bytes, that are the same in one's own. The program has begun and waits for them.
+DEVICE void send_to_program(u32 to, int rank, float4 x, u32 barrier) {
     asm volatile(
-        "{.reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; "
-        "st.shared::cluster.v2.f32 [there], {%2, %3};}" ::"r"(to),
-        "r"(rank), "f"(x.x), "f"(x.y)
+        "{\n"
+        ".reg .u32 there, barrier;\n"
+        "mapa.shared::cluster.u32 there, %0, %2;\n"
+        "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, [barrier];\n"
+        "}" ::"r"(to),
+        "r"(barrier), "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+        : "memory");
+}
+
+DEVICE void send_to_program(u32 to, int rank, float2 x, u32 barrier) {
+    asm volatile(
+        "{\n"
+        ".reg .u32 there, barrier;\n"
+        "mapa.shared::cluster.u32 there, %0, %2;\n"
+        "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, [barrier];\n"
+        "}" ::"r"(to),
+        "r"(barrier), "r"(rank), "f"(x.x), "f"(x.y)
         : "memory");
 }
 

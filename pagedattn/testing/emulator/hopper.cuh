@@ -69,21 +69,25 @@ DEVICE bool elected() {
     return machine::current->thread % machine::WARP == machine::here->leader;
 }
 
-DEVICE void cluster_arrive_quickly() {
+DEVICE void cluster_arrive() {
     machine::warp_barrier("barrier.cluster.arrive");
     machine::come_to_cluster();
 }
-
-DEVICE void cluster_arrive() { cluster_arrive_quickly(); }
 
 DEVICE void cluster_wait() {
     machine::warp_barrier("barrier.cluster.wait");
     machine::wait_for_cluster();
 }
 
+DEVICE void barrier_wait_for_cluster(u32 barrier) { machine::wait_for_phase(barrier, 0); }
+
 template <class T>
-void store_to_program(u32 to, int rank, T x) {
-    memcpy(machine::shared_of_program(rank, to, sizeof x), &x, sizeof x);
+void send_to_program(u32 to, int rank, T x, u32 barrier) {
+    machine::later_in(machine::program_of_rank(rank), [=] {
+        if (machine::barrier_at(barrier).unfenced_by) machine::fail("is sent to with a barrier that was not fenced");
+        memcpy(machine::shared_to_write(to, sizeof x, sizeof x), &x, sizeof x);
+        machine::bytes_come(barrier, sizeof x);
+    });
 }
 
 template <int COUNT>

@@ -256,4 +256,10 @@ inline void later(Work copy) {
     here->events.push_back({current, std::move(copy)});
 }
 
+// The same of another program's.
+inline void later_in(Program &program, Work copy) {
+    ++program.num_copies;
+    here->events.push_back({&program.lanes[0], std::move(copy)});
+}
+
 }  // namespace machine

@@ -38,15 +38,14 @@ inline unsigned char *shared_to_write(uint32_t address, uint32_t bytes, uint32_t
     return place;
 }
 
-// A place of the cluster's program of this rank, to be written to, which is at `address` in one's own.
-inline unsigned char *shared_of_program(int rank, uint32_t address, uint32_t bytes) {
+// The cluster's program of this rank, to be sent to.
+inline Program &program_of_rank(int rank) {
     int cluster = here->cluster_size;
-    if (rank < 0 || rank >= cluster) fail("writes to program %d of its cluster, which has %d", rank, cluster);
+    if (rank < 0 || rank >= cluster) fail("sends to program %d of its cluster, which has %d", rank, cluster);
     Program &program = here->programs[current->program->index / cluster * cluster + rank];
-    if (!program.shared_begin) fail("writes to program %d, which has not begun", program.index);
-    if (!program.num_alive) fail("writes to program %d, which has ended", program.index);
-    unsigned char *own = shared_to_write(address, bytes, bytes);
-    return program.shared + (own - current->program->shared);
+    if (!program.shared_begin) fail("sends to program %d, which has not begun", program.index);
+    if (!program.num_alive) fail("sends to program %d, which has ended", program.index);
+    return program;
 }
 
 // The TMA and a warpgroup's products come to shared memory by another way than lanes: they may meet

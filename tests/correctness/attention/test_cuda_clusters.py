@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from pagedattn.attention.cuda import decode, decode_config
 from pagedattn.testing.emulator import EmulatedKernel, emulation, unavailable
 
+from .bounds import with_bound
 from .emulated import ALL, check, clusters_of, inputs_of
 
 emulated = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
@@ -21,6 +22,7 @@ CLUSTERED = {
     "two of two": ((333,) * 2, (4, 2), 2, 8, {}),
     "three, one left": ((333,) * 2, (4, 2), 3, 14, {}),
     "four of one head": ((333,), (4, 1), 4, 4, {}),
+    "a tile each": ((48,) * 2, (4, 2), 3, 14, {"seeds": 40}),
     "five": ((600,) * 2, (6, 2), 5, 20, {"head_size": 80}),
     "several of a row": ((2000,), (8, 2), 4, 40, {}),
     "many of a row": ((700,), (4, 1), 2, 40, {"lse": True}),
@@ -39,9 +41,11 @@ CLUSTERED = {
 def test_programs_of_a_cluster_add_up_a_row(case):
     kv_lengths, heads, cluster, multiprocessors, options = CLUSTERED[case]
     options = dict(options)
-    lse = options.pop("lse", False)
+    lse, seeds = options.pop("lse", False), options.pop("seeds", 4)
     inputs = inputs_of(kv_lengths, heads=heads, **options)
-    check(inputs, clusters_of(cluster), multiprocessors=multiprocessors, lse=lse, seeds=range(4))
+    check(
+        inputs, clusters_of(cluster), multiprocessors=multiprocessors, lse=lse, seeds=range(seeds)
+    )
 
 
 @emulated
@@ -56,6 +60,22 @@ def test_clusters_follow_lengths_that_are_no_longer_the_same():
             launch(inputs.call(out))
             check_attention(out, inputs)
             assert not inputs.batch.arrivals.any()
+
+
+@emulated
+def test_one_sequence_has_clusters_whatever_its_length_becomes():
+    inputs = with_bound(inputs_of((500,), heads=(4, 1)), 700)
+    batch = dataclasses.replace(inputs.batch, is_full=False)
+    inputs = dataclasses.replace(inputs, batch=batch)
+    out = torch.empty_like(inputs.query)
+    with emulation(16):
+        launch = decode.DecodeLaunch(inputs.call(out))
+        assert launch.config.cluster > 1
+        for length in (500, 1, 0, 17, 333):
+            inputs.batch.kv_lengths.fill_(length)
+            out.fill_(torch.nan)
+            launch(inputs.call(out))
+            check_attention(out, inputs)
 
 
 @emulated
