@@ -215,6 +215,16 @@ class AttentionBatch:
                 return arrivals
         return torch.zeros(count, dtype=torch.int32, device=self.device)
 
+    def zeros(self, count: int) -> torch.Tensor:
+        """Return float32 [count] zeros for a kernel that leaves zeros: the batch's, or new ones.
+
+        The batch's are made when they are first asked for, of its `memory`; without `arrivals`,
+        its launches need not run one after the other, and none are shared.
+        """
+        if self.memory is not None and self.arrivals is not None:
+            return self.memory.zeros(count)
+        return torch.zeros(count, dtype=torch.float32, device=self.device)
+
     @property
     def has_tickets(self) -> bool:
         """Whether `tickets` are the batch's own, which no kernel that takes `counters` uses."""

@@ -185,6 +185,7 @@ class BatchMemory:
         self.slots = self._packed[layout.slots].view(torch.int64)
         self.arrivals = self._packed[layout.arrivals] if self._is_cuda else None
         self._begins: dict[int, torch.Tensor] = {}
+        self._zeros: dict[int, torch.Tensor] = {}
         self._tables = torch.empty(
             (num_tables, num_sequences, width), dtype=torch.int32, device=device
         )
@@ -213,6 +214,24 @@ class BatchMemory:
             return None
         self._own_are_free = False
         return self._packed[self._layout.own_lengths], self._tables[1]
+
+    def zeros(self, count: int) -> torch.Tensor:
+        """Return float32 [count] zeros, for kernels that leave zeros.
+
+        Launches of one batch run one after the other, so all that ask for as many get the same.
+        While a graph is captured new ones are made, unless there are some: they are zeros only
+        once the graph is replayed.
+        """
+        found = self._zeros.get(count)
+        if found is None:
+            found = torch.zeros(count, dtype=torch.float32, device=self._packed.device)
+            if not (self._is_cuda and torch.cuda.is_current_stream_capturing()):
+                self._zeros[count] = found
+        return found
+
+    def kept_zeros(self) -> tuple[torch.Tensor, ...]:
+        """Return what `zeros` has kept."""
+        return tuple(self._zeros.values())
 
     def _begin(self, end: int) -> torch.Tensor:
         """Return `_packed[:end]`, kept, as there are but three and a step needs one."""

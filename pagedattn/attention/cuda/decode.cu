@@ -28,16 +28,21 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         if (!FETCHES_EARLY) row.fetch(p, segment, lane);
         // while the queries are on their way, all that would hold up the segment's end
         bool goes_on = segment.end < range_end;
+        Few few = {};
         if (!segment.is_whole() && !(CLUSTER > 1 && batch.is_clustered)) {
             Cut cut = Cut::of(batch, segment, program);
-            cut.first_query = row.next_first;
-            cut.columns = row.next_queries * GROUP;
-            if (lane == 0) shared.cuts[warp][cuts] = cut;
-            if (lane == cuts) {
-                counter = cut.place_of(cut.from);
-                count = cut.count;
+            if (cut.total <= Finish::most_swapped(row.next_queries * GROUP)) {
+                few = {cut.own, cut.total};
+            } else {
+                cut.first_query = row.next_first;
+                cut.columns = row.next_queries * GROUP;
+                if (lane == 0) shared.cuts[warp][cuts] = cut;
+                if (lane == cuts) {
+                    counter = cut.place_of(cut.from);
+                    count = cut.count;
+                }
+                ++cuts;
             }
-            ++cuts;
         }
         row.start(p, segment, lane);
         Segment next = segment;
@@ -70,7 +75,7 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
         // tiles that are there wait, and fewer are on their way: the next queries are read beside
         // what follows, and merging is left to the range's end
         if (FETCHES_EARLY && goes_on) row.fetch(p, next, lane);
-        finish.run(batch, row, segment, 2 * program + (segment.begin == segment.row_begin), parity);
+        finish.run(batch, row, segment, program, 2 * program + (segment.begin == segment.row_begin), few, parity);
         parity ^= 1;
         if (!goes_on) break;
         if (FETCHES_EARLY) {

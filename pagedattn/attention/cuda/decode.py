@@ -55,12 +55,19 @@ the part there, to count, and to load. The programs of a cluster spare them: eac
 share of the row's elements, and the others send theirs into its shared memory, with a barrier there
 that counts the bytes. Where a row has several clusters, these leave parts in the workspace.
 
+Rows of two to four parts, as ragged batches have, are not counted but swapped by twos: each thread
+exchanges its elements for what lies in a place for the two, which is zero. Who gets the other's
+part back was the second, adds both up, the left one first, and goes on with the sum; the first is
+done. That is one trip for two parts, two for four. Where a thread would swap more than once at a
+step, only rows of two parts are swapped, and none where scores have more than 8 columns.
+
 Over e4m3, K and V become float16 in registers, which holds them exactly, and bfloat16 queries are
 divided by a power of two each, so that float16 holds them.
 
 Bytes: K and V once (2 * kv_length * head_size * itemsize a row), plus at most two parts a program,
-and one of each bundle, written and read (8 * columns * head_size bytes each). Limit: the read
-bandwidth; where few programs have work, what a multiprocessor can take by its path to the L2.
+and one of each bundle, written and read (8 * columns * head_size bytes each; 24 if swapped and
+cleared). Limit: the read bandwidth; where few programs have work, what a multiprocessor can take by
+its path to the L2.
 """
 
 from __future__ import annotations
@@ -112,7 +119,7 @@ class _Parameters(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("query", "out", "lse", "part", "part_weight", "arrived"),
+                *("query", "out", "lse", "part", "part_weight", "arrived", "swapped"),
                 *("tables", "kv_lengths", "query_starts", "key_memory", "value_memory"),
                 *("key_scale", "value_scale", "alibi_slopes", "sinks"),
             )
@@ -136,7 +143,7 @@ class _Parameters(ctypes.Structure):
                 *("max_kv_length", "max_query_length", "is_full"),
             )
         ),
-        ("_padding", ctypes.c_char * 12),
+        ("_padding", ctypes.c_char * 4),
     )
 
 
@@ -232,6 +239,8 @@ class DecodeLaunch:
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)
         self._weights_at = 4 * places * head_size
+        swaps = config.columns == 8  # see most_swapped of decode_finish.cuh
+        self._swapped_floats = swaps * 2 * self._num_programs * config.columns * head_size
 
     def _run_at_once(self) -> bool:
         """Whether no cluster begins only when others end."""
@@ -262,6 +271,7 @@ class DecodeLaunch:
                 ("lse", call.lse),
                 ("part", part),
                 ("arrived", counters),
+                ("swapped", batch.zeros(self._swapped_floats) if self._swapped_floats else None),
                 ("tables", batch.block_tables),
                 ("kv_lengths", batch.kv_lengths),
                 ("query_starts", batch.query_starts),

@@ -20,22 +20,25 @@ DEVICE float lse_of(float peak, float total) {
     return total > 0 ? (peak + log2_of(total)) * LN_2 : MINUS_INFINITY;
 }
 
-DEVICE void store_out(const Parameters &p, i64 token, int head, int at, const float (&x)[4]) {
+template <int COUNT>
+DEVICE void store_out(const Parameters &p, i64 token, int head, int at, const float (&x)[COUNT]) {
     Out *to = p.out + token * p.out_token_stride + head * p.out_head_stride + at;
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2)
 #if OUT_F32
-    *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+        ((float2 *)to)[i / 2] = make_float2(x[i], x[i + 1]);
 #else
-    u32 low = BF16 ? pack_bf16(x[0], x[1]) : pack_f16(x[0], x[1]);
-    u32 high = BF16 ? pack_bf16(x[2], x[3]) : pack_f16(x[2], x[3]);
-    ((u32 *)to)[0] = low;
-    ((u32 *)to)[1] = high;
+        ((u32 *)to)[i / 2] = BF16 ? pack_bf16(x[i], x[i + 1]) : pack_f16(x[i], x[i + 1]);
 #endif
 }
 
-// What several parts have of four elements of a column.
-struct Sum {
-    float peak, total, of[4];
+// What several parts have of some elements of a column.
+template <int COUNT>
+struct SumOf {
+    float peak, total, of[COUNT];
 };
+
+using Sum = SumOf<4>;
 
 struct Finish {
     const Parameters &p;
@@ -45,6 +48,13 @@ struct Finish {
     static constexpr int THREADS = WARPS * 32;
     static constexpr int PER_COLUMN = HEAD_SIZE / 4;
 
+    // How many parts a row has at most that are swapped, if it has so many columns. Two trips to the L2 take less
+    // than counting does: two steps for one item a thread, or one for each of two.
+    DEVICE static int most_swapped(int columns) {
+        int items = columns * PER_COLUMN;
+        return COLUMN_TILES > 1 || items > 2 * THREADS ? 0 : items > THREADS ? 2 : 4;
+    }
+
     DEVICE void write_part(int part, int column, int at, const Sum &sum) {
         i64 place = (i64)part * COLUMNS + column;
         *(float4 *)(p.part + place * HEAD_SIZE + at) =
@@ -53,17 +63,65 @@ struct Finish {
         p.part_weight[place * WARPS + thread / 32] = make_float2(sum.peak, sum.total);
     }
 
-    DEVICE void write_result(int kv_head, int first_query, int column, int at, Sum sum) {
+    template <int COUNT>
+    DEVICE void write_result(int kv_head, int first_query, int column, int at, SumOf<COUNT> sum) {
         int head = kv_head * GROUP + column % GROUP;
         i64 token = first_query + column / GROUP;
         float factor = add_sink(p, head, sum.peak, sum.total);
         factor = sum.total > 0 ? factor / sum.total : 0;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum.of[i] *= factor;
+        for (int i = 0; i < COUNT; ++i) sum.of[i] *= factor;
         store_out(p, token, head, at, sum.of);
 #if LSE
         if (at == 0) p.lse[token * p.num_query_heads + head] = lse_of(sum.peak, sum.total);
 #endif
+    }
+
+    // Of a row that few programs have, add up parts by twos, and these sums by twos: put what one has in the
+    // other's place, at the program of the right one's first part. If the other's is there already, it comes back,
+    // and who gets it goes on with both. Each two elements go by themselves: of some one program may be the
+    // last, of others another.
+    DEVICE void swap(int program, const Few &few, int kv_head, int first_query, int item, const Sum &sum) {
+        SumOf<2> own[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) own[i] = {sum.peak, sum.total, {sum.of[2 * i], sum.of[2 * i + 1]}};
+        bool is_last[2] = {true, true};
+        int part = few.own;
+#pragma unroll 1
+        for (int width = 1; width < few.total; width *= 2) {
+            bool is_right = part & width;
+            int right = is_right ? part : part + width;
+            if (right >= few.total) continue;  // a left one alone
+            int at = program + (right - few.own) * p.parallel_heads;
+            float4 *place = p.swapped + ((i64)at * (COLUMNS * PER_COLUMN) + item) * 2;
+            float4 theirs[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float peak = __float_as_uint(own[i].peak) ? own[i].peak : -0.f;  // +0: nothing is there
+                if (is_last[i]) theirs[i] = exchange(place + i, make_float4(own[i].of[0], own[i].of[1], peak, own[i].total));
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                is_last[i] = is_last[i] && __float_as_uint(theirs[i].z);
+                if (!is_last[i]) continue;
+                clear(place + i);
+                SumOf<2> other = {theirs[i].z, theirs[i].w, {theirs[i].x, theirs[i].y}};
+                // the left one first: the sum is the same bits whoever makes it
+                own[i] = sum_of_two(is_right ? other : own[i], is_right ? own[i] : other);
+            }
+            if (!is_last[0] && !is_last[1]) return;
+            if (is_right) part -= width;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (is_last[i]) write_result(kv_head, first_query, item / PER_COLUMN, item % PER_COLUMN * 4 + 2 * i, own[i]);
+    }
+
+    DEVICE static SumOf<2> sum_of_two(const SumOf<2> &a, const SumOf<2> &b) {
+        float peak = fmaxf(a.peak, b.peak), shift = peak == MINUS_INFINITY ? 0 : peak;
+        float of_a = exp2_of(a.peak - shift), of_b = exp2_of(b.peak - shift);
+        return {peak, fmaf(b.total, of_b, a.total * of_a),
+                {fmaf(b.of[0], of_b, a.of[0] * of_a), fmaf(b.of[1], of_b, a.of[1] * of_a)}};
     }
 
     // Whether this lane's warp is the last of `count` programs' to come to a place; then the warp sees
@@ -278,8 +336,8 @@ struct Finish {
     }
 
     // Add up what the warps have of a segment, and write it: the result, or a part of it, to `place`; or
-    // have the cluster add it up.
-    DEVICE void run(const Batch &batch, Row &row, const Segment &segment, int place, int parity) {
+    // have the cluster add it up, or swap it if the row's parts are `few`.
+    DEVICE void run(const Batch &batch, Row &row, const Segment &segment, int program, int place, const Few &few, int parity) {
         int warp = thread / 32, lane = thread % 32;
         if (CLUSTER > 1 && batch.is_clustered) {
             cluster_wait();  // all of it have begun
@@ -316,6 +374,8 @@ struct Finish {
                     send(item, columns * PER_COLUMN, sum);
                 else if (whole)
                     write_result(segment.head, row.first_query, column, at, sum);
+                else if (COLUMN_TILES == 1 && few.total)
+                    swap(program, few, segment.head, row.first_query, item, sum);
                 else
                     write_part(place, column, at, sum);
             }

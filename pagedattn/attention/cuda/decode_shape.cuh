@@ -60,6 +60,9 @@ struct Parameters {
     float *part;          // [4 * num_programs, COLUMNS, HEAD_SIZE]
     float2 *part_weight;  // [4 * num_programs, COLUMNS, WARPS], peak and total
     int *arrived;         // [2 * num_programs, WARPS], zeros before and after
+    // what a program has of a row of few parts, or for it: sums of two elements, a peak and a total each; zeros
+    // before and after
+    float4 *swapped;  // [num_programs, COLUMNS, HEAD_SIZE / 2]
     const int *tables, *kv_lengths, *query_starts;
     const unsigned char *key_memory, *value_memory;
     const float *key_scale, *value_scale, *alibi_slopes, *sinks;

@@ -185,7 +185,7 @@ struct Cut {
     int head, first_query, columns;
     int apart;        // places that the parts are apart
     int place;        // see `place_of`
-    int total;        // parts
+    int own, total;   // part, and how many there are
     int from, count;  // of the bundle that the own part is in: first part, and how many
 
     // Where a part lies. A program has two places, one for a row that began before and one for a row that
@@ -196,6 +196,7 @@ struct Cut {
     DEVICE static Cut of(const Batch &batch, const Segment &segment, int program) {
         int first = batch.range_of(segment.row_begin), own = batch.range_of_program(program) - first;
         Cut cut;
+        cut.own = own;
         cut.head = segment.head;
         cut.apart = 2 * batch.parallel_heads;
         cut.place = 2 * program - own * cut.apart;
@@ -204,6 +205,11 @@ struct Cut {
         cut.count = min(FAN_IN, cut.total - cut.from);
         return cut;
     }
+};
+
+// The own part of a row of few, and how many there are; or 0.
+struct Few {
+    int own, total;
 };
 
 struct Shared {

@@ -91,6 +91,30 @@ DEVICE int add_in_order(int *to, int x) {
     return before;
 }
 
+// Put 16 bytes in the place of others in memory, which are returned; as one.
+DEVICE float4 exchange(float4 *at, const float4 &x) {
+    u64 mine[2] = {__float_as_uint(x.x) | (u64)__float_as_uint(x.y) << 32,
+                   __float_as_uint(x.z) | (u64)__float_as_uint(x.w) << 32};
+    u64 theirs[2];
+    asm volatile(
+        "{\n"
+        ".reg .b128 mine, theirs;\n"
+        "mov.b128 mine, {%2, %3};\n"
+        "atom.relaxed.gpu.global.exch.b128 theirs, [%4], mine;\n"
+        "mov.b128 {%0, %1}, theirs;\n"
+        "}"
+        : "=l"(theirs[0]), "=l"(theirs[1])
+        : "l"(mine[0]), "l"(mine[1]), "l"(at)
+        : "memory");
+    return make_float4(__uint_as_float((u32)theirs[0]), __uint_as_float((u32)(theirs[0] >> 32)),
+                       __uint_as_float((u32)theirs[1]), __uint_as_float((u32)(theirs[1] >> 32)));
+}
+
+// Put +0 there, which later launches see.
+DEVICE void clear(float4 *at) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %1, %1, %1};" ::"l"(at), "f"(0.f) : "memory");
+}
+
 // 16 bytes from or to memory, or shared memory.
 DEVICE void store_16_bytes(void *to, const u32 (&x)[4]) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])

@@ -48,6 +48,15 @@ DEVICE void barrier_arrive_when_copied(u32 barrier) {
 
 DEVICE int add_in_order(int *to, int x) { return atomicAdd(to, x); }
 
+DEVICE float4 exchange(float4 *at, const float4 &x) {
+    float4 before = *at;
+    *at = x;
+    machine::hesitate();
+    return before;
+}
+
+DEVICE void clear(float4 *at) { *at = {}; }
+
 DEVICE void store_16_bytes(void *to, const u32 (&x)[4]) {
     if ((uintptr_t)to % 16) machine::fail("writes 16 bytes to memory at no multiple of 16");
     memcpy(to, x, 16);

@@ -58,6 +58,7 @@ def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1), roun
                 launch(call)
                 check_attention(out, inputs, call.lse, rounded_to=rounded_to)
                 assert not inputs.batch.arrivals.any()
+                assert not any(kept.any() for kept in inputs.batch.memory.kept_zeros())
 
 
 def small_tiles(call, programs=1, cluster=1):

@@ -92,7 +92,7 @@ def shared_bytes_of(config, head_size, kv_bytes, block_size):
         + 2 * 2 * decode_config.WARPS * config.columns * 4  # peaks and totals
         + producers * max(32, 16 * blocks) * 4  # the block table
         + 24 * (1 if config.programs == 2 else config.columns * head_size // 4 + 32)  # sent
-        + decode_config.WARPS * 2 * 32  # cuts
+        + decode_config.WARPS * 2 * 36  # cuts
         + config.stages * 2 * 8  # barriers
         + 2 * 1024
     )

@@ -15,6 +15,7 @@ from .bounds import with_bound
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import decode, decode_calls
+from pagedattn.testing import check_attention
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import (
@@ -65,6 +66,26 @@ def test_rows_of_one_length_go_to_any_number_of_programs(rows, launch_of):
 def test_a_row_of_more_programs_than_are_merged_at_once_is_merged_by_bundles(seeds):
     inputs = inputs_of((1000,), heads=(4, 1))
     check(inputs, two_programs, multiprocessors=24, seeds=seeds)
+
+
+def test_parts_are_merged_whose_scores_are_zero():
+    inputs = inputs_of((150, 400, 90, 300), heads=(4, 1))
+    inputs.query.zero_()
+    check(inputs, small_tiles, multiprocessors=7)
+
+
+@pytest.mark.parametrize("kv_lengths", [(150, 400, 90, 300), (500,) * 3, (700, 20)])
+@pytest.mark.parametrize(("group", "head_size"), [(4, 64), (8, 128), (8, 256)])
+def test_results_are_the_same_bits_whoever_comes_last(kv_lengths, group, head_size):
+    inputs = inputs_of(kv_lengths, heads=(group, 1), head_size=head_size)
+    found = []
+    for seed in range(12):
+        out = torch.empty_like(inputs.query)
+        with emulation(7, seed):
+            small_tiles(inputs.call(out))(inputs.call(out))
+        found.append(out)
+    check_attention(found[0], inputs)
+    assert all(torch.equal(found[0], other) for other in found)
 
 
 def test_decode_counts_only_where_it_says_that_it_does(monkeypatch):
