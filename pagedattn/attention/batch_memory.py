@@ -229,10 +229,6 @@ class BatchMemory:
                 self._zeros[count] = found
         return found
 
-    def kept_zeros(self) -> tuple[torch.Tensor, ...]:
-        """Return what `zeros` has kept."""
-        return tuple(self._zeros.values())
-
     def _begin(self, end: int) -> torch.Tensor:
         """Return `_packed[:end]`, kept, as there are but three and a step needs one."""
         if end not in self._begins:

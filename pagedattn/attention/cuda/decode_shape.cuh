@@ -33,7 +33,8 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
 
-// What the programs of a cluster send each other of a row: four elements of a column and their weight.
+// What the programs of a cluster send each other of a row: items of four elements of a column and their weight,
+// so many of which that follow each other go to the same program.
 constexpr int ITEMS_A_TURN = 4;
 constexpr int SENT = CLUSTER > 1 ? COLUMNS * HEAD_SIZE / 4 + CLUSTER * ITEMS_A_TURN : 1;
 
