@@ -210,7 +210,11 @@ def pytest_terminal_summary(terminalreporter, config):
     build = config.stash.get(BUILD, None)
     if build is not None:
         terminalreporter.write_line(f"compiled of FlashInfer: {build.report}")
-    if getattr(config.option, "numprocesses", None):
+    rows = any(
+        os.path.basename(report.nodeid.partition("::")[0]).startswith("bench_")
+        for report in terminalreporter.getreports("passed")
+    )
+    if rows and getattr(config.option, "numprocesses", None):
         terminalreporter.write_line(
             "benchmarks ran once each and were not timed: pytest-xdist (-n) runs tests beside "
             "each other"

@@ -81,6 +81,12 @@ def test_rows_run_and_it_is_said_that_nothing_was_timed(ran):
     assert "10 passed" in ran[0]
 
 
+def test_nothing_is_said_of_rows_where_none_ran():
+    found = run("tests/correctness/test_imports.py", "-n", "1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "were not timed" not in found.stdout
+
+
 def test_nothing_runs_beside_what_is_marked_undisturbed(ran):
     words = ran[1]
     assert words.count("alone") == 3
