@@ -207,17 +207,12 @@ def pytest_report_header(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    build = config.stash.get(BUILD, None)
-    if build is not None:
+    if build := config.stash.get(BUILD, None):
         terminalreporter.write_line(f"compiled of FlashInfer: {build.report}")
-    rows = any(
-        os.path.basename(report.nodeid.partition("::")[0]).startswith("bench_")
-        for report in terminalreporter.getreports("passed")
-    )
-    if rows and getattr(config.option, "numprocesses", None):
+    passed = terminalreporter.getreports("passed")
+    if config.getoption("numprocesses", None) and any("::bench_" in each.nodeid for each in passed):
         terminalreporter.write_line(
-            "benchmarks ran once each and were not timed: pytest-xdist (-n) runs tests beside "
-            "each other"
+            "benchmarks ran once each and were not timed: -n runs tests beside each other"
         )
 
 

@@ -82,7 +82,7 @@ def test_rows_run_and_it_is_said_that_nothing_was_timed(ran):
 
 
 def test_nothing_is_said_of_rows_where_none_ran():
-    found = run("tests/correctness/test_imports.py", "-n", "1")
+    found = run("tests/correctness/test_sequence.py", "-n", "1")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "were not timed" not in found.stdout
 
