@@ -20,12 +20,17 @@ If all sequences have equally many tiles, the first of these that fits is done i
   that this takes less time: see `decode_config.clusters_of`. If not all clusters would run at once
   on the device, there are none.
 - Ranges end where rows do, if few programs then have less to do, or the batch is so small that
-  merging parts would take longer than the programs without work could save. Where more than half of
-  the programs would have work then, but not all, half of them get more rows each, if these come out
-  nearly even and a multiprocessor has one program: each has its path to the L2 for itself.
+  merging parts would take longer than the programs without work could save. If rows come out
+  uneven and a multiprocessor has two programs, some programs have one row more than the others. If
+  it has one, that is so where these are a third or more and rows are long. Elsewhere as few
+  programs as can have all rows, and over 16-bit heads of 64 half of them where rows are long and
+  come out nearly even: each has its path to the L2 for itself.
 - Where rows are fewer than programs, each is cut by itself into as many ranges, if at most one
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
+
+Two programs share a multiprocessor where rows are many, or short, so that one reads while the other
+ends a row: see `decode_config.programs_for`.
 
 Where the host made the batch of sequences that all have as many tokens as it allows, a program asks
 for its first tiles before it has read a length, and does not wait for that and for finding out what
@@ -84,8 +89,10 @@ from pagedattn.attention.cuda.decode_config import (
     DecodeConfig,
     choose_config,
     clusters_of,
+    ends_rows_fast,
     heads_in_parallel,
     macros_of,
+    programs_for,
     ranges_of,
     shares_paths_unevenly,
 )
@@ -193,25 +200,29 @@ class DecodeLaunch:
         group = query.shape[1] // num_kv_heads
         num_programs = num_multiprocessors(query.device)
         self._heads, self._ranges, cluster = self._divide(call, num_programs, cluster)
-        kv_length = batch.expected_kv_length
         if config is None:
+            kv_length = _seen_length(call)
+            row_bytes = 2 * kv_length * head_size * kv_bytes
+            sizes = batch.num_sequences, num_kv_heads, num_programs
+            tokens_a_program = (
+                batch.num_sequences * kv_length * num_kv_heads // (self._ranges * self._heads)
+            )
+            columns = group * max(1, batch.max_query_length)
             config = choose_config(
                 head_size,
                 kv_bytes,
-                group * max(1, batch.max_query_length),
+                columns,
                 block_size=cache.block_size,
-                num_rows=batch.num_sequences * num_kv_heads,
-                tokens_a_program=(
-                    batch.num_sequences * kv_length * num_kv_heads // (self._ranges * self._heads)
+                programs=programs_for(
+                    *sizes,
+                    row_bytes=row_bytes,
+                    tokens_a_program=tokens_a_program,
+                    is_even=batch.is_full,
+                    ends_fast=ends_rows_fast(head_size, columns, cache.block_size),
                 ),
+                tokens_a_program=tokens_a_program,
                 max_kv_length=kv_length,
-                shares_paths=batch.is_full
-                and shares_paths_unevenly(
-                    batch.num_sequences,
-                    num_kv_heads,
-                    num_programs,
-                    2 * kv_length * head_size * kv_bytes,
-                ),
+                shares_paths=batch.is_full and shares_paths_unevenly(*sizes, row_bytes),
             )
         config = replace(config, cluster=cluster)
         macros = macros_of(
@@ -226,7 +237,7 @@ class DecodeLaunch:
             among_longer=among_longer,
         )
         self._num_programs = num_programs * config.programs
-        if config.programs > 1:  # rows are many
+        if config.programs > 1:  # rows are many, or short
             self._heads = heads_in_parallel(num_kv_heads, self._num_programs)
             self._ranges = self._num_programs // self._heads
         if config.cluster > 1:
@@ -311,9 +322,7 @@ class DecodeLaunch:
         cache, batch = call.cache, call.batch
         heads = heads_in_parallel(cache.num_kv_heads, num_programs)
         rows, most = batch.num_sequences * cache.num_kv_heads // heads, num_programs // heads
-        length = batch.expected_kv_length
-        if call.window is not None:
-            length = min(length, call.window - 1 + batch.max_query_length)
+        length = _seen_length(call)
         row_bytes = 2 * length * cache.head_size * cache.key.element_size()
         parts = 0
         if cluster is None:
@@ -358,6 +367,14 @@ class DecodeLaunch:
         if query.is_contiguous():
             parameters.query_lines = query.numel() // 64
         return parameters
+
+
+def _seen_length(call: AttentionCall) -> int:
+    """Return KV tokens of a sequence that some query sees, at most."""
+    batch = call.batch
+    if call.window is None:
+        return batch.expected_kv_length
+    return min(batch.expected_kv_length, call.window - 1 + batch.max_query_length)
 
 
 def _map_of(part: torch.Tensor, tile: int) -> TensorMap:

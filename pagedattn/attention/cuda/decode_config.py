@@ -19,6 +19,8 @@ MAX_STAGES = 16
 MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
+SHORT_ROW = 64 << 10  # bytes of K and V
+FEW = 16  # one program in so many may go without a row
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
 MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
@@ -73,35 +75,35 @@ def choose_config(
     columns: int,
     *,
     block_size: int = 16,
-    num_rows: int = 1,
+    programs: int = 1,
     tokens_a_program: int = 1 << 30,
     max_kv_length: int = 1 << 30,
     shares_paths: bool = False,
 ) -> DecodeConfig:
     """Pick how to cut, from bounds that the host knows; measured on an H100.
 
-    Many rows: two programs on a multiprocessor, so that one reads while the other ends a row. Few
-    rows, or some that are short: one, as each row is then cut between fewer, or none is. 128 KiB in
-    flight keep the memory busy, and more helps only over heads of 64, with one program. Where some
-    multiprocessors share a path to the L2 and others do not, half of it, over 16-bit heads of 128
-    in blocks of 16 or more, leaves more of the memory to the first, with which a launch ends. Where
-    a program or a row has little, tiles are small enough for each warp to have one, and over small
-    blocks for few instructions.
+    128 KiB in flight keep the memory busy, and more helps only over heads of 64, with one program
+    on a multiprocessor. Where some multiprocessors share a path to the L2 and others do not, half
+    of it, over 16-bit heads of 128 in blocks of 16 or more, leaves more of the memory to the first,
+    with which a launch ends. Where a program or a row has little, tiles are small enough for each
+    warp to have one, and over small blocks for few instructions.
 
     Args:
         head_size: elements of a head.
         kv_bytes: bytes of an element of the cache.
         columns: queries times heads of a group; at most `MAX_COLUMNS`.
         block_size: tokens a block.
-        num_rows: sequences times KV heads.
-        tokens_a_program: KV tokens of one head that a program has at most.
+        programs: on a multiprocessor, 1 or 2; see `programs_for`. It is 1 where the registers of
+            two would not suffice.
+        tokens_a_program: KV tokens of one head that a program has at most, if each has a
+            multiprocessor.
         max_kv_length: KV tokens that a sequence has at most.
         shares_paths: whether the batch `shares_paths_unevenly`.
 
     """
-    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
-    many = num_rows >= (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS)
-    programs = 2 if many and padded * head_size <= MAX_ACCUMULATORS // 2 else 1
+    padded = padded_columns(columns)
+    if padded * head_size > MAX_ACCUMULATORS // 2:
+        programs = 1
     in_flight, tiles_of_warp = IN_FLIGHT, 1
     if programs == 1 and head_size <= 64:
         in_flight = MORE_IN_FLIGHT
@@ -118,6 +120,66 @@ def choose_config(
         tile *= 2
     stages = max(1, most // (2 * tile * head_size * kv_bytes)) * WARPS
     return DecodeConfig(padded, tile, min(stages, MAX_STAGES), programs)
+
+
+def programs_for(
+    num_sequences: int,
+    num_kv_heads: int,
+    num_multiprocessors: int,
+    *,
+    row_bytes: int,
+    tokens_a_program: int,
+    is_even: bool,
+    ends_fast: bool = True,
+) -> int:
+    """Return how many programs a multiprocessor is to have, 1 or 2; fitted to batches on an H100.
+
+    Two where rows are many, so that one reads while the other ends a row; one where they are few,
+    or where there is little for each, as fewer rows are then cut. Where rows are so short that
+    ending them takes most of the time, two pay sooner: if they are of one length, and so not cut,
+    as soon as some multiprocessor has two of them. Of longer ones of one length, one takes less
+    time if they come out even for one program on each multiprocessor, and not for two.
+
+    Args:
+        num_sequences: of the batch.
+        num_kv_heads: of each.
+        num_multiprocessors: of the GPU.
+        row_bytes: K and V of a head of a sequence, at most.
+        tokens_a_program: KV tokens of one head that a program has at most, if each has a
+            multiprocessor.
+        is_even: whether all sequences have as many tokens.
+        ends_fast: see `ends_rows_fast`.
+
+    """
+    num_rows = num_sequences * num_kv_heads
+    if row_bytes <= SHORT_ROW and ends_fast:
+        return 2 if num_rows > num_multiprocessors and (is_even or num_rows >= MANY_ROWS) else 1
+    if num_rows < (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS):
+        return 1
+
+    def come_out_even(programs: int) -> bool:
+        heads = heads_in_parallel(num_kv_heads, programs)
+        return few_missing(num_rows // heads, programs // heads)
+
+    prefers_one = come_out_even(num_multiprocessors) and not come_out_even(2 * num_multiprocessors)
+    return 1 if is_even and prefers_one else 2
+
+
+def ends_rows_fast(head_size: int, columns: int, block_size: int) -> bool:
+    """Return whether two programs end rows faster than one: registers hold all that they need.
+
+    Args:
+        head_size: elements of a head.
+        columns: queries times heads of a group.
+        block_size: tokens a block; those of one token take warps that copy.
+
+    """
+    return block_size > 1 and padded_columns(columns) * head_size < MAX_ACCUMULATORS // 2
+
+
+def padded_columns(columns: int) -> int:
+    """Return columns of the score tile: queries times heads of a group, padded to 8, 16 or 32."""
+    return 8 if columns <= 8 else 16 if columns <= 16 else 32
 
 
 def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int) -> int:
@@ -221,7 +283,12 @@ def has_whole_rows(num_rows: int, heads: int, ranges: int, row_bytes: int) -> bo
     """
     missing = -num_rows % ranges
     little = missing <= num_rows and missing * heads * row_bytes <= MERGE_BYTES
-    return 16 * missing <= num_rows or little
+    return little or few_missing(num_rows, ranges)
+
+
+def few_missing(num_rows: int, ranges: int) -> bool:
+    """Return whether few ranges have a row less than others, if none is cut."""
+    return FEW * (-num_rows % ranges) <= num_rows
 
 
 def producers_of(config: DecodeConfig, *, head_size: int, kv_bytes: int, block_size: int) -> int:
@@ -295,11 +362,9 @@ def shares_paths_unevenly(
     """
     heads = heads_in_parallel(num_kv_heads, num_programs)
     ranges, rows = num_programs // heads, num_sequences * num_kv_heads // heads
-    left_by_half = 2 * (ranges // 2) - rows  # if half of the ranges have two rows each
     both = 2 * rows * heads - num_programs  # multiprocessors of pairs that both have work
     return (
         has_whole_rows(rows, heads, ranges, row_bytes)
-        and not 0 <= 16 * left_by_half <= rows
         and 2 * num_programs <= 5 * both <= 4 * num_programs
     )
 

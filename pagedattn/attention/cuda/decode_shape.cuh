@@ -32,6 +32,13 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 // What half of the programs can leave unread, for which the other half takes as long as for merging:
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
+// Where rows stay whole that come out uneven, over 16-bit caches; fitted to an H100. Over heads of 64, half of the
+// multiprocessors have all rows of so many tokens or more, with their paths to the L2 alone.
+constexpr bool HALVES = HEAD_SIZE <= 64 && !FP8;
+constexpr int HALVED_TOKENS = 900;
+// If not, some have a row more than others, if these are a third or more, and end such rows with the memory busy.
+constexpr bool KEEPS_EVEN = COLUMNS <= 16 && !FP8;
+constexpr int EVEN_ROW_BYTES = 128 << 10;
 
 // What the programs of a cluster send each other of a row: items of four elements of a column and their weight,
 // so many of which that follow each other go to the same program.

@@ -37,7 +37,8 @@ struct Division {
     int groups;  // of heads of a sequence, laid end to end
     int total, ranges;
     int unit, parts;  // what is cut by itself, all tiles or each row, and into how many ranges
-    int each, extra;  // tiles of a range, and how many of a unit's ranges have one more
+    int each, extra;  // tiles of a range, and how many of a unit's ranges have `step` more
+    int step = 1;     // a tile, or a row
     bool is_clustered = false;  // whether what a cluster has is of one row
 
     // Divide `of_head` tiles of one head, in rows of `row` tiles if they are `even`.
@@ -66,21 +67,39 @@ struct Division {
         bool few = 16 * missing <= rows;
         bool little = missing <= rows && (i64)missing * row * parallel_heads <= MERGE_BYTES / (2 * TILE_BYTES);
         if (few || little) {
-            // where more than half of the programs would have work, but not all: half of them have more
-            // rows each, if these come out nearly even, and a path to the L2 for themselves, see `spread`
-            int half = ranges / 2;
-            if (PROGRAMS == 1 && !few && half > 0 && rows_each * half < rows) {
-                int more_each = (u32)(rows + half - 1) / (u32)half;
-                if (16 * (more_each * half - rows) <= rows) rows_each = more_each;
+            int half = ranges / 2, by_half = half > 0 ? (u32)(rows + half - 1) / (u32)half : 0;
+            if (PROGRAMS > 1) {
+                keep_even(rows, row);
+            } else if (!few && HALVES && row * TILE >= HALVED_TOKENS && rows_each < by_half &&
+                       16 * (by_half * half - rows) <= rows) {
+                // half of the programs have all, and a path to the L2 for themselves
+                keep(by_half * row);
+            } else if (!few && KEEPS_EVEN && row >= EVEN_ROW_BYTES / (2 * TILE_BYTES) &&
+                       3 * ((u32)rows % (u32)ranges) >= (u32)ranges) {
+                keep_even(rows, row);
+            } else {
+                keep(rows_each * row);
             }
-            each = rows_each * row;
-            extra = 0;
         } else if (1 < rows && rows < ranges) {
             // or each row by itself in as many ranges, if that leaves few without work: then none has
             // the end of a row and the beginning of another, two to merge
             int of_row = (u32)ranges / (u32)rows;
             if (16 * (ranges - of_row * rows) <= ranges) cut_rows(rows, row, of_row);
         }
+    }
+
+    // Cut no row: ranges of so many tiles.
+    DEVICE void keep(int tiles) {
+        each = tiles;
+        extra = 0;
+    }
+
+    // Cut no row of `row` tiles: the first ranges have one more than the others. Their programs are on a
+    // multiprocessor each if that has two, and one of each two multiprocessors if it has one, see `spread`.
+    DEVICE void keep_even(int rows, int row) {
+        each = (u32)rows / (u32)ranges * row;
+        extra = (u32)rows % (u32)ranges;
+        step = row;
     }
 
     // Cut each row of `row` tiles by itself into `of_row` ranges.
@@ -96,14 +115,14 @@ struct Division {
     DEVICE int begin(int range) const {
         int before = parts == ranges ? 0 : (u32)range / (u32)parts;  // units
         int part = range - before * parts;
-        return min(before * unit + part * each + min(part, extra), total);
+        return min(before * unit + part * each + min(part, extra) * step, total);
     }
 
     // The range that a tile is in.
     DEVICE int range_of(int tile) const {
-        int before = unit == total ? 0 : (u32)tile / (u32)unit, of_larger = extra * (each + 1);
+        int before = unit == total ? 0 : (u32)tile / (u32)unit, of_larger = extra * (each + step);
         tile -= before * unit;
-        int part = tile < of_larger ? (u32)tile / (u32)(each + 1) : extra + (u32)(tile - of_larger) / (u32)each;
+        int part = tile < of_larger ? (u32)tile / (u32)(each + step) : extra + (u32)(tile - of_larger) / (u32)each;
         return before * parts + part;
     }
 

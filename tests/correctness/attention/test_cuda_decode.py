@@ -47,7 +47,7 @@ def shape(**changes):
     ],
 )
 def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns, many):
-    config = decode_config.choose_config(head_size, kv_bytes, columns, num_rows=512 if many else 1)
+    config = decode_config.choose_config(head_size, kv_bytes, columns, programs=2 if many else 1)
     macros = decode_config.macros_of(
         config, head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=True, block_size=16
     )
@@ -66,9 +66,7 @@ def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns,
     ids=str,
 )
 def test_features_and_block_sizes_compile(cache_folder, block_size, features, programs):
-    config = decode_config.choose_config(
-        128, 2, 4, block_size=block_size, num_rows=512 if programs == 2 else 1
-    )
+    config = decode_config.choose_config(128, 2, 4, block_size=block_size, programs=programs)
     assert config.programs == programs
     macros = decode_config.macros_of(
         config,
@@ -101,8 +99,8 @@ def shared_bytes_of(config, head_size, kv_bytes, block_size):
 @pytest.mark.parametrize("block_size", [2**i for i in range(9)])
 @pytest.mark.parametrize("head_size", decode_calls.HEAD_SIZES)
 def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, block_size):
-    for kv_bytes, columns, num_rows, tokens_a_program, max_kv_length in itertools.product(
-        (1, 2), range(1, 33), (1, 256, 1024), (0, 64, 1000, 1 << 30), (1, 100, 1 << 30)
+    for kv_bytes, columns, programs, tokens_a_program, max_kv_length in itertools.product(
+        (1, 2), range(1, 33), (1, 2), (0, 64, 1000, 1 << 30), (1, 100, 1 << 30)
     ):
         if min(block_size, 16) * head_size * kv_bytes % 128:
             continue  # not taken
@@ -110,12 +108,12 @@ def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, b
             continue  # not taken
         config = decode_config.choose_config(
             head_size, kv_bytes, columns,
-            block_size=block_size, num_rows=num_rows,
+            block_size=block_size, programs=programs,
             tokens_a_program=tokens_a_program, max_kv_length=max_kv_length,
         )  # fmt: skip
         assert columns <= config.columns
         assert config.tile in (16, 32, 64)
-        assert config.programs in (1, 2)
+        assert config.programs in (1, programs)
         assert 0 < config.stages <= decode_config.MAX_STAGES
         assert config.stages % decode_config.WARPS == 0
         # a lane of the producer has a block, and a tile is not asked for by too many instructions
@@ -124,9 +122,63 @@ def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, b
         assert shared_bytes_of(config, head_size, kv_bytes, block_size) <= config.shared_bytes
 
 
+PROGRAMS = {
+    "short, of one length": ((8, 40, 64, True), 2),
+    "for one on each": ((3, 40, 64, True), 1),
+    "two for a few": ((17, 8, 64, True), 2),
+    "not that short": ((8, 40, 129, True), 1),
+    "short, of any length": ((33, 8, 128, False), 2),
+    "fewer of any length": ((24, 8, 128, False), 1),
+    "longer, of any length": ((33, 8, 129, False), 1),
+    "long, of any length": ((40, 8, 500, False), 2),
+    "few long ones": ((24, 8, 4000, True), 1),
+    "many that are not long": ((128, 8, 130, False), 2),
+    "even for both": ((64, 8, 4000, True), 2),
+    "even for neither": ((40, 8, 1000, True), 2),
+    "even for one program alone": ((24, 16, 1000, True), 1),
+    "if they differ": ((24, 16, 1000, False), 2),
+    "even for one program alone, of very many": ((1152, 1, 800, True), 1),
+    "even for both, of very many": ((1280, 1, 800, True), 2),
+}
+"""Sequences, KV heads, tokens of a sequence, whether they are even; programs of each of 132
+multiprocessors, over 16-bit heads of 128."""
+
+
+def programs_for(case, **kinds):
+    num_sequences, num_kv_heads, tokens, is_even = case
+    return decode_config.programs_for(
+        num_sequences, num_kv_heads, 132,
+        row_bytes=tokens * 2 * 128 * 2,
+        tokens_a_program=num_sequences * num_kv_heads * tokens // 132,
+        is_even=is_even,
+        **kinds,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_rows_that_are_many_or_short_take_two_programs_on_a_multiprocessor(case):
+    of, expected = PROGRAMS[case]
+    assert programs_for(of) == expected
+    if case.startswith(("short", "two")):
+        assert programs_for(of, ends_fast=False) == 1
+
+
+@pytest.mark.parametrize(
+    ("head_size", "columns", "block_size", "expected"),
+    [
+        *((128, 8, 16, True), (192, 8, 2, True), (256, 8, 16, False), (128, 9, 16, False)),
+        *((96, 16, 16, True), (96, 17, 16, False), (128, 8, 1, False)),
+    ],
+)
+def test_two_programs_end_rows_fast_where_registers_suffice(
+    head_size, columns, block_size, expected
+):
+    assert decode_config.ends_rows_fast(head_size, columns, block_size) == expected
+
+
 def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_program():
     assert decode_config.choose_config(64, 2, 4) == decode_config.DecodeConfig(8, 64, 12, 1)
-    assert decode_config.choose_config(64, 2, 4, num_rows=512) == decode_config.DecodeConfig(
+    assert decode_config.choose_config(64, 2, 4, programs=2) == decode_config.DecodeConfig(
         8, 64, 4, 2
     )
     assert decode_config.choose_config(128, 2, 4) == decode_config.DecodeConfig(8, 64, 4, 1)
@@ -146,7 +198,7 @@ def test_warps_that_copy_blocks_of_one_leave_registers_to_those_that_multiply(
     columns, head_size, kv_bytes, programs, copying
 ):
     config = decode_config.choose_config(
-        head_size, kv_bytes, columns, block_size=1, num_rows=512 if programs == 2 else 1
+        head_size, kv_bytes, columns, block_size=1, programs=programs
     )
     assert config.programs == programs
     for block_size, expected in ((1, copying), (2, 1), (16, 1)):
@@ -156,11 +208,11 @@ def test_warps_that_copy_blocks_of_one_leave_registers_to_those_that_multiply(
 
 
 def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_path():
-    choose = partial(decode_config.choose_config, 128, 2, 4, num_rows=96, max_kv_length=2048)
+    choose = partial(decode_config.choose_config, 128, 2, 4, max_kv_length=2048)
     assert choose(shares_paths=True) == decode_config.DecodeConfig(8, 16, 8, 1)
     assert choose(shares_paths=False) == decode_config.DecodeConfig(8, 64, 4, 1)
     assert choose(shares_paths=True, block_size=1) == choose(block_size=1)
-    many = partial(choose, num_rows=512)
+    many = partial(choose, programs=2)
     assert many(shares_paths=True) == many()
     for head_size, kv_bytes in ((64, 2), (96, 2), (256, 2), (128, 1), (256, 1)):
         other = partial(decode_config.choose_config, head_size, kv_bytes, 4)
@@ -325,9 +377,7 @@ def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, 
         AttentionShape("test", (1,) * len(kv_lengths), kv_lengths, *heads, 64), device="cuda"
     )
     call = inputs.call()
-    config = decode_config.choose_config(
-        64, 2, heads[0] // heads[1], num_rows=300 if programs == 2 else 1
-    )
+    config = decode_config.choose_config(64, 2, heads[0] // heads[1], programs=programs)
     assert config.programs == programs
     for _ in range(2):  # the counters are left as they were found
         call.out.fill_(torch.nan)
@@ -352,7 +402,7 @@ def test_what_is_asked_for_before_lengths_are_known_changes_no_result(
     inputs = with_bound(inputs, max(kv_lengths) if bound is None else bound)
     call = inputs.call()
     for programs in (1, 2):
-        config = decode_config.choose_config(128, 2, 4, num_rows=2000 if programs == 2 else 1)
+        config = decode_config.choose_config(128, 2, 4, programs=programs)
         assert config.programs == programs
         launch = decode.DecodeLaunch(call, config)
         for _ in range(2):

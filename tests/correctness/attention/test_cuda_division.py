@@ -19,7 +19,10 @@ pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {
 
 SOURCE = Path(__file__).with_name("divided.cu")
 TILE, HEAD_SIZE = 16, 64
-TILES_OF_MERGING = (64 << 20) // (2 * TILE * HEAD_SIZE * 2)  # read in the time that it takes
+TILE_BYTES = 2 * TILE * HEAD_SIZE * 2  # of K and V
+TILES_OF_MERGING = (64 << 20) // TILE_BYTES  # read in the time that it takes
+HALVED = 57  # tiles of a row, 900 tokens, for which half of the programs are better than all
+EVEN = (128 << 10) // TILE_BYTES  # tiles of a row, for which some have one more than others
 GUESSED = 4  # tiles at most
 FEW = 16  # one in so many is left without work, or less
 
@@ -54,11 +57,14 @@ class Divided:
         return np.diff(self.begins)
 
 
-def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1, cluster=1):
+def divide(
+    tiles, num_kv_heads, num_multiprocessors, on_each=1, cluster=1, *,
+    head_size=HEAD_SIZE, kv_bytes=2, columns=8,
+):  # fmt: skip
     """Divide sequences of so many tiles, all as many as the longest as far as the host knows."""
     macros = decode_config.macros_of(
-        decode_config.DecodeConfig(8, TILE, 4, on_each, cluster),
-        head_size=HEAD_SIZE, kv_bytes=2, group=4, bf16=False, block_size=TILE,
+        decode_config.DecodeConfig(columns, TILE, 4, on_each, cluster),
+        head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=False, block_size=TILE,
     )  # fmt: skip
     num_programs = num_multiprocessors * on_each
     parallel = decode_config.heads_in_parallel(num_kv_heads, num_programs)
@@ -88,7 +94,7 @@ def divide(tiles, num_kv_heads, num_multiprocessors, on_each=1, cluster=1):
     assert told == total
     rows, row = len(tiles) * groups, int(tiles.max())
     shares_paths = decode_config.shares_paths_unevenly(
-        len(tiles), num_kv_heads, num_programs, row * TILE * 2 * HEAD_SIZE * 2
+        len(tiles), num_kv_heads, num_programs, row * TILE * 2 * head_size * kv_bytes
     )
     return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed[guessed >= 0])
 
@@ -127,17 +133,26 @@ def test_rows_of_one_length_stay_whole_or_are_cut_evenly(on_each):
         ranges = min(len(sizes), rows * row)
         with_work = sizes[sizes > 0]
         if not (divided.begins % row).any():
-            least, most = -(-rows // ranges), sizes.max() // row
-            missing = least * ranges - rows
-            assert missing * FEW <= rows or (
+            least, missing = -(-rows // ranges), -rows % ranges
+            few = missing * FEW <= rows
+            assert few or (
                 missing <= rows and missing * row * divided.parallel_heads <= TILES_OF_MERGING
             )
-            kinds.add("whole" if most == least else "half")
-            if most > least:
-                half = ranges // 2
+            most, half, extra = sizes.max() // row, ranges // 2, rows % ranges
+            if np.array_equal(sizes[:ranges] // row, rows // ranges + (np.arange(ranges) < extra)):
+                kinds.add("some have one more")
+                the_same = few or missing == 1 or rows < ranges  # as if none had one more
+                assert on_each == 2 or the_same or (3 * extra >= ranges and row >= EVEN)
+            elif most > least:
+                kinds.add("half")
                 assert on_each == 1
+                assert row >= HALVED
                 assert len(with_work) <= half
                 assert (most * half - rows) * FEW <= rows
+            else:
+                kinds.add("all as many")
+                assert on_each == 1
+                assert set(with_work[:-1] // row) == {least}
             continue
         assert with_work.max() - with_work.min() <= 1
         first, last = divided.begins[:-1][sizes > 0], divided.begins[1:][sizes > 0] - 1
@@ -147,7 +162,8 @@ def test_rows_of_one_length_stay_whole_or_are_cut_evenly(on_each):
         else:
             kinds.add("all")
             assert len(with_work) == ranges
-    assert kinds == {"whole", "each row by itself", "all"} | ({"half"} if on_each == 1 else set())
+    only_one = {"half", "all as many"} if on_each == 1 else set()
+    assert kinds == {"some have one more", "each row by itself", "all"} | only_one
 
 
 @on_each
@@ -182,9 +198,13 @@ CUT = {
     "too many without work": (5, 63, 24, 1, [14] * 3 + [13] * 21),
     "one row": (1, 63, 20, 1, [4] * 3 + [3] * 17),
     "whole rows, few without work": (33, 9, 34, 1, [9] * 33 + [0]),
-    "by half of the programs": (17, 9, 12, 1, [27] * 5 + [18] + [0] * 6),
-    "by all of two a multiprocessor": (17, 9, 6, 2, [18] * 8 + [9] + [0] * 3),
-    "by all where half would do more": (20, 9, 12, 1, [18] * 10 + [0] * 2),
+    "by half of the programs": (17, 57, 12, 1, [171] * 5 + [114] + [0] * 6),
+    "rows too short for half": (17, 56, 12, 1, [112] * 5 + [56] * 7),
+    "and for one more for some": (17, 31, 12, 1, [62] * 8 + [31] + [0] * 3),
+    "one more for too few": (15, 56, 12, 1, [112] * 7 + [56] + [0] * 4),
+    "one more for few of two a multiprocessor": (15, 1, 6, 2, [2] * 3 + [1] * 9),
+    "one for some of two a multiprocessor": (9, 5, 6, 2, [5] * 9 + [0] * 3),
+    "by all where half would do more": (20, 60, 12, 1, [120] * 8 + [60] * 4),
     "whole rows as merging takes longer": (100, 512, 132, 1, [512] * 100 + [0] * 32),
     "merging takes less time": (100, 513, 132, 1, [389] * 84 + [388] * 48),
 }
@@ -197,6 +217,23 @@ def test_what_is_cut_where(case):
     assert divide([row] * rows, 1, num_multiprocessors, on_each).sizes.tolist() == sizes
 
 
+@pytest.mark.parametrize(
+    ("case", "sizes"),
+    [
+        ({}, [171] * 5 + [114] + [0] * 6),
+        ({"head_size": 128}, [114] * 5 + [57] * 7),
+        ({"kv_bytes": 1}, [114] * 8 + [57] + [0] * 3),
+        ({"columns": 32}, [171] * 5 + [114] + [0] * 6),
+        ({"head_size": 128, "columns": 16}, [114] * 5 + [57] * 7),
+        ({"head_size": 128, "columns": 32}, [114] * 8 + [57] + [0] * 3),
+        ({"head_size": 128, "kv_bytes": 1}, [114] * 8 + [57] + [0] * 3),
+    ],
+    ids=str,
+)
+def test_whole_rows_that_come_out_uneven_are_shared_out_by_what_a_row_takes(case, sizes):
+    assert divide([57] * 17, 1, 12, **case).sizes.tolist() == sizes
+
+
 def test_the_host_knows_where_2_to_4_of_5_pairs_of_multiprocessors_have_a_row_each():
     seen = set()
     for num_multiprocessors in (3, 8, 21, 44, 66):
@@ -205,7 +242,9 @@ def test_the_host_knows_where_2_to_4_of_5_pairs_of_multiprocessors_have_a_row_ea
         ):
             if num_sequences * num_kv_heads > 1.2 * num_multiprocessors:
                 continue
-            divided = divide([row] * num_sequences, num_kv_heads, num_multiprocessors)
+            divided = divide(
+                [row] * num_sequences, num_kv_heads, num_multiprocessors, head_size=128
+            )
             sizes = divided.sizes
             with_work = divided.parallel_heads * (sizes > 0).sum()
             share = (2 * with_work - num_multiprocessors) / num_multiprocessors
