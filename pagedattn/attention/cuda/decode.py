@@ -19,12 +19,13 @@ If all sequences have equally many tiles, the first of these that fits is done i
   shared memory, if the host knew of the one length, or there is but one sequence, and estimates
   that this takes less time: see `decode_config.clusters_of`. If not all clusters would run at once
   on the device, there are none.
-- Ranges end where rows do, if few programs then have less to do, or the batch is so small that
-  merging parts would take longer than the programs without work could save. If rows come out
-  uneven and a multiprocessor has two programs, some programs have one row more than the others. If
-  it has one, that is so where these are a third or more and rows are long. Elsewhere as few
-  programs as can have all rows, and over 16-bit heads of 64 half of them where rows are long and
-  come out nearly even: each has its path to the L2 for itself.
+- Ranges end where rows do, if few rows are missing for all programs to have as many, or the batch
+  is so small that merging parts would take longer than the programs without work could save. Of two
+  programs on a multiprocessor, some then have one row more than the others. Of one, as few as can
+  have all rows. But if more than a few are missing and rows of a 16-bit cache are long, half of the
+  programs have all over heads of 64, where that comes out nearly even: each has its path to the L2
+  for itself. Else, unless queries are many, some have one row more if a third of the programs or
+  more have: so many are enough to keep the memory busy when the others have ended.
 - Where rows are fewer than programs, each is cut by itself into as many ranges, if at most one
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.

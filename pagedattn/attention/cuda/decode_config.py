@@ -20,7 +20,7 @@ MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
 SHORT_ROW = 64 << 10  # bytes of K and V
-FEW = 16  # one program in so many may go without a row
+FEW = 16  # one row in so many may be missing
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
 MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
@@ -287,7 +287,7 @@ def has_whole_rows(num_rows: int, heads: int, ranges: int, row_bytes: int) -> bo
 
 
 def few_missing(num_rows: int, ranges: int) -> bool:
-    """Return whether few ranges have a row less than others, if none is cut."""
+    """Return whether few rows are missing for all ranges to have as many, if none is cut."""
     return FEW * (-num_rows % ranges) <= num_rows
 
 
@@ -351,7 +351,8 @@ def shares_paths_unevenly(
     """Return whether 2 to 4 of 5 pairs of multiprocessors have work for both, the others for one.
 
     Of sequences of one length, each program that has work a whole row of a head then, and one
-    program a multiprocessor; see `Division` of decode_work.cuh.
+    program a multiprocessor; see `Division` of decode_work.cuh, which may do otherwise over heads
+    of 64.
 
     Args:
         num_sequences: of one length.

@@ -32,11 +32,13 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 // What half of the programs can leave unread, for which the other half takes as long as for merging:
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
-// Where rows stay whole that come out uneven, over 16-bit caches; fitted to an H100. Over heads of 64, half of the
-// multiprocessors have all rows of so many tokens or more, with their paths to the L2 alone.
+// Which programs have whole rows that come out uneven, one program a multiprocessor; fitted to an H100. Where
+// reading takes longer than what else is done, as over 16-bit heads of 64 in rows of so many tokens, half of the
+// programs have all if that is nearly even.
 constexpr bool HALVES = HEAD_SIZE <= 64 && !FP8;
 constexpr int HALVED_TOKENS = 900;
-// If not, some have a row more than others, if these are a third or more, and end such rows with the memory busy.
+// Else some have one more, if they are a third or more; not where products take as long as reading does. So many
+// bytes are about where a row's end counts for less than that.
 constexpr bool KEEPS_EVEN = COLUMNS <= 16 && !FP8;
 constexpr int EVEN_ROW_BYTES = 128 << 10;
 

@@ -5,6 +5,8 @@
 // The tiles of a sequence: those that some query of it sees.
 struct Tiles {
     int kv_length, lowest, first, count;  // `lowest` token and `first` tile that are seen
+
+    DEVICE int tokens() const { return kv_length - lowest; }
 };
 
 DEVICE Tiles tiles_of(const Parameters &p, int kv_length, int queries) {
@@ -41,8 +43,8 @@ struct Division {
     int step = 1;     // a tile, or a row
     bool is_clustered = false;  // whether what a cluster has is of one row
 
-    // Divide `of_head` tiles of one head, in rows of `row` tiles if they are `even`.
-    DEVICE Division(const Parameters &p, int of_head, bool even, int row) {
+    // Divide `of_head` tiles of one head, in rows of as many as those of a `sequence` if they are `even`.
+    DEVICE Division(const Parameters &p, int of_head, bool even, const Tiles &sequence) {
         parallel_heads = p.parallel_heads;
         groups = p.groups;
         total = of_head * groups;
@@ -52,7 +54,7 @@ struct Division {
         each = (u32)total / (u32)ranges;
         extra = total - each * ranges;
         if (!even) return;
-        int rows = p.num_sequences * groups;
+        int rows = p.num_sequences * groups, row = sequence.count;
         if (CLUSTER > 1) {
             int of_row = (u32)ranges / (u32)rows / CLUSTER * CLUSTER;
             if (of_row && of_row <= row && of_row / CLUSTER <= FAN_IN) {
@@ -70,11 +72,11 @@ struct Division {
             int half = ranges / 2, by_half = half > 0 ? (u32)(rows + half - 1) / (u32)half : 0;
             if (PROGRAMS > 1) {
                 keep_even(rows, row);
-            } else if (!few && HALVES && row * TILE >= HALVED_TOKENS && rows_each < by_half &&
+            } else if (!few && HALVES && sequence.tokens() >= HALVED_TOKENS && rows_each < by_half &&
                        16 * (by_half * half - rows) <= rows) {
                 // half of the programs have all, and a path to the L2 for themselves
                 keep(by_half * row);
-            } else if (!few && KEEPS_EVEN && row >= EVEN_ROW_BYTES / (2 * TILE_BYTES) &&
+            } else if (!few && KEEPS_EVEN && sequence.tokens() >= EVEN_ROW_BYTES / (2 * ROW_BYTES) &&
                        3 * ((u32)rows % (u32)ranges) >= (u32)ranges) {
                 keep_even(rows, row);
             } else {
@@ -94,8 +96,8 @@ struct Division {
         extra = 0;
     }
 
-    // Cut no row of `row` tiles: the first ranges have one more than the others. Their programs are on a
-    // multiprocessor each if that has two, and one of each two multiprocessors if it has one, see `spread`.
+    // Cut no row of `row` tiles: the first ranges have one more than the others. `spread` puts their programs on
+    // a multiprocessor each, of two that it has, and on one of each two multiprocessors, if there are no more.
     DEVICE void keep_even(int rows, int row) {
         each = (u32)rows / (u32)ranges * row;
         extra = (u32)rows % (u32)ranges;
@@ -146,12 +148,12 @@ struct Batch : Division {
             int before = __shfl_up_sync(~0u, lane_end, step);
             if (lane >= step) lane_end += before;
         }
-        int row = tiles_of(p, 0).count;
+        Tiles first = tiles_of(p, 0);
         bool even = true;
         for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
-            even = even && tiles_of(p, sequence).count == row;
+            even = even && tiles_of(p, sequence).count == first.count;
         even = __all_sync(~0u, even);
-        return {Division(p, __shfl_sync(~0u, lane_end, 31), even, row), lane_end};
+        return {Division(p, __shfl_sync(~0u, lane_end, 31), even, first), lane_end};
     }
 };
 
@@ -257,7 +259,7 @@ struct Guess {
 
     DEVICE Guess(const Parameters &p, int program) {
         tiles = tiles_of(p, p.max_kv_length, p.max_query_length);
-        Division division(p, tiles.count * p.num_sequences, true, tiles.count);
+        Division division(p, tiles.count * p.num_sequences, true, tiles);
         int range = division.range_of_program(program);
         int begin = division.begin(range), left = division.begin(range + 1) - begin;
         if (GATHER || !p.is_full || left <= 0) return;

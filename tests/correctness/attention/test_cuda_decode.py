@@ -124,11 +124,11 @@ def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, b
 
 PROGRAMS = {
     "short, of one length": ((8, 40, 64, True), 2),
-    "for one on each": ((3, 40, 64, True), 1),
-    "two for a few": ((17, 8, 64, True), 2),
+    "for one on each": ((33, 4, 64, True), 1),
+    "two for one of them": ((133, 1, 64, True), 2),
     "not that short": ((8, 40, 129, True), 1),
-    "short, of any length": ((33, 8, 128, False), 2),
-    "fewer of any length": ((24, 8, 128, False), 1),
+    "short, of any length": ((32, 8, 128, False), 2),
+    "fewer of any length": ((51, 5, 128, False), 1),
     "longer, of any length": ((33, 8, 129, False), 1),
     "long, of any length": ((40, 8, 500, False), 2),
     "few long ones": ((24, 8, 4000, True), 1),
@@ -137,6 +137,7 @@ PROGRAMS = {
     "even for neither": ((40, 8, 1000, True), 2),
     "even for one program alone": ((24, 16, 1000, True), 1),
     "if they differ": ((24, 16, 1000, False), 2),
+    "not even where five heads are read side by side": ((79, 5, 1000, True), 2),
     "even for one program alone, of very many": ((1152, 1, 800, True), 1),
     "even for both, of very many": ((1280, 1, 800, True), 2),
 }

@@ -59,9 +59,12 @@ class Divided:
 
 def divide(
     tiles, num_kv_heads, num_multiprocessors, on_each=1, cluster=1, *,
-    head_size=HEAD_SIZE, kv_bytes=2, columns=8,
+    head_size=HEAD_SIZE, kv_bytes=2, columns=8, last_tokens=TILE,
 ):  # fmt: skip
-    """Divide sequences of so many tiles, all as many as the longest as far as the host knows."""
+    """Divide sequences of so many tiles, all as many as the longest as far as the host knows.
+
+    The last tile of each has `last_tokens`.
+    """
     macros = decode_config.macros_of(
         decode_config.DecodeConfig(columns, TILE, 4, on_each, cluster),
         head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=False, block_size=TILE,
@@ -74,7 +77,7 @@ def divide(
         rows = len(tiles) * groups
         ranges = ranges // rows // cluster * cluster * rows
         num_programs = ranges * parallel
-    total, lengths = int(tiles.sum()) * groups, tiles * TILE
+    total, lengths = int(tiles.sum()) * groups, np.maximum(0, tiles * TILE - TILE + last_tokens)
     out = np.full(num_programs + 1 + ranges + 1 + total, -7, np.int32)
     parameters = decode._Parameters(
         num_sequences=len(tiles),
@@ -138,21 +141,24 @@ def test_rows_of_one_length_stay_whole_or_are_cut_evenly(on_each):
             assert few or (
                 missing <= rows and missing * row * divided.parallel_heads <= TILES_OF_MERGING
             )
-            most, half, extra = sizes.max() // row, ranges // 2, rows % ranges
-            if np.array_equal(sizes[:ranges] // row, rows // ranges + (np.arange(ranges) < extra)):
+            half, extra = ranges // 2, rows % ranges
+            of_range = sizes[:ranges] // row
+            as_many = np.diff(np.minimum(least * np.arange(ranges + 1), rows))
+            one_more = rows // ranges + (np.arange(ranges) < extra)
+            pays = on_each == 2 or (not few and 3 * extra >= ranges and row >= EVEN)
+            if np.array_equal(of_range, one_more):
                 kinds.add("some have one more")
-                the_same = few or missing == 1 or rows < ranges  # as if none had one more
-                assert on_each == 2 or the_same or (3 * extra >= ranges and row >= EVEN)
-            elif most > least:
+                assert pays or np.array_equal(one_more, as_many)
+            elif np.array_equal(of_range, as_many):
+                kinds.add("all as many")
+                assert not pays
+            else:
                 kinds.add("half")
                 assert on_each == 1
+                assert not few
                 assert row >= HALVED
                 assert len(with_work) <= half
-                assert (most * half - rows) * FEW <= rows
-            else:
-                kinds.add("all as many")
-                assert on_each == 1
-                assert set(with_work[:-1] // row) == {least}
+                assert (of_range.max() * half - rows) * FEW <= rows
             continue
         assert with_work.max() - with_work.min() <= 1
         first, last = divided.begins[:-1][sizes > 0], divided.begins[1:][sizes > 0] - 1
@@ -199,7 +205,10 @@ CUT = {
     "one row": (1, 63, 20, 1, [4] * 3 + [3] * 17),
     "whole rows, few without work": (33, 9, 34, 1, [9] * 33 + [0]),
     "by half of the programs": (17, 57, 12, 1, [171] * 5 + [114] + [0] * 6),
+    "not by half, as few have less": (70, 57, 12, 1, [342] * 11 + [228]),
     "rows too short for half": (17, 56, 12, 1, [112] * 5 + [56] * 7),
+    "one more for a third": (16, 32, 12, 1, [64] * 4 + [32] * 8),
+    "as many for all, as few have less": (70, 56, 12, 1, [336] * 11 + [224]),
     "and for one more for some": (17, 31, 12, 1, [62] * 8 + [31] + [0] * 3),
     "one more for too few": (15, 56, 12, 1, [112] * 7 + [56] + [0] * 4),
     "one more for few of two a multiprocessor": (15, 1, 6, 2, [2] * 3 + [1] * 9),
@@ -232,6 +241,13 @@ def test_what_is_cut_where(case):
 )
 def test_whole_rows_that_come_out_uneven_are_shared_out_by_what_a_row_takes(case, sizes):
     assert divide([57] * 17, 1, 12, **case).sizes.tolist() == sizes
+
+
+def test_rows_are_long_by_their_tokens_and_not_by_tiles_that_are_not_full():
+    uneven = [64] * 5 + [32] * 7
+    assert divide([32] * 17, 1, 12).sizes.tolist() == uneven
+    assert divide([32] * 17, 1, 12, last_tokens=TILE - 1).sizes.tolist() == [64] * 8 + [32, 0, 0, 0]
+    assert divide([57] * 17, 1, 12, last_tokens=3).sizes.tolist() == [114] * 5 + [57] * 7
 
 
 def test_the_host_knows_where_2_to_4_of_5_pairs_of_multiprocessors_have_a_row_each():

@@ -42,7 +42,9 @@ ROWS = {
 EVEN_ROWS = {
     "each cut by itself": ((300,) * 5, (4, 1), 21),
     "each cut into bundles": ((400,) * 2, (4, 1), 44),
-    "whole, by half": ((40,) * 6, (4, 1), 4),
+    "whole, by half": ((910,) * 6, (4, 1), 4),
+    "whole, one more for some": ((520,) * 7, (4, 1), 5),
+    "whole, one more for some of two": ((20,) * 7, (4, 1), 2),
     "whole, by an odd number": ((20,) * 7, (4, 1), 5),
 }
 
@@ -153,8 +155,11 @@ GUESSED = {
     "each cut by itself, above": ((500,) * 2, 540, 12),
     "each cut by itself, far above": ((540,) * 2, 1024, 12),
     "one would be cut by itself": ((540, 17), 540, 12),
-    "whole, by half": ((70,) * 6, 70, 8),
-    "by half, but for one shorter": ((70,) * 4 + (17, 70), 70, 8),
+    "whole, by half": ((910,) * 6, 910, 8),
+    "by half, but for one shorter": ((910,) * 4 + (17, 910), 910, 8),
+    "one more for some": ((520,) * 7, 520, 10),
+    "one more for some, but for one shorter": ((520,) * 5 + (17, 520), 520, 10),
+    "one more for some of two": ((20,) * 7, 20, 4),
 }
 """Lengths, the bound that the host knows, and multiprocessors."""
 
@@ -168,6 +173,27 @@ def check_guess(lengths, seeds=(0, 1), launch_of=small_tiles, **options):
 @pytest.mark.parametrize("lengths", GUESSED)
 def test_what_decode_asks_for_by_a_guess_changes_no_result(lengths):
     check_guess(GUESSED[lengths])
+
+
+@pytest.mark.parametrize("lengths", ["whole", "one shorter", "one more for some of two"])
+def test_a_guess_of_two_programs_on_a_multiprocessor_changes_no_result(lengths):
+    check_guess(GUESSED[lengths], launch_of=two_programs)
+
+
+@pytest.mark.parametrize(
+    ("kv_lengths", "window", "programs"),
+    [
+        *(((40,) * 4, None, 2), ((40,) * 3, None, 1), ((40,) * 3 + (39,), None, 1)),
+        *(((900,) * 4, None, 1), ((900,) * 4, 64, 2)),
+    ],
+    ids=["short", "one each", "ragged", "long", "long, seen in part"],
+)
+def test_a_launch_has_two_programs_on_a_multiprocessor_where_rows_are_short(
+    kv_lengths, window, programs
+):
+    call = inputs_of(kv_lengths, window=window).call()
+    with emulation(6):
+        assert decode.DecodeLaunch(call).config.programs == programs
 
 
 def test_entries_of_blocks_of_one_that_have_left_the_window_are_not_followed():
