@@ -274,27 +274,25 @@ class DecodeLaunch:
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
         part = torch.empty(self._part_floats, dtype=torch.float32, device=call.query.device)
         parameters.part_weight = part.data_ptr() + self._weights_at
-        counters = batch.counters(2 * self._num_programs * WARPS)
-        set_addresses(
-            parameters,
-            (
-                ("query", call.query),
-                ("out", call.out),
-                ("lse", call.lse),
-                ("part", part),
-                ("arrived", counters),
-                ("swapped", batch.zeros(self._swapped_floats) if self._swapped_floats else None),
-                ("tables", batch.block_tables),
-                ("kv_lengths", batch.kv_lengths),
-                ("query_starts", batch.query_starts),
-                ("key_memory", cache.key),
-                ("value_memory", cache.value),
-                ("key_scale", cache.key_scale),
-                ("value_scale", cache.value_scale),
-                ("alibi_slopes", call.alibi_slopes),
-                ("sinks", call.sinks),
-            ),
+        # by name, so that what is made here lives until it is launched
+        tensors = (
+            ("query", call.query),
+            ("out", call.out),
+            ("lse", call.lse),
+            ("part", part),
+            ("arrived", batch.counters(2 * self._num_programs * WARPS)),
+            ("swapped", batch.zeros(self._swapped_floats) if self._swapped_floats else None),
+            ("tables", batch.block_tables),
+            ("kv_lengths", batch.kv_lengths),
+            ("query_starts", batch.query_starts),
+            ("key_memory", cache.key),
+            ("value_memory", cache.value),
+            ("key_scale", cache.key_scale),
+            ("value_scale", cache.value_scale),
+            ("alibi_slopes", call.alibi_slopes),
+            ("sinks", call.sinks),
         )
+        set_addresses(parameters, tensors)
         self._kernel.launch(
             self._num_programs,
             self._threads,

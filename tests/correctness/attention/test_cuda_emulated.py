@@ -5,6 +5,10 @@ and the counters of the batch have to be zero again. What is specialised alike i
 which takes a few seconds.
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -256,3 +260,13 @@ def test_decode_agrees_with_float64_in_many_orders(rows, head_size, block_size, 
         kv_lengths, heads=heads, head_size=head_size, block_size=block_size, **options
     )
     check(inputs, launch_of, multiprocessors=multiprocessors, seeds=range(4))
+
+
+@nightly
+def test_the_whole_correctness_suite_passes_on_the_emulated_kernels():
+    words = ["--impl", "cuda-emulated", "-m", "not gpu", Path(__file__).parent]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "2", *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -205,3 +206,25 @@ def test_a_launch_made_for_one_call_takes_the_addresses_of_another(kernel, kind)
         assert parameters.key.words[0] == call.cache.key.data_ptr()
         assert parameters.value.words[0] == call.cache.value.data_ptr()
         assert parameters.num_sequences == 2
+
+
+@KINDS
+def test_what_a_launch_makes_lives_until_it_is_launched(kernel, kind, monkeypatch):
+    made, gone = [], []
+
+    def noted(make):
+        def noting(*args, **options):
+            tensor = make(*args, **options)
+            made.append(weakref.ref(tensor))
+            return tensor
+
+        return noting
+
+    call = call_of()  # of a batch that keeps no counters, so that each launch has its own
+    launch = kind(call)
+    for name in ("empty", "zeros"):
+        monkeypatch.setattr(torch, name, noted(getattr(torch, name)))
+    monkeypatch.setattr(kernel, "launch", lambda *_: gone.append([ref() is None for ref in made]))
+    launch(call)
+    assert made
+    assert gone == [[False] * len(made)]
