@@ -25,7 +25,7 @@ If all sequences have equally many tiles, the first of these that fits is done i
   have all rows. But if more than a few are missing and rows of a 16-bit cache are long, half of the
   programs have all over heads of 64, where that comes out nearly even: each has its path to the L2
   for itself. Else, unless queries are many, some have one row more if a third of the programs or
-  more have: so many are enough to keep the memory busy when the others have ended.
+  more have: so many are taken to keep the memory busy when the others have ended.
 - Where rows are fewer than programs, each is cut by itself into as many ranges, if at most one
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
@@ -98,9 +98,9 @@ from pagedattn.attention.cuda.decode_config import (
     shares_paths_unevenly,
 )
 from pagedattn.attention.cuda.launching import (
+    launch,
     macros_of_trace,
     marks_of,
-    set_addresses,
     set_scale,
 )
 from pagedattn.attention.cuda.module import (
@@ -202,8 +202,7 @@ class DecodeLaunch:
         num_programs = num_multiprocessors(query.device)
         self._heads, self._ranges, cluster = self._divide(call, num_programs, cluster)
         if config is None:
-            kv_length = _seen_length(call)
-            row_bytes = 2 * kv_length * head_size * kv_bytes
+            kv_length, row_bytes = _longest_row(call)
             sizes = batch.num_sequences, num_kv_heads, num_programs
             tokens_a_program = (
                 batch.num_sequences * kv_length * num_kv_heads // (self._ranges * self._heads)
@@ -274,30 +273,27 @@ class DecodeLaunch:
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
         part = torch.empty(self._part_floats, dtype=torch.float32, device=call.query.device)
         parameters.part_weight = part.data_ptr() + self._weights_at
-        # by name, so that what is made here lives until it is launched
-        tensors = (
-            ("query", call.query),
-            ("out", call.out),
-            ("lse", call.lse),
-            ("part", part),
-            ("arrived", batch.counters(2 * self._num_programs * WARPS)),
-            ("swapped", batch.zeros(self._swapped_floats) if self._swapped_floats else None),
-            ("tables", batch.block_tables),
-            ("kv_lengths", batch.kv_lengths),
-            ("query_starts", batch.query_starts),
-            ("key_memory", cache.key),
-            ("value_memory", cache.value),
-            ("key_scale", cache.key_scale),
-            ("value_scale", cache.value_scale),
-            ("alibi_slopes", call.alibi_slopes),
-            ("sinks", call.sinks),
-        )
-        set_addresses(parameters, tensors)
-        self._kernel.launch(
-            self._num_programs,
-            self._threads,
-            self._config.shared_bytes,
+        launch(
+            self._kernel,
+            (self._num_programs, self._threads, self._config.shared_bytes),
             parameters,
+            (
+                ("query", call.query),
+                ("out", call.out),
+                ("lse", call.lse),
+                ("part", part),
+                ("arrived", batch.counters(2 * self._num_programs * WARPS)),
+                ("swapped", batch.zeros(self._swapped_floats) if self._swapped_floats else None),
+                ("tables", batch.block_tables),
+                ("kv_lengths", batch.kv_lengths),
+                ("query_starts", batch.query_starts),
+                ("key_memory", cache.key),
+                ("value_memory", cache.value),
+                ("key_scale", cache.key_scale),
+                ("value_scale", cache.value_scale),
+                ("alibi_slopes", call.alibi_slopes),
+                ("sinks", call.sinks),
+            ),
             self._config.cluster,
         )
 
@@ -321,8 +317,7 @@ class DecodeLaunch:
         cache, batch = call.cache, call.batch
         heads = heads_in_parallel(cache.num_kv_heads, num_programs)
         rows, most = batch.num_sequences * cache.num_kv_heads // heads, num_programs // heads
-        length = _seen_length(call)
-        row_bytes = 2 * length * cache.head_size * cache.key.element_size()
+        length, row_bytes = _longest_row(call)
         parts = 0
         if cluster is None:
             cluster = 1
@@ -368,12 +363,16 @@ class DecodeLaunch:
         return parameters
 
 
-def _seen_length(call: AttentionCall) -> int:
-    """Return KV tokens of a sequence that some query sees, at most."""
-    batch = call.batch
-    if call.window is None:
-        return batch.expected_kv_length
-    return min(batch.expected_kv_length, call.window - 1 + batch.max_query_length)
+def _longest_row(call: AttentionCall) -> tuple[int, int]:
+    """Return how many KV tokens of a sequence its queries see, at most, and K and V of a head.
+
+    The latter in bytes.
+    """
+    batch, cache = call.batch, call.cache
+    length = batch.expected_kv_length
+    if call.window is not None:
+        length = min(length, call.window - 1 + batch.max_query_length)
+    return length, 2 * length * cache.head_size * cache.key.element_size()
 
 
 def _map_of(part: torch.Tensor, tile: int) -> TensorMap:

@@ -32,13 +32,12 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 // What half of the programs can leave unread, for which the other half takes as long as for merging:
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
-// Which programs have whole rows that come out uneven, one program a multiprocessor; fitted to an H100. Where
-// reading takes longer than what else is done, as over 16-bit heads of 64 in rows of so many tokens, half of the
-// programs have all if that is nearly even.
+// Which programs have whole rows that come out uneven, one program a multiprocessor: what took least on an H100.
+// Over 16-bit heads of 64, from so many tokens a row on, half of the programs have all if that is nearly even.
 constexpr bool HALVES = HEAD_SIZE <= 64 && !FP8;
 constexpr int HALVED_TOKENS = 900;
-// Else some have one more, if they are a third or more; not where products take as long as reading does. So many
-// bytes are about where a row's end counts for less than that.
+// Else some have one more, if they are a third or more, from so many bytes a row on; not over e4m3, nor of more
+// columns, over which that took longer.
 constexpr bool KEEPS_EVEN = COLUMNS <= 16 && !FP8;
 constexpr int EVEN_ROW_BYTES = 128 << 10;
 

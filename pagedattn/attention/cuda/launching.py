@@ -1,4 +1,4 @@
-"""What both launchers share: what decides how a call is launched, and parameters by name."""
+"""What both launchers share: what decides how a call is launched, and launching it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Hashable, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -52,13 +52,30 @@ def set_scale(parameters: ctypes.Structure, call: AttentionCall) -> None:
         parameters.cap_log2 = call.soft_cap * LOG2_E
 
 
-def set_addresses(
-    parameters: ctypes.Structure, tensors: Iterable[tuple[str, torch.Tensor | None]]
+def launch(
+    kernel: Kernel,
+    sizes: tuple[int, int, int],
+    parameters: ctypes.Structure,
+    tensors: Sequence[tuple[str, torch.Tensor | None]],
+    cluster: int = 1,
 ) -> None:
-    """Set fields of these names to where tensors lie; None is a null pointer."""
+    """Launch a kernel with the addresses of tensors, which live until it is launched.
+
+    Args:
+        kernel: as for `Kernel.launch`, like what follows.
+        sizes: programs, threads of a program, and its dynamic shared memory in bytes.
+        parameters: fields of the tensors' names are set, but for those that are None.
+        tensors: names, and tensors or None.
+        cluster: programs of one.
+
+    Raises:
+        CudaError: the driver refuses.
+
+    """
     for name, tensor in tensors:
         if tensor is not None:
             setattr(parameters, name, tensor.data_ptr())
+    kernel.launch(*sizes, parameters, cluster)
 
 
 def macros_of_trace(num_programs: int) -> tuple[tuple[str, int], ...]:

@@ -53,9 +53,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.cuda.launching import (
+    launch,
     macros_of_trace,
     marks_of,
-    set_addresses,
     set_scale,
 )
 from pagedattn.attention.cuda.module import (
@@ -242,21 +242,23 @@ class PrefillLaunch:
         parameters = _Parameters.from_buffer_copy(self._fixed)
         parameters.query = self._query_maps.of(call.query)
         parameters.key, parameters.value = self._maps.of(cache.key), self._maps.of(cache.value)
-        # by name, so that what is made here lives until it is launched
-        tensors = (
-            ("out", call.out),
-            ("lse", call.lse),
-            ("tables", batch.block_tables),
-            ("kv_lengths", batch.kv_lengths),
-            ("query_starts", batch.query_starts),
-            ("alibi_slopes", call.alibi_slopes),
-            ("sinks", call.sinks),
-            ("tickets", batch.tickets()),
-            ("key_scale", cache.key_scale),
-            ("value_scale", cache.value_scale),
+        launch(
+            self._kernel,
+            (self._num_programs, self._threads, self._shared_bytes),
+            parameters,
+            (
+                ("out", call.out),
+                ("lse", call.lse),
+                ("tables", batch.block_tables),
+                ("kv_lengths", batch.kv_lengths),
+                ("query_starts", batch.query_starts),
+                ("alibi_slopes", call.alibi_slopes),
+                ("sinks", call.sinks),
+                ("tickets", batch.tickets()),
+                ("key_scale", cache.key_scale),
+                ("value_scale", cache.value_scale),
+            ),
         )
-        set_addresses(parameters, tensors)
-        self._kernel.launch(self._num_programs, self._threads, self._shared_bytes, parameters)
 
     def marks(self) -> NDArray[np.int64]:
         """Return what the last launch noted, if `trace`; see `launching.marks_of`."""

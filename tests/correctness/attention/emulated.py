@@ -72,7 +72,7 @@ def small_tiles(call, programs=1, cluster=1):
     """Cut for small tiles and few stages, so that short sequences go round them."""
     assert decode_calls.not_taken(call) is None
     columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
-    padded = 8 if columns <= 8 else 16 if columns <= 16 else 32
+    padded = decode_config.padded_columns(columns)
     return decode.DecodeLaunch(call, decode_config.DecodeConfig(padded, 16, 4, programs, cluster))
 
 

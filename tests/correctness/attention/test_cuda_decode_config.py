@@ -1,0 +1,208 @@
+"""How the host cuts the decode kernel: tiles, programs, ranges, and heads side by side."""
+
+import itertools
+from functools import partial
+
+import pytest
+
+from pagedattn.attention.cuda import decode_calls, decode_config
+
+
+def shared_bytes_of(config, head_size, kv_bytes, block_size):
+    """Bytes of `Shared` of decode_work.cuh, and 1024 to align it, at most."""
+    blocks = max(1, config.tile // block_size)
+    producers = decode_config.producers_of(
+        config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size
+    )
+    return (
+        config.stages * 2 * config.tile * head_size * kv_bytes
+        + decode_config.WARPS * 8 * (head_size + 4) * 4  # sums
+        + 2 * 2 * decode_config.WARPS * config.columns * 4  # peaks and totals
+        + producers * max(32, 16 * blocks) * 4  # the block table
+        + 24 * (1 if config.programs == 2 else config.columns * head_size // 4 + 32)  # sent
+        + decode_config.WARPS * 2 * 36  # cuts
+        + config.stages * 2 * 8  # barriers
+        + 2 * 1024
+    )
+
+
+@pytest.mark.parametrize("block_size", [2**i for i in range(9)])
+@pytest.mark.parametrize("head_size", decode_calls.HEAD_SIZES)
+def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, block_size):
+    for kv_bytes, columns, programs, tokens_a_program, max_kv_length in itertools.product(
+        (1, 2), range(1, 33), (1, 2), (0, 64, 1000, 1 << 30), (1, 100, 1 << 30)
+    ):
+        if min(block_size, 16) * head_size * kv_bytes % 128:
+            continue  # not taken
+        if columns * head_size > decode_config.MAX_ACCUMULATORS:
+            continue  # not taken
+        config = decode_config.choose_config(
+            head_size, kv_bytes, columns,
+            block_size=block_size, programs=programs,
+            tokens_a_program=tokens_a_program, max_kv_length=max_kv_length,
+        )  # fmt: skip
+        assert columns <= config.columns
+        assert config.tile in (16, 32, 64)
+        assert config.programs in (1, programs)
+        assert 0 < config.stages <= decode_config.MAX_STAGES
+        assert config.stages % decode_config.WARPS == 0
+        # a lane of the producer has a block, and a tile is not asked for by too many instructions
+        assert block_size == 1 or config.tile <= decode_config.MAX_BOXES * block_size
+        assert min(config.tile, block_size) * head_size * kv_bytes % 128 == 0 or block_size == 1
+        assert shared_bytes_of(config, head_size, kv_bytes, block_size) <= config.shared_bytes
+
+
+PROGRAMS = {
+    "short, of one length": ((8, 40, 64, True), 2),
+    "for one on each": ((33, 4, 64, True), 1),
+    "two for one of them": ((133, 1, 64, True), 2),
+    "not that short": ((8, 40, 129, True), 1),
+    "short, of any length": ((32, 8, 128, False), 2),
+    "fewer of any length": ((51, 5, 128, False), 1),
+    "longer, of any length": ((33, 8, 129, False), 1),
+    "long, of any length": ((40, 8, 500, False), 2),
+    "few long ones": ((24, 8, 4000, True), 1),
+    "many that are not long": ((128, 8, 130, False), 2),
+    "even for both": ((64, 8, 4000, True), 2),
+    "even for neither": ((40, 8, 1000, True), 2),
+    "even for one program alone": ((24, 16, 1000, True), 1),
+    "if they differ": ((24, 16, 1000, False), 2),
+    "not even where five heads are read side by side": ((79, 5, 1000, True), 2),
+    "even for one program alone, of very many": ((1152, 1, 800, True), 1),
+    "even for both, of very many": ((1280, 1, 800, True), 2),
+}
+"""Sequences, KV heads, tokens of a sequence, whether they are even; programs of each of 132
+multiprocessors, over 16-bit heads of 128."""
+
+
+def programs_for(case, **kinds):
+    num_sequences, num_kv_heads, tokens, is_even = case
+    return decode_config.programs_for(
+        num_sequences, num_kv_heads, 132,
+        row_bytes=tokens * 2 * 128 * 2,
+        tokens_a_program=num_sequences * num_kv_heads * tokens // 132,
+        is_even=is_even,
+        **kinds,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_rows_that_are_many_or_short_take_two_programs_on_a_multiprocessor(case):
+    of, expected = PROGRAMS[case]
+    assert programs_for(of) == expected
+    if case.startswith(("short", "two")):
+        assert programs_for(of, ends_fast=False) == 1
+
+
+@pytest.mark.parametrize(
+    ("head_size", "columns", "block_size", "expected"),
+    [
+        *((128, 8, 16, True), (192, 8, 2, True), (256, 8, 16, False), (128, 9, 16, False)),
+        *((96, 16, 16, True), (96, 17, 16, False), (128, 8, 1, False)),
+    ],
+)
+def test_two_programs_end_rows_fast_where_registers_suffice(
+    head_size, columns, block_size, expected
+):
+    assert decode_config.ends_rows_fast(head_size, columns, block_size) == expected
+
+
+def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_program():
+    assert decode_config.choose_config(64, 2, 4) == decode_config.DecodeConfig(8, 64, 12, 1)
+    assert decode_config.choose_config(64, 2, 4, programs=2) == decode_config.DecodeConfig(
+        8, 64, 4, 2
+    )
+    assert decode_config.choose_config(128, 2, 4) == decode_config.DecodeConfig(8, 64, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "head_size", "kv_bytes", "programs", "copying"),
+    [
+        (4, 128, 2, 2, 4),
+        (16, 128, 2, 2, 2),  # whose sums need more registers, as the following
+        (4, 192, 2, 2, 2),
+        (4, 128, 1, 2, 2),
+        (16, 128, 2, 1, 4),
+    ],
+)
+def test_warps_that_copy_blocks_of_one_leave_registers_to_those_that_multiply(
+    columns, head_size, kv_bytes, programs, copying
+):
+    config = decode_config.choose_config(
+        head_size, kv_bytes, columns, block_size=1, programs=programs
+    )
+    assert config.programs == programs
+    for block_size, expected in ((1, copying), (2, 1), (16, 1)):
+        assert expected == decode_config.producers_of(
+            config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size
+        )
+
+
+def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_path():
+    choose = partial(decode_config.choose_config, 128, 2, 4, max_kv_length=2048)
+    assert choose(shares_paths=True) == decode_config.DecodeConfig(8, 16, 8, 1)
+    assert choose(shares_paths=False) == decode_config.DecodeConfig(8, 64, 4, 1)
+    assert choose(shares_paths=True, block_size=1) == choose(block_size=1)
+    many = partial(choose, programs=2)
+    assert many(shares_paths=True) == many()
+    for head_size, kv_bytes in ((64, 2), (96, 2), (256, 2), (128, 1), (256, 1)):
+        other = partial(decode_config.choose_config, head_size, kv_bytes, 4)
+        assert other(shares_paths=True) == other()
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 5, 8, 12, 40])
+@pytest.mark.parametrize("num_programs", [114, 132, 264])
+def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
+    num_kv_heads, num_programs
+):
+    parallel = decode_config.heads_in_parallel(num_kv_heads, num_programs)
+    assert num_kv_heads % parallel == 0
+    assert num_programs % parallel <= num_programs / 20
+
+
+@pytest.mark.parametrize(
+    ("num_kv_heads", "num_programs", "parallel"),
+    [(8, 132, 8), (3, 132, 3), (12, 132, 12), (40, 132, 10), (40, 264, 20), (52, 132, 26)],
+)
+def test_as_many_heads_as_possible_are_read_side_by_side(num_kv_heads, num_programs, parallel):
+    assert decode_config.heads_in_parallel(num_kv_heads, num_programs) == parallel
+
+
+def ranges_of(num_sequences, num_kv_heads, kv_length, num_programs=132):
+    heads = decode_config.heads_in_parallel(num_kv_heads, num_programs)
+    rows = num_sequences * num_kv_heads // heads
+    row_bytes = 2 * kv_length * 128 * 2
+    return decode_config.ranges_of(rows, heads, num_programs, kv_length, row_bytes), rows, heads
+
+
+@pytest.mark.parametrize("num_programs", [114, 132])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 4, 5, 8, 40])
+@pytest.mark.parametrize("num_sequences", [1, 2, 3, 7, 200])
+def test_few_rows_are_cut_into_no_more_parts_than_are_merged_at_once_nor_into_tiny_ones(
+    num_sequences, num_kv_heads, num_programs
+):
+    for kv_length in (1, 95, 300, 1000, 5000, 40_000, 10**6):
+        ranges, rows, heads = ranges_of(num_sequences, num_kv_heads, kv_length, num_programs)
+        all_ranges = num_programs // heads
+        assert 1 <= ranges <= all_ranges
+        if ranges == all_ranges:
+            continue
+        assert ranges <= decode_config.MOST_PARTS * rows
+        assert ranges == rows or kv_length * rows >= decode_config.LEAST_OF_PART * ranges
+        # who works must not take much longer to read
+        paths = ranges * heads * decode_config.PATH_RATE
+        slower = rows * heads * 512 * kv_length / paths
+        assert paths >= decode_config.READ_RATE or slower < 4e-6
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "num_kv_heads", "kv_length", "ranges"),
+    [
+        *((1, 8, 128, 1), (1, 8, 1024, 10), (1, 8, 8192, 16), (1, 4, 4096, 20), (2, 4, 8192, 33)),
+        *((1, 1, 4096, 20), (1, 1, 131_072, 132), (64, 8, 64, 16)),
+    ],
+)
+def test_few_rows_have_these_ranges_and_many_have_all(
+    num_sequences, num_kv_heads, kv_length, ranges
+):
+    assert ranges_of(num_sequences, num_kv_heads, kv_length)[0] == ranges
