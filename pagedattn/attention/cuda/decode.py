@@ -49,9 +49,12 @@ Four warps take the tiles by turns. Scores are K times Q transposed, tokens by q
 product's first factor has 16 rows and its second 8 columns: a group of 4 heads fills half of the
 columns, where it would fill a quarter of the rows. The softmax weights become the second product's
 factor by transposing 8 x 8 matrices in registers. Each warp keeps a softmax of its own until the
-row's end; there the four are added up in shared memory. Tiles that are there wait meanwhile, so the
-next row's queries are read ahead where registers hold them, and merging is left to the range's end.
-Which rows are to be merged is kept in shared memory: registers are few where queries are many.
+row's end; there each puts its sums in shared memory, in units of its own highest score, and after
+one barrier all four add up. Two rows' sums have room there, so that none waits for another to have
+read what was before; two programs over large heads have room for one, and a second barrier. Tiles
+wait meanwhile, so the next row's queries are read ahead where registers hold them, and merging is
+left to the range's end. Which rows are to be merged is kept in shared memory: registers are few
+where queries are many.
 
 A row that lies within one range is written to the output at once. Of one that is cut, each program
 leaves a part in a workspace. Of the warps that have the same elements in all of them, the last to

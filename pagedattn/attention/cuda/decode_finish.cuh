@@ -343,25 +343,13 @@ struct Finish {
             cluster_wait();  // all of it have begun
             if (thread == 0) barrier_arrive_expect(shared_address(&shared.sent_there), bytes_sent(row.queries * GROUP));
         }
-#pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; ++tile)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float total = row.total[tile][i];
-#pragma unroll
-                for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(~0u, total, step);
-                if (lane < 4) {
-                    int column = tile * 8 + lane * 2 + i;
-                    shared.peaks[parity][warp][column] = row.peak[tile][i];
-                    shared.totals[parity][warp][column] = total;
-                }
-            }
         bool whole = segment.is_whole();
         int columns = row.queries * GROUP;
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; ++tile) {
-            named_barrier(1, THREADS);
-            if (tile * 8 < columns) share(row, parity, tile, warp, lane);
+            int buffer = SUM_BUFFERS == 1 ? 0 : COLUMN_TILES == 1 ? parity : tile % 2;
+            if (SUM_BUFFERS == 1) named_barrier(1, THREADS);  // what was there has been read
+            if (tile * 8 < columns) share(row, parity, buffer, tile, warp, lane);
             named_barrier(1, THREADS);
             mark(Moment::SUMS_THERE);
             // the thread's elements, as `add_parts` has them
@@ -369,7 +357,7 @@ struct Finish {
             for (int item = begin + (thread - begin % THREADS + THREADS) % THREADS; item < end;
                  item += THREADS) {
                 int column = item / PER_COLUMN, at = item % PER_COLUMN * 4;
-                Sum sum = add_warps(parity, column, at);
+                Sum sum = add_warps(parity, buffer, column, at, row.value_scale);
                 if (CLUSTER > 1 && batch.is_clustered)
                     send(item, columns * PER_COLUMN, sum);
                 else if (whole)
@@ -387,38 +375,43 @@ struct Finish {
         }
     }
 
-    // Put a warp's sums of eight columns, in units of the highest peak, into shared memory.
-    DEVICE void share(Row &row, int parity, int tile, int warp, int lane) {
+    // Put a warp's sums of eight columns, in units of its own peak, into shared memory, with peaks and totals.
+    DEVICE void share(const Row &row, int parity, int buffer, int tile, int warp, int lane) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             int in_tile = lane % 4 * 2 + i;
-            float highest = MINUS_INFINITY;
-#pragma unroll
-            for (int w = 0; w < WARPS; ++w)
-                highest = fmaxf(highest, shared.peaks[parity][w][tile * 8 + in_tile]);
-            float own = row.peak[tile][i];
-            float factor = own == MINUS_INFINITY ? 0 : exp2_of(own - highest) * row.value_scale;
-            float *to = shared.sums[warp][in_tile];
+            float *to = shared.sums[buffer][warp][in_tile];
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS_OF_16; ++chunk)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     int at = chunk * 16 + (FP8 ? lane / 4 * 2 + half : lane / 4 + half * 8);
-                    to[at] = row.sum[chunk][tile][half * 2 + i] * factor;
+                    to[at] = row.sum[chunk][tile][half * 2 + i];
                 }
+            float total = row.total[tile][i];
+#pragma unroll
+            for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(~0u, total, step);
+            if (lane < 4) {
+                shared.peaks[parity][warp][tile * 8 + in_tile] = row.peak[tile][i];
+                shared.totals[parity][warp][tile * 8 + in_tile] = total;
+            }
         }
     }
 
-    DEVICE Sum add_warps(int parity, int column, int at) {
+    // What the warps have of four elements of a column, values times `scale`.
+    DEVICE Sum add_warps(int parity, int buffer, int column, int at, float scale) {
         Sum sum = {MINUS_INFINITY, 0, {}};
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) sum.peak = fmaxf(sum.peak, shared.peaks[parity][w][column]);
+        float shift = sum.peak == MINUS_INFINITY ? 0 : sum.peak;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
-            float own = shared.peaks[parity][w][column];
-            if (own != MINUS_INFINITY) sum.total += shared.totals[parity][w][column] * exp2_of(own - sum.peak);
-            float4 x = *(const float4 *)&shared.sums[w][column % 8][at];
-            sum.of[0] += x.x, sum.of[1] += x.y, sum.of[2] += x.z, sum.of[3] += x.w;
+            float factor = exp2_of(shared.peaks[parity][w][column] - shift);
+            sum.total += shared.totals[parity][w][column] * factor;
+            float4 x = *(const float4 *)&shared.sums[buffer][w][column % 8][at];
+            factor *= scale;
+            sum.of[0] += x.x * factor, sum.of[1] += x.y * factor;
+            sum.of[2] += x.z * factor, sum.of[3] += x.w * factor;
         }
         return sum;
     }

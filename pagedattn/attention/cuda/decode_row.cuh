@@ -189,7 +189,10 @@ struct Row {
         return is;
     }
 
+    // A product waits for the one before that adds to the same scores: of few scores, two are added up at a time.
     DEVICE void multiply_key(float (&scores)[TILE_ROWS][COLUMN_TILES][4], u32 key, int lane) const {
+        constexpr bool BY_TURNS = TILE_ROWS * COLUMN_TILES == 1;
+        float others[4] = {};
 #pragma unroll
         for (int byte = 0; byte < ROW_BYTES; byte += 32)
 #pragma unroll
@@ -204,14 +207,17 @@ struct Row {
                                          f16_of_e4m3(upper >> 16), f16_of_e4m3(lower >> 16)};
 #pragma unroll
                         for (int tile = 0; tile < COLUMN_TILES; ++tile)
-                            multiply(scores[row][tile], factor, query[byte / 16 + half][tile]);
+                            multiply(BY_TURNS && half ? others : scores[row][tile], factor, query[byte / 16 + half][tile]);
                     }
                 } else {
 #pragma unroll
                     for (int tile = 0; tile < COLUMN_TILES; ++tile)
-                        multiply(scores[row][tile], got, query[byte / 32][tile]);
+                        multiply(BY_TURNS && byte / 32 % 2 ? others : scores[row][tile], got, query[byte / 32][tile]);
                 }
             }
+        if (BY_TURNS)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) scores[0][0][i] += others[i];
     }
 
     template <bool MASKED>

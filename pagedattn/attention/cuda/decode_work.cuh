@@ -233,9 +233,10 @@ struct Few {
     int own, total;
 };
 
-struct Shared {
+template <int BUFFERS>
+struct SharedOf {
     alignas(1024) unsigned char tiles[STAGES][2][TILE_BYTES];
-    float sums[WARPS][8][SUM_PITCH];
+    float sums[BUFFERS][WARPS][8][SUM_PITCH];  // of eight columns
     float peaks[2][WARPS][COLUMNS], totals[2][WARPS][COLUMNS];
     int table[PRODUCERS][ENTRIES];
     // what the cluster's programs, one after the other, have of the elements that this one adds up
@@ -246,6 +247,10 @@ struct Shared {
     Cut cuts[WARPS][2];
     alignas(8) u64 full[STAGES], empty[STAGES], sent_there;
 };
+
+// With room for two, warps put down what they have of eight columns while others still read what was before.
+constexpr int SUM_BUFFERS = sizeof(SharedOf<2>) + 1024 <= SHARED_BYTES ? 2 : 1;
+using Shared = SharedOf<SUM_BUFFERS>;
 
 static_assert(sizeof(Shared) + 1024 <= SHARED_BYTES, "shared memory, and room to align it");
 
