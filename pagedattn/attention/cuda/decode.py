@@ -17,8 +17,8 @@ If all sequences have equally many tiles, the first of these that fits is done i
 
 - Each row goes to a cluster of 2 to 8 programs, which run at the same time and reach each other's
   shared memory, if the host knew of the one length, or there is but one sequence, and estimates
-  that this takes less time: see `decode_config.clusters_of`. If not all clusters would run at once
-  on the device, there are none.
+  that this takes less time: see `decode_division.clusters_of`. If not all clusters would run at
+  once on the device, there are none.
 - Ranges end where rows do, if few rows are missing for all programs to have as many, or the batch
   is so small that merging parts would take longer than the programs without work could save. Of two
   programs on a multiprocessor, some then have one row more than the others. Of one, as few as can
@@ -88,15 +88,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.cuda.decode_config import (
-    MOST_PARTS,
     WARPS,
     DecodeConfig,
     choose_config,
-    clusters_of,
     ends_rows_fast,
-    heads_in_parallel,
     macros_of,
     programs_for,
+)
+from pagedattn.attention.cuda.decode_division import (
+    MOST_PARTS,
+    clusters_of,
+    heads_in_parallel,
     ranges_of,
     shares_paths_unevenly,
 )

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda import decode, decode_calls, prefill
-from pagedattn.attention.cuda.decode_config import READ_RATE
+from pagedattn.attention.cuda.decode_division import READ_RATE
 from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE, Items, merge_seconds, splits_of
 from pagedattn.kv_cache import FP8
 

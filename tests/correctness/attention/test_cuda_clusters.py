@@ -10,7 +10,7 @@ from pagedattn.workloads import AttentionShape
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, decode_config
+from pagedattn.attention.cuda import decode, decode_config, decode_division
 from pagedattn.testing.emulator import EmulatedKernel, emulation, unavailable
 
 from .bounds import with_bound
@@ -115,10 +115,10 @@ def test_rows_that_leave_no_program_for_a_cluster_are_refused():
 
 
 def clusters_for(num_sequences, num_kv_heads, kv_length, num_programs=132):
-    heads = decode_config.heads_in_parallel(num_kv_heads, num_programs)
+    heads = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     rows = num_sequences * num_kv_heads // heads
     row_bytes = 2 * kv_length * 128 * 2
-    cluster, parts = decode_config.clusters_of(rows, heads, num_programs, kv_length, row_bytes)
+    cluster, parts = decode_division.clusters_of(rows, heads, num_programs, kv_length, row_bytes)
     return cluster, parts, rows, heads
 
 
@@ -153,8 +153,8 @@ def test_clusters_are_of_one_row_and_have_work_for_each_program(num_kv_heads, nu
                 continue
             assert parts % cluster == 0
             assert parts * rows * heads <= num_programs
-            assert parts * decode_config.MIN_TILE <= kv_length
-            assert parts // cluster <= decode_config.MOST_PARTS
+            assert parts * decode_division.MIN_TILE <= kv_length
+            assert parts // cluster <= decode_division.MOST_PARTS
     assert 1 in seen
     assert len(seen) > 1 or num_programs < 8
 

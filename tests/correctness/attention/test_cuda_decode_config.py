@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from pagedattn.attention.cuda import decode_calls, decode_config
+from pagedattn.attention.cuda import decode_calls, decode_config, decode_division
 
 
 def shared_bytes_of(config, head_size, kv_bytes, block_size):
@@ -155,7 +155,7 @@ def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_
 def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
     num_kv_heads, num_programs
 ):
-    parallel = decode_config.heads_in_parallel(num_kv_heads, num_programs)
+    parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     assert num_kv_heads % parallel == 0
     assert num_programs % parallel <= num_programs / 20
 
@@ -165,14 +165,14 @@ def test_heads_go_to_neighbouring_programs_where_few_are_left_without_work(
     [(8, 132, 8), (3, 132, 3), (12, 132, 12), (40, 132, 10), (40, 264, 20), (52, 132, 26)],
 )
 def test_as_many_heads_as_possible_are_read_side_by_side(num_kv_heads, num_programs, parallel):
-    assert decode_config.heads_in_parallel(num_kv_heads, num_programs) == parallel
+    assert decode_division.heads_in_parallel(num_kv_heads, num_programs) == parallel
 
 
 def ranges_of(num_sequences, num_kv_heads, kv_length, num_programs=132):
-    heads = decode_config.heads_in_parallel(num_kv_heads, num_programs)
+    heads = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     rows = num_sequences * num_kv_heads // heads
     row_bytes = 2 * kv_length * 128 * 2
-    return decode_config.ranges_of(rows, heads, num_programs, kv_length, row_bytes), rows, heads
+    return decode_division.ranges_of(rows, heads, num_programs, kv_length, row_bytes), rows, heads
 
 
 @pytest.mark.parametrize("num_programs", [114, 132])
@@ -187,12 +187,12 @@ def test_few_rows_are_cut_into_no_more_parts_than_are_merged_at_once_nor_into_ti
         assert 1 <= ranges <= all_ranges
         if ranges == all_ranges:
             continue
-        assert ranges <= decode_config.MOST_PARTS * rows
-        assert ranges == rows or kv_length * rows >= decode_config.LEAST_OF_PART * ranges
+        assert ranges <= decode_division.MOST_PARTS * rows
+        assert ranges == rows or kv_length * rows >= decode_division.LEAST_OF_PART * ranges
         # who works must not take much longer to read
-        paths = ranges * heads * decode_config.PATH_RATE
+        paths = ranges * heads * decode_division.PATH_RATE
         slower = rows * heads * 512 * kv_length / paths
-        assert paths >= decode_config.READ_RATE or slower < 4e-6
+        assert paths >= decode_division.READ_RATE or slower < 4e-6
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, decode_config
+from pagedattn.attention.cuda import decode, decode_config, decode_division
 from pagedattn.testing.emulator import EmulatedKernel, unavailable
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
@@ -70,7 +70,7 @@ def divide(
         head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=False, block_size=TILE,
     )  # fmt: skip
     num_programs = num_multiprocessors * on_each
-    parallel = decode_config.heads_in_parallel(num_kv_heads, num_programs)
+    parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     ranges, groups = num_programs // parallel, num_kv_heads // parallel
     tiles = np.array(tiles, np.int32)
     if cluster > 1:
@@ -96,7 +96,7 @@ def divide(
     guessed, told, begins, range_of = np.split(out, np.cumsum([num_programs, 1, ranges + 1]))
     assert told == total
     rows, row = len(tiles) * groups, int(tiles.max())
-    shares_paths = decode_config.shares_paths_unevenly(
+    shares_paths = decode_division.shares_paths_unevenly(
         len(tiles), num_kv_heads, num_programs, row * TILE * 2 * head_size * kv_bytes
     )
     return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed[guessed >= 0])

@@ -1,0 +1,171 @@
+"""How the host has decode divided: heads that are read side by side, ranges, and clusters."""
+
+from __future__ import annotations
+
+import math
+
+MERGE_BYTES = 64 << 20  # see decode_shape.cuh
+MIN_TILE = 16  # tokens
+FEW = 16  # one row in so many may be missing
+MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
+LEAST_OF_PART = 96  # KV tokens that make a part worth merging
+FEW_BYTES = 12 << 20  # K and V, of which half as many parts are made
+PATH_RATE = 65e9  # bytes a second that come by a path to the L2 to one multiprocessor
+READ_RATE = 3.1e12  # bytes a second of the memory
+ALONE_RATE = 88e9  # bytes a second that come to one multiprocessor, if others are idle,
+HALVED_BY = 80  # and half of it if so many others read, each by a path of its own
+PAIRED_RATE = 36e9  # bytes a second to each where paths to the L2 are shared,
+CLUSTERED_RATE = 31e9  # and where programs of clusters share them
+SPREAD_OUT = 50  # programs of clusters of more than two that all have a path of their own
+CLUSTERS = {2: 66, 4: 30, 5: 20, 6: 16, 8: 15}  # programs of a cluster, and how many run at once
+ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 3.6e-6  # seconds that merging takes
+_MERGING = ((1, 0.0), (10, 2.1e-6), (20, 2.6e-6), (40, 3.1e-6), (math.inf, 4.3e-6))
+"""Parts of a row, and seconds that merging as many by way of the L2 takes."""
+LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
+
+
+def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
+    """Return how many programs read the same blocks, each for a KV head.
+
+    As many as divide the heads and leave no more than one program in twenty without work: of 40
+    heads 10 where there are 132 programs, 2 of which then have nothing to do.
+    """
+    return max(
+        heads
+        for heads in range(1, num_kv_heads + 1)
+        if num_kv_heads % heads == 0 and 20 * (num_programs % heads) <= num_programs
+    )
+
+
+def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int) -> int:
+    """Return into how many ranges the work is cut, each for `heads` programs, one a multiprocessor.
+
+    As many as there are programs for, where rows are many. Few rows would be cut into more parts
+    than are merged at once, or than are loaded at two places at a time, or into parts of few
+    tokens. Then fewer programs work, unless reading takes longer for it than merging would: each
+    has a path to the L2 alone, and less than half of the programs take all that the memory gives.
+    Measured on an H100.
+
+    Args:
+        num_rows: sequences times groups of `heads` KV heads.
+        heads: that are read side by side.
+        num_programs: of the launch, one on each multiprocessor.
+        kv_length: tokens that a sequence has at most, or that its window has.
+        row_bytes: K and V of a head of them.
+
+    """
+    ranges = num_programs // heads
+    num_bytes = num_rows * heads * row_bytes
+    # parts of a row, the most bytes for that, and the seconds that merging so few saves
+    for parts, most_bytes, saved in (
+        (MOST_PARTS // 2, FEW_BYTES, 0.5e-6),
+        (MOST_PARTS, math.inf, 1e-6),
+    ):
+        fewer = num_rows * min(parts, max(1, kv_length // LEAST_OF_PART))
+        if fewer >= ranges:
+            break
+        rate = min(fewer * heads * PATH_RATE, READ_RATE)
+        if num_bytes <= most_bytes and num_bytes / rate - num_bytes / READ_RATE < saved:
+            return fewer
+    return ranges
+
+
+def clusters_of(
+    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int
+) -> tuple[int, int]:
+    """Return how many programs of a cluster add up a row of one length, and the row's parts.
+
+    Programs of a cluster send each other what they have, which takes less time than merging by way
+    of the L2, but not as many of them run at once, and they share paths to it. So what each way
+    takes is estimated: reading by the rate that so many programs get together, and merging. A row
+    has one cluster; or, where its parts are very many, several, and one step by the L2 is left.
+    Rates and times were fitted to batches on an H100.
+
+    Args:
+        num_rows: sequences times groups of `heads` KV heads.
+        heads: that are read side by side.
+        num_programs: of the launch, one on each multiprocessor.
+        kv_length: tokens that each sequence has, or that its window has.
+        row_bytes: K and V of a head of them.
+
+    Returns:
+        Programs of a cluster, and how many parts each row then has; or 1 and 0 for none.
+
+    """
+    num_bytes = num_rows * heads * row_bytes
+    most = num_programs // heads
+    ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes)
+    if has_whole_rows(num_rows, heads, most, row_bytes):
+        ranges = num_rows
+    parts = ranges / num_rows
+    merging = next(seconds for limit, seconds in _MERGING if parts <= limit)
+    programs = min(ranges * heads, num_programs)
+    best = num_bytes / _rate_of(programs, num_programs) + merging - LEAST_GAIN
+    found = 1, 0
+    for cluster, at_once in CLUSTERS.items():
+        several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
+        for count in (1, several) if cluster == max(CLUSTERS) else (1,):
+            if not 0 < count <= several or count * cluster * MIN_TILE > kv_length:
+                continue
+            programs = count * cluster * num_rows * heads
+            reading = num_bytes / _rate_of(programs, num_programs, cluster)
+            seconds = reading + (ONE_CLUSTER if count == 1 else SEVERAL_CLUSTERS)
+            if seconds < best:
+                best, found = seconds, (cluster, count * cluster)
+    return found
+
+
+def _rate_of(programs: int, num_programs: int, cluster: int = 1) -> float:
+    """Estimate what so many programs read, in bytes a second: see `clusters_of`."""
+    if programs <= (num_programs // 2 if cluster <= 2 else SPREAD_OUT):
+        rate = programs * ALONE_RATE / (1 + programs / HALVED_BY)
+    else:
+        rate = programs * (PAIRED_RATE if cluster == 1 else CLUSTERED_RATE)
+    return min(rate, READ_RATE)
+
+
+def has_whole_rows(num_rows: int, heads: int, ranges: int, row_bytes: int) -> bool:
+    """Return whether rows of one length are not cut, as few programs then have less or little.
+
+    As `Division` of decode_work.cuh does it.
+
+    Args:
+        num_rows: sequences times groups of `heads` KV heads.
+        heads: that are read side by side.
+        ranges: there are so many.
+        row_bytes: K and V of a head of a sequence.
+
+    """
+    missing = -num_rows % ranges
+    little = missing <= num_rows and missing * heads * row_bytes <= MERGE_BYTES
+    return little or few_missing(num_rows, ranges)
+
+
+def few_missing(num_rows: int, ranges: int) -> bool:
+    """Return whether few rows are missing for all ranges to have as many, if none is cut."""
+    return FEW * (-num_rows % ranges) <= num_rows
+
+
+def shares_paths_unevenly(
+    num_sequences: int, num_kv_heads: int, num_programs: int, row_bytes: int
+) -> bool:
+    """Return whether 2 to 4 of 5 pairs of multiprocessors have work for both, the others for one.
+
+    Of sequences of one length, each program that has work a whole row of a head then, and one
+    program a multiprocessor; see `Division` of decode_work.cuh, which may do otherwise over heads
+    of 64.
+
+    Args:
+        num_sequences: of one length.
+        num_kv_heads: of each.
+        num_programs: of the launch.
+        row_bytes: K and V of a head of a sequence.
+
+    """
+    heads = heads_in_parallel(num_kv_heads, num_programs)
+    ranges, rows = num_programs // heads, num_sequences * num_kv_heads // heads
+    both = 2 * rows * heads - num_programs  # multiprocessors of pairs that both have work
+    return (
+        has_whole_rows(rows, heads, ranges, row_bytes)
+        and 2 * num_programs <= 5 * both <= 4 * num_programs
+    )
