@@ -8,9 +8,10 @@
 // a group, padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; STAGES and WARPS,
 // STAGES a multiple of WARPS; PRODUCERS, warps that bring tiles; SHARED_BYTES of a program;
 // PROGRAMS on a multiprocessor; CLUSTER of programs that add up in each other's shared memory, or 1;
-// OUT_F32 for an output in float32; AMONG_LONGER, to pass over sequences of more than `max_query_length`
-// queries, which are others'; CAUSAL, else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI,
-// SINKS and LSE; TRACE, which need not be there, see trace.cuh.
+// WHOLE, if rows are not cut where all are short; OUT_F32 for an output in float32; AMONG_LONGER, to
+// pass over sequences of more than `max_query_length` queries, which are others'; CAUSAL, else queries
+// see all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be there,
+// see trace.cuh.
 
 #include "decode_finish.cuh"
 
@@ -27,7 +28,7 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
     while (true) {
         if (!FETCHES_EARLY) row.fetch(p, segment, lane);
         // while the queries are on their way, all that would hold up the segment's end
-        bool goes_on = segment.end < range_end;
+        bool goes_on = segment.goes_on(range_end);
         Few few = {};
         if (!segment.is_whole() && !(CLUSTER > 1 && batch.is_clustered)) {
             Cut cut = Cut::of(batch, segment, program);
@@ -181,15 +182,17 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     Batch batch = Batch::read(p, lane);
     int range = batch.range_of_program(program);
     int begin = batch.begin(range), end = batch.begin(range + 1);
-    if (begin < end) {
-        mark(Moment::LENGTHS_KNOWN);
+    bool works = begin < end;
+    if (works) {
         Segment segment(p, batch, program, begin, end);
-        bool holds = guess.holds(segment);
+        works = segment.is_in(p, end);
+        if (works) mark(Moment::LENGTHS_KNOWN);
+        bool holds = works && guess.holds(segment);
         if (!holds && warp < guess.count) throw_away(shared, warp, lane);
         int round = holds ? 0 : guess.count;
-        if (warp >= WARPS)
+        if (works && warp >= WARPS)
             producer.run(segment, end, round, holds ? guess.count : 0);
-        else
+        else if (works)
             consume(p, shared, batch, segment, end, round, program, warp, lane);
     } else if (warp < guess.count)
         throw_away(shared, warp, lane);

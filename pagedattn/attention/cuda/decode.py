@@ -30,6 +30,12 @@ If all sequences have equally many tiles, the first of these that fits is done i
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
 
+If they have not, but the host knew of no row of more than 1024 tokens or 512 KiB, none is cut: one
+program reads the longest in less time than merging would take. A range has the rows that begin in
+it, each of which counts for some tiles more, as ending it takes time too; and if there are no more
+rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now, or has
+256 KiB more than a multiprocessor's share of the batch.
+
 Two programs share a multiprocessor where rows are many, or short, so that one reads while the other
 ends a row: see `decode_config.programs_for`.
 
@@ -87,6 +93,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pagedattn.attention.cuda.decode_calls import longest_row
 from pagedattn.attention.cuda.decode_config import (
     WARPS,
     DecodeConfig,
@@ -99,15 +106,11 @@ from pagedattn.attention.cuda.decode_division import (
     MOST_PARTS,
     clusters_of,
     heads_in_parallel,
+    keeps_whole,
     ranges_of,
     shares_paths_unevenly,
 )
-from pagedattn.attention.cuda.launching import (
-    launch,
-    macros_of_trace,
-    marks_of,
-    set_scale,
-)
+from pagedattn.attention.cuda.launching import launch, macros_of_trace, marks_of, set_scale
 from pagedattn.attention.cuda.module import (
     TensorMap,
     load_kernel,
@@ -207,8 +210,12 @@ class DecodeLaunch:
         num_programs = num_multiprocessors(query.device)
         self._heads, self._ranges, cluster = self._divide(call, num_programs, cluster)
         if config is None:
-            kv_length, row_bytes = _longest_row(call)
+            kv_length, row_bytes = longest_row(call)
             sizes = batch.num_sequences, num_kv_heads, num_programs
+            is_even = batch.is_full or batch.num_sequences == 1
+            is_whole = not is_even and keeps_whole(kv_length, row_bytes)
+            if is_whole:
+                self._ranges = num_programs // self._heads
             tokens_a_program = (
                 batch.num_sequences * kv_length * num_kv_heads // (self._ranges * self._heads)
             )
@@ -223,12 +230,14 @@ class DecodeLaunch:
                     row_bytes=row_bytes,
                     tokens_a_program=tokens_a_program,
                     is_even=batch.is_full,
+                    is_whole=is_whole,
                     ends_fast=ends_rows_fast(head_size, columns, cache.block_size),
                 ),
                 tokens_a_program=tokens_a_program,
                 max_kv_length=kv_length,
                 shares_paths=batch.is_full and shares_paths_unevenly(*sizes, row_bytes),
             )
+            config = replace(config, keeps_whole=is_whole)
         config = replace(config, cluster=cluster)
         macros = macros_of(
             config,
@@ -322,7 +331,7 @@ class DecodeLaunch:
         cache, batch = call.cache, call.batch
         heads = heads_in_parallel(cache.num_kv_heads, num_programs)
         rows, most = batch.num_sequences * cache.num_kv_heads // heads, num_programs // heads
-        length, row_bytes = _longest_row(call)
+        length, row_bytes = longest_row(call)
         parts = 0
         if cluster is None:
             cluster = 1
@@ -366,18 +375,6 @@ class DecodeLaunch:
         if query.is_contiguous():
             parameters.query_lines = query.numel() // 64
         return parameters
-
-
-def _longest_row(call: AttentionCall) -> tuple[int, int]:
-    """Return how many KV tokens of a sequence its queries see, at most, and K and V of a head.
-
-    The latter in bytes.
-    """
-    batch, cache = call.batch, call.cache
-    length = batch.expected_kv_length
-    if call.window is not None:
-        length = min(length, call.window - 1 + batch.max_query_length)
-    return length, 2 * length * cache.head_size * cache.key.element_size()
 
 
 def _map_of(part: torch.Tensor, tile: int) -> TensorMap:

@@ -56,3 +56,15 @@ def is_crowded(call: AttentionCall) -> bool:
         and columns > MAX_COLUMNS // 2
         and MAX_COLUMNS * call.cache.head_size >= MAX_ACCUMULATORS
     )
+
+
+def longest_row(call: AttentionCall) -> tuple[int, int]:
+    """Return how many KV tokens of a sequence its queries see, at most, and K and V of a head.
+
+    The latter in bytes.
+    """
+    batch, cache = call.batch, call.cache
+    length = batch.expected_kv_length
+    if call.window is not None:
+        length = min(length, call.window - 1 + batch.max_query_length)
+    return length, 2 * length * cache.head_size * cache.key.element_size()

@@ -42,6 +42,7 @@ class DecodeConfig:
         stages: tiles in shared memory; a multiple of `WARPS`.
         programs: on a multiprocessor, 1 or 2.
         cluster: programs that add up a row in each other's shared memory; 1 for none.
+        keeps_whole: cut no row, if lengths are as `keeps_whole` expects them.
 
     """
 
@@ -50,6 +51,7 @@ class DecodeConfig:
     stages: int
     programs: int = 1
     cluster: int = 1
+    keeps_whole: bool = False
 
     @property
     def shared_bytes(self) -> int:
@@ -118,15 +120,16 @@ def programs_for(
     row_bytes: int,
     tokens_a_program: int,
     is_even: bool,
+    is_whole: bool = False,
     ends_fast: bool = True,
 ) -> int:
     """Return how many programs a multiprocessor is to have, 1 or 2; fitted to batches on an H100.
 
     Two where rows are many, so that one reads while the other ends a row; one where they are few,
-    or where there is little for each, as fewer rows are then cut. Where rows are so short that
-    ending them takes most of the time, two pay sooner: if they are of one length, and so not cut,
-    as soon as some multiprocessor has two of them. Of longer ones of one length, one takes less
-    time if they come out even for one program on each multiprocessor, and not for two.
+    or where there is little for each, as fewer rows are then cut. Where rows are not cut, and so
+    short that ending them takes much of the time, two pay as soon as some multiprocessor has two of
+    them. Of longer ones of one length, one takes less time if they come out even for one program on
+    each multiprocessor, and not for two.
 
     Args:
         num_sequences: of the batch.
@@ -136,12 +139,13 @@ def programs_for(
         tokens_a_program: KV tokens of one head that a program has at most, if each has a
             multiprocessor.
         is_even: whether all sequences have as many tokens.
+        is_whole: whether rows are not cut though they are not even; see `keeps_whole`.
         ends_fast: see `ends_rows_fast`.
 
     """
     num_rows = num_sequences * num_kv_heads
-    if row_bytes <= SHORT_ROW_BYTES and ends_fast:
-        return 2 if num_rows > num_multiprocessors and (is_even or num_rows >= MANY_ROWS) else 1
+    if is_whole or (is_even and row_bytes <= SHORT_ROW_BYTES and ends_fast):
+        return 2 if ends_fast and num_rows > num_multiprocessors else 1
     if num_rows < (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS):
         return 1
 
@@ -218,6 +222,7 @@ def macros_of(
         ("PRODUCERS", producers),
         ("PROGRAMS", config.programs),
         ("CLUSTER", config.cluster),
+        ("WHOLE", int(config.keeps_whole)),
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),
         ("OUT_F32", int(out_f32)),

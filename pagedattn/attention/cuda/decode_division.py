@@ -1,4 +1,4 @@
-"""How the host has decode divided: heads that are read side by side, ranges, and clusters."""
+"""How the host has decode divided: heads side by side, ranges, clusters, rows that stay whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 MERGE_BYTES = 64 << 20  # see decode_shape.cuh
 MIN_TILE = 16  # tokens
+WHOLE_TOKENS, WHOLE_ROW_BYTES = 1024, 512 << 10  # see decode_shape.cuh
 FEW = 16  # one row in so many may be missing
 MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
 LEAST_OF_PART = 96  # KV tokens that make a part worth merging
@@ -22,6 +23,20 @@ ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 3.6e-6  # seconds that merging takes
 _MERGING = ((1, 0.0), (10, 2.1e-6), (20, 2.6e-6), (40, 3.1e-6), (math.inf, 4.3e-6))
 """Parts of a row, and seconds that merging as many by way of the L2 takes."""
 LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
+
+
+def keeps_whole(kv_length: int, row_bytes: int) -> bool:
+    """Return whether rows of several lengths are not to be cut, as all are short.
+
+    The kernel cuts them all the same if one is longer, or is much more than a multiprocessor's
+    share of the batch.
+
+    Args:
+        kv_length: tokens that a sequence has at most, or that its window has.
+        row_bytes: K and V of a head of them.
+
+    """
+    return kv_length <= WHOLE_TOKENS and row_bytes <= WHOLE_ROW_BYTES
 
 
 def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:

@@ -118,7 +118,7 @@ struct Producer {
         bool is_read = there > 0;
         while (true) {
             Segment next = segment;
-            bool goes_on = segment.end < range_end;
+            bool goes_on = segment.goes_on(range_end);
             int blocks = blocks_of(segment.tiles);
             int base = 0, limit = -1;  // entries base to limit are in shared memory
             int tile = segment.first_tile(), last = tile + segment.end - segment.begin;

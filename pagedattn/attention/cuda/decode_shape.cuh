@@ -32,6 +32,12 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 // What half of the programs can leave unread, for which the other half takes as long as for merging:
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
+// If WHOLE, rows are not cut where the longest has at most so many tokens, and not so many more than it would have if
+// all multiprocessors had as many. Ending a row takes as long as ROW_END tiles take to come. Measured on an H100.
+constexpr int TOKEN_BYTES = 2 * ROW_BYTES;  // of K and V of a head
+constexpr int WHOLE_TOKENS = 1024 * TOKEN_BYTES <= 512 << 10 ? 1024 : (512 << 10) / TOKEN_BYTES;
+constexpr int LONGER_BY = (256 << 10) / TOKEN_BYTES;
+constexpr int ROW_END = ((24 << 10) + TILE * TOKEN_BYTES - 1) / (TILE * TOKEN_BYTES);
 // Which programs have whole rows that come out uneven, one program a multiprocessor: what took least on an H100.
 // Over 16-bit heads of 64, from so many tokens a row on, half of the programs have all if that is nearly even.
 constexpr bool HALVES = HEAD_SIZE <= 64 && !FP8;
@@ -47,6 +53,7 @@ constexpr int ITEMS_A_TURN = 4;
 constexpr int SENT = CLUSTER > 1 ? COLUMNS * HEAD_SIZE / 4 + CLUSTER * ITEMS_A_TURN : 1;
 
 static_assert(CLUSTER == 1 || PROGRAMS == 1, "clusters are for few rows");
+static_assert(CLUSTER == 1 || !WHOLE, "a cluster shares out a row");
 static_assert(BOX_BYTES % 128 == 0, "the TMA wants aligned boxes");
 static_assert(GATHER || BLOCKS <= 32, "a lane has a block");
 static_assert(PROGRAMS <= 2, "see spread");

@@ -9,6 +9,15 @@ struct Tiles {
     DEVICE int tokens() const { return kv_length - lowest; }
 };
 
+// What a row counts for where work is divided: its tiles; or, where rows are not cut, something for itself besides,
+// or that alone.
+struct Weight {
+    int of_tile = 1, of_row = 0;
+
+    DEVICE int of(const Tiles &tiles) const { return tiles.count ? tiles.count * of_tile + of_row : 0; }
+    DEVICE bool keeps_whole() const { return WHOLE && of_row; }
+};
+
 DEVICE Tiles tiles_of(const Parameters &p, int kv_length, int queries) {
     Tiles tiles;
     tiles.kv_length = kv_length;
@@ -33,8 +42,10 @@ DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
 // What a program works on is a range of tiles. KV heads form groups of `parallel_heads`, neighbours.
 // All sequences' tiles, once a group, are laid end to end and cut into ranges, all at once or row by
 // row, and each range goes to as many programs as a group has heads: they read the same blocks at the
-// same time, and what they read of a block lies together.
+// same time, and what they read of a block lies together. Where rows are not cut, what they count for
+// is laid end to end instead of tiles, and a range has the rows that begin in it.
 struct Division {
+    Weight weight;
     int parallel_heads;
     int groups;  // of heads of a sequence, laid end to end
     int total, ranges;
@@ -43,8 +54,9 @@ struct Division {
     int step = 1;     // a tile, or a row
     bool is_clustered = false;  // whether what a cluster has is of one row
 
-    // Divide `of_head` tiles of one head, in rows of as many as those of a `sequence` if they are `even`.
-    DEVICE Division(const Parameters &p, int of_head, bool even, const Tiles &sequence) {
+    // Divide what rows of one head count for, all together; of a `sequence` as all are if they are `even`.
+    DEVICE Division(const Parameters &p, int of_head, bool even, const Tiles &sequence, Weight weight = {})
+        : weight(weight) {
         parallel_heads = p.parallel_heads;
         groups = p.groups;
         total = of_head * groups;
@@ -54,7 +66,11 @@ struct Division {
         each = (u32)total / (u32)ranges;
         extra = total - each * ranges;
         if (!even) return;
-        int rows = p.num_sequences * groups, row = sequence.count;
+        int rows = p.num_sequences * groups, row = weight.of(sequence);
+        if (weight.keeps_whole()) {
+            keep_even(rows, row);
+            return;
+        }
         if (CLUSTER > 1) {
             int of_row = (u32)ranges / (u32)rows / CLUSTER * CLUSTER;
             if (of_row && of_row <= row && of_row / CLUSTER <= FAN_IN) {
@@ -137,12 +153,20 @@ struct Batch : Division {
     int lane_end;  // tiles of the sequences of this lane and of those before, one head
 
     DEVICE static Batch read(const Parameters &p, int lane) {
-        int of_lane = (p.num_sequences + 31) / 32, lane_end = 0;
+        int of_lane = (p.num_sequences + 31) / 32, tiles = 0, rows = 0, longest = 0;
 #pragma unroll 4
         for (int i = 0; i < of_lane; ++i) {
             int sequence = lane * of_lane + i;
-            if (sequence < p.num_sequences) lane_end += tiles_of(p, sequence).count;
+            if (sequence >= p.num_sequences) continue;
+            Tiles here = tiles_of(p, sequence);
+            tiles += here.count;
+            if (WHOLE && here.count) {
+                ++rows;
+                longest = max(longest, here.tokens());
+            }
         }
+        Weight weight = weight_of(p, tiles, rows, longest);
+        int lane_end = tiles * weight.of_tile + rows * weight.of_row;
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
             int before = __shfl_up_sync(~0u, lane_end, step);
@@ -153,7 +177,21 @@ struct Batch : Division {
         for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
             even = even && tiles_of(p, sequence).count == first.count;
         even = __all_sync(~0u, even);
-        return {Division(p, __shfl_sync(~0u, lane_end, 31), even, first), lane_end};
+        return {Division(p, __shfl_sync(~0u, lane_end, 31), even, first, weight), lane_end};
+    }
+
+    // What rows count for: each lane has some sequences' tiles, how many have any, and tokens of the longest. If no
+    // row is long, nor much more than a multiprocessor's share, none is cut; and if there are no more of them than
+    // multiprocessors, each has one.
+    DEVICE static Weight weight_of(const Parameters &p, int tiles, int rows, int longest) {
+        if (!WHOLE) return {};
+        tiles = __reduce_add_sync(~0u, tiles) * p.groups;
+        rows = __reduce_add_sync(~0u, rows) * p.groups;
+        longest = __reduce_max_sync(~0u, longest);
+        int ranges = max(1, p.ranges / PROGRAMS), share = (u32)tiles / (u32)ranges * TILE;
+        if (longest > WHOLE_TOKENS || longest - share > LONGER_BY) return {};
+        if (rows <= ranges) return {0, 1};
+        return {1, ROW_END};
     }
 };
 
@@ -163,10 +201,15 @@ struct Segment {
     int sequence, head;
     int row_begin;   // tile of the batch
     int begin, end;  // tiles of the batch
+    Weight weight;   // as a `Division` has it
 
-    DEVICE int row_end() const { return row_begin + tiles.count; }
+    DEVICE int row_end() const { return row_begin + weight.of(tiles); }
     DEVICE int first_tile() const { return tiles.first + begin - row_begin; }  // of the sequence
-    DEVICE bool is_whole() const { return begin == row_begin && end == row_end(); }
+    DEVICE bool is_whole() const { return weight.keeps_whole() || (begin == row_begin && end == row_end()); }
+    DEVICE int end_in(int range_end) const {
+        return weight.keeps_whole() ? begin + tiles.count : min(row_end(), range_end);
+    }
+    DEVICE bool goes_on(int range_end) const { return row_end() < range_end; }
 
     DEVICE Segment(const Parameters &p, const Batch &batch, int program, int tile, int range_end) {
         int each = (p.num_sequences + 31) / 32;
@@ -176,27 +219,36 @@ struct Segment {
         row_begin = (lane ? before : 0) * batch.groups;
         sequence = lane * each;
         tiles = tiles_of(p, sequence);
-        while (row_begin + tiles.count * batch.groups <= tile) {
-            row_begin += tiles.count * batch.groups;
+        weight = batch.weight;
+        while (row_begin + weight.of(tiles) * batch.groups <= tile) {
+            row_begin += weight.of(tiles) * batch.groups;
             tiles = tiles_of(p, ++sequence);
         }
-        int groups_before = (tile - row_begin) / tiles.count;
-        row_begin += groups_before * tiles.count;
+        int groups_before = (tile - row_begin) / weight.of(tiles);
+        row_begin += groups_before * weight.of(tiles);
         head = groups_before * batch.parallel_heads + batch.head_of_program(program);
         begin = tile;
-        end = min(row_end(), range_end);
+        end = end_in(range_end);
     }
 
-    // Go on to the next row; there is one if `end` is not the end of the range.
+    // Whether the range has some row: where rows stay whole, those that begin in it. Go on to the first.
+    DEVICE bool is_in(const Parameters &p, int range_end) {
+        if (!weight.keeps_whole() || begin == row_begin) return true;
+        if (!goes_on(range_end)) return false;
+        next(p, range_end);
+        return true;
+    }
+
+    // Go on to the next row, if the range `goes_on`.
     DEVICE void next(const Parameters &p, int range_end) {
-        begin = row_begin = end;
+        begin = row_begin = row_end();
         head += p.parallel_heads;
         if (head >= p.num_kv_heads) {
             head -= p.num_kv_heads;
             do tiles = tiles_of(p, ++sequence);
             while (tiles.count == 0);
         }
-        end = min(row_end(), range_end);
+        end = end_in(range_end);
     }
 };
 
@@ -267,7 +319,7 @@ struct Guess {
         Division division(p, tiles.count * p.num_sequences, true, tiles);
         int range = division.range_of_program(program);
         int begin = division.begin(range), left = division.begin(range + 1) - begin;
-        if (GATHER || !p.is_full || left <= 0) return;
+        if (GATHER || WHOLE || !p.is_full || left <= 0) return;
         int row = (u32)begin / (u32)tiles.count;
         tile = begin - row * tiles.count;
         count = min(min(GUESSED, left), tiles.count - tile);

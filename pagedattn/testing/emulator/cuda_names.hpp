@@ -125,3 +125,23 @@ inline u32 __ballot_sync(u32 mask, bool value) {
 }
 
 inline bool __all_sync(u32 mask, bool value) { return __ballot_sync(mask, value) == ~0u; }
+
+// Give all lanes what `join` makes of the lanes' values one after the other.
+template <class Join>
+int reduce(const char *name, u32 mask, int value, Join join) {
+    require_all(mask);
+    machine::together(name, value, [&](int **lanes) {
+        int found = *lanes[0];
+        for (int lane = 1; lane < machine::WARP; ++lane) found = join(found, *lanes[lane]);
+        for (int lane = 0; lane < machine::WARP; ++lane) *lanes[lane] = found;
+    });
+    return value;
+}
+
+inline int __reduce_add_sync(u32 mask, int value) {
+    return reduce("__reduce_add_sync", mask, value, [](int x, int y) { return x + y; });
+}
+
+inline int __reduce_max_sync(u32 mask, int value) {
+    return reduce("__reduce_max_sync", mask, value, [](int x, int y) { return x > y ? x : y; });
+}

@@ -68,17 +68,28 @@ def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1), roun
                 assert not any(kept.any() for kept in zeros)
 
 
-def small_tiles(call, programs=1, cluster=1):
+def small_tiles(call, programs=1, cluster=1, *, keeps_whole=False):
     """Cut for small tiles and few stages, so that short sequences go round them."""
     assert decode_calls.not_taken(call) is None
     columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
     padded = decode_config.padded_columns(columns)
-    return decode.DecodeLaunch(call, decode_config.DecodeConfig(padded, 16, 4, programs, cluster))
+    config = decode_config.DecodeConfig(padded, 16, 4, programs, cluster, keeps_whole)
+    return decode.DecodeLaunch(call, config)
 
 
 def two_programs(call):
     """The same, for two programs on a multiprocessor."""
     return small_tiles(call, programs=2)
+
+
+def whole_rows(call):
+    """The same, without cutting rows."""
+    return small_tiles(call, keeps_whole=True)
+
+
+def two_with_whole_rows(call):
+    """The same, for two programs on a multiprocessor."""
+    return small_tiles(call, programs=2, keeps_whole=True)
 
 
 def clusters_of(size):

@@ -57,10 +57,10 @@ PROGRAMS = {
     "for one on each": ((33, 4, 64, True), 1),
     "two for one of them": ((133, 1, 64, True), 2),
     "not that short": ((8, 40, 129, True), 1),
-    "short, of any length": ((32, 8, 128, False), 2),
-    "fewer of any length": ((51, 5, 128, False), 1),
-    "longer, of any length": ((33, 8, 129, False), 1),
-    "long, of any length": ((40, 8, 500, False), 2),
+    "short, of any length": ((17, 8, 1024, False), 2),
+    "as many of any length": ((33, 4, 1024, False), 1),
+    "longer, of any length": ((17, 8, 1025, False), 1),
+    "long, of any length": ((40, 8, 1500, False), 2),
     "few long ones": ((24, 8, 4000, True), 1),
     "many that are not long": ((128, 8, 130, False), 2),
     "even for both": ((64, 8, 4000, True), 2),
@@ -77,11 +77,13 @@ multiprocessors, over 16-bit heads of 128."""
 
 def programs_for(case, **kinds):
     num_sequences, num_kv_heads, tokens, is_even = case
+    row_bytes = tokens * 2 * 128 * 2
     return decode_config.programs_for(
         num_sequences, num_kv_heads, 132,
-        row_bytes=tokens * 2 * 128 * 2,
+        row_bytes=row_bytes,
         tokens_a_program=num_sequences * num_kv_heads * tokens // 132,
         is_even=is_even,
+        is_whole=not is_even and decode_division.keeps_whole(tokens, row_bytes),
         **kinds,
     )  # fmt: skip
 
@@ -92,6 +94,12 @@ def test_rows_that_are_many_or_short_take_two_programs_on_a_multiprocessor(case)
     assert programs_for(of) == expected
     if case.startswith(("short", "two")):
         assert programs_for(of, ends_fast=False) == 1
+
+
+def test_rows_of_1024_tokens_and_512_kib_may_stay_whole():
+    assert decode_division.keeps_whole(1024, 512 << 10)
+    assert not decode_division.keeps_whole(1025, 256 << 10)
+    assert not decode_division.keeps_whole(512, (512 << 10) + 1)
 
 
 @pytest.mark.parametrize(

@@ -268,3 +268,94 @@ def test_the_host_knows_where_2_to_4_of_5_pairs_of_multiprocessors_have_a_row_ea
             assert divided.shares_paths == expected, (num_multiprocessors, num_sequences, row)
             seen.add((row, expected))
     assert {(3, True), (3, False), (40, True), (40, False), (1100, False)} <= seen
+
+
+def share_out(tiles, num_kv_heads, num_multiprocessors, on_each=1, *, head_size=256):
+    """Return tiles of each program, and parts of each sequence and head, if rows may stay whole."""
+    config = decode_config.DecodeConfig(8, TILE, 4, on_each, keeps_whole=True)
+    macros = decode_config.macros_of(
+        config, head_size=head_size, kv_bytes=2, group=4, bf16=False, block_size=TILE
+    )
+    num_programs = num_multiprocessors * on_each
+    parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
+    lengths = np.array(tiles, np.int32) * TILE
+    out = np.zeros(num_programs + lengths.size * num_kv_heads, np.int32)
+    parameters = decode._Parameters(
+        num_sequences=lengths.size,
+        num_kv_heads=num_kv_heads,
+        num_programs=num_programs,
+        parallel_heads=parallel,
+        groups=num_kv_heads // parallel,
+        ranges=num_programs // parallel,
+        max_kv_length=int(lengths.max()),
+        max_query_length=1,
+        kv_lengths=lengths.ctypes.data,
+        arrived=out.ctypes.data,
+    )
+    EmulatedKernel(SOURCE, "share_out", macros).launch(num_programs, 32, 0, parameters)
+    return out[:num_programs], out[num_programs:].reshape(lengths.size, num_kv_heads)
+
+
+LONGEST = 32  # tiles of a row of 512 KiB, of heads of 256
+LONGER_BY = 16  # tiles of 256 KiB
+ROW_END = 2  # tiles that come while a row ends, rounded up
+
+
+@on_each
+def test_short_rows_are_each_one_programs_and_shared_out_by_what_they_take(on_each):
+    rng = np.random.default_rng(on_each)
+    many = few = 0
+    for _ in range(100):
+        num_multiprocessors = int(rng.choice([1, 2, 3, 7, 12, 24, 44]))
+        num_kv_heads = int(rng.choice([1, 2, 3, 8]))
+        tiles = rng.integers(0, LONGER_BY + 1, int(2 ** rng.uniform(0, 7)))
+        tiles[0] = max(1, tiles[0])
+        of_program, parts = share_out(tiles, num_kv_heads, num_multiprocessors, on_each)
+        assert np.array_equal(parts, np.repeat((tiles > 0)[:, None], num_kv_heads, axis=1))
+        assert of_program.sum() == tiles.sum() * num_kv_heads
+        # rows that begin in a range are its own, so the last one may reach beyond
+        num_programs = num_multiprocessors * on_each
+        parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
+        groups, ranges = num_kv_heads // parallel, num_programs // parallel
+        share = -(-int(np.where(tiles > 0, tiles + ROW_END, 0).sum()) * groups // ranges)
+        assert of_program.max() <= share + LONGER_BY
+        if (tiles > 0).sum() * groups <= ranges // on_each:
+            assert of_program.max() == tiles.max()
+            few += 1
+        else:
+            many += 1
+    assert few > 20
+    assert many > 20
+
+
+@pytest.mark.parametrize("on_each", [1, 2], ids="{} a multiprocessor".format)
+def test_as_many_rows_as_multiprocessors_have_one_each_whatever_their_lengths(on_each):
+    for tiles in ([1] * 11 + [16], [16] * 11 + [1], range(3, 15)):
+        of_program, _ = share_out(tiles, 1, 12, on_each)
+        # the first half of the programs are on different multiprocessors
+        assert sorted(of_program[:12]) == sorted(tiles)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "is_cut"),
+    [
+        ([19, 0, 0], False),  # a multiprocessor's share is 3
+        ([20, 0, 0], True),
+        ([LONGEST] * 11 + [LONGEST - 9], False),
+        ([LONGEST + 1] * 11 + [LONGEST - 9], True),
+    ],
+    ids=["above by as much", "above by more", "longest", "too long"],
+)
+@on_each
+def test_rows_are_cut_where_one_is_long_or_far_above_a_multiprocessors_share(
+    tiles, is_cut, on_each
+):
+    tiles = np.array(tiles)
+    _, parts = share_out(tiles, 1, 6, on_each)
+    assert (parts.max() > 1) == is_cut
+
+
+def test_rows_of_narrow_heads_stay_whole_up_to_1024_tokens():
+    for tiles, is_cut in ((1024 // TILE, False), (1024 // TILE + 1, True)):
+        _, parts = share_out([tiles] * 6 + [1], 1, 6, head_size=64)
+        assert (parts.max() > 1) == is_cut

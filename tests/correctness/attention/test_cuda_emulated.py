@@ -30,6 +30,8 @@ from .emulated import (
     skip_small_boxes,
     small_tiles,
     two_programs,
+    two_with_whole_rows,
+    whole_rows,
 )
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
@@ -65,6 +67,21 @@ def test_decode_cuts_rows_between_any_number_of_programs(rows):
 def test_rows_of_one_length_go_to_any_number_of_programs(rows, launch_of):
     kv_lengths, heads, multiprocessors = EVEN_ROWS[rows]
     check(inputs_of(kv_lengths, heads=heads), launch_of, multiprocessors=multiprocessors)
+
+
+@pytest.mark.parametrize("rows", [*ROWS, *EVEN_ROWS, "short", "few", "empty"])
+@pytest.mark.parametrize("launch_of", [whole_rows, two_with_whole_rows], ids=["one", "two"])
+def test_rows_that_stay_whole_are_shared_out_whatever_their_lengths(rows, launch_of):
+    own = {
+        "short": ((1, 17, 33, 5, 60, 2, 9, 40, 16, 31, 50, 3), (8, 2), 3),
+        "few": ((20, 1), (8, 2), 6),
+        "empty": ((1, 1, 30, 1, 17, 1, 1, 1, 1), (4, 1), 4),
+    }
+    kv_lengths, heads, multiprocessors = (ROWS | EVEN_ROWS | own)[rows]
+    inputs = inputs_of(kv_lengths, heads=heads)
+    if rows == "empty":
+        inputs.batch.kv_lengths[[0, 1, 3, 5, 6, 8]] = 0
+    check(inputs, launch_of, multiprocessors=multiprocessors, lse=True)
 
 
 # a lane that is late for the second merge meets who reads its part in one launch of a hundred
@@ -174,6 +191,15 @@ def check_guess(lengths, seeds=(0, 1), launch_of=small_tiles, **options):
     check(inputs, launch_of, multiprocessors=multiprocessors, seeds=seeds)
 
 
+@pytest.mark.parametrize(
+    "lengths", ["whole", "one shorter", "ragged", "another head", "far above", "too few for all"]
+)
+@pytest.mark.parametrize("launch_of", [whole_rows, two_with_whole_rows], ids=["one", "two"])
+def test_a_guess_of_rows_that_stay_whole_changes_no_result(lengths, launch_of):
+    check_guess(GUESSED[lengths], launch_of=launch_of)
+    check_guess(GUESSED[lengths], launch_of=launch_of, window=70)
+
+
 @pytest.mark.parametrize("lengths", GUESSED)
 def test_what_decode_asks_for_by_a_guess_changes_no_result(lengths):
     check_guess(GUESSED[lengths])
@@ -185,19 +211,27 @@ def test_a_guess_of_two_programs_on_a_multiprocessor_changes_no_result(lengths):
 
 
 @pytest.mark.parametrize(
-    ("kv_lengths", "window", "programs"),
+    ("kv_lengths", "window", "programs", "keeps_whole"),
     [
-        *(((40,) * 4, None, 2), ((40,) * 3, None, 1), ((40,) * 3 + (39,), None, 1)),
-        *(((900,) * 4, None, 1), ((900,) * 4, 64, 2)),
+        *(((40,) * 4, None, 2, False), ((40,) * 3, None, 1, False)),
+        *(((40, 40, 40, 900), None, 2, True), ((40, 40, 900), None, 1, True)),
+        *(((900,) * 4, None, 1, False), ((900,) * 4, 64, 2, False)),
+        *(((40, 40, 40, 1100), None, 1, False), ((40, 40, 40, 1100), 64, 2, True)),
+        ((40,), None, 1, False),
     ],
-    ids=["short", "one each", "ragged", "long", "long, seen in part"],
+    ids=[
+        *("short", "one each", "ragged", "ragged, one each", "long", "long, seen in part"),
+        *("ragged, long", "ragged, seen in part", "one"),
+    ],
 )
-def test_a_launch_has_two_programs_on_a_multiprocessor_where_rows_are_short(
-    kv_lengths, window, programs
+def test_a_launch_has_two_programs_on_a_multiprocessor_or_keeps_rows_whole_where_they_are_short(
+    kv_lengths, window, programs, keeps_whole
 ):
     call = inputs_of(kv_lengths, window=window).call()
     with emulation(6):
-        assert decode.DecodeLaunch(call).config.programs == programs
+        config = decode.DecodeLaunch(call).config
+    assert config.programs == programs
+    assert config.keeps_whole == keeps_whole
 
 
 def test_entries_of_blocks_of_one_that_have_left_the_window_are_not_followed():
