@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from pagedattn.attention import Launch, attention, get_implementation
@@ -15,7 +14,6 @@ from pagedattn.attention.reference import reference_attention
 from pagedattn.benchmarking.gpu_timing import LaunchGraph, rotation_size
 from pagedattn.benchmarking.step_times import time_steps
 from pagedattn.kv_cache import FP8
-from pagedattn.page_table import PageTable
 from pagedattn.testing import (
     AttentionInputs,
     ErrorBudget,
@@ -29,7 +27,6 @@ from pagedattn.testing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pagedattn.attention import AttentionBatch
     from pagedattn.benchmarking.roofs import Roofs
     from pagedattn.workloads import AttentionShape
 
@@ -214,12 +211,6 @@ class AttentionCase:
                     f"{seconds * 1e6:.1f} µs is less than the limit of {limit * 1e6:.1f} µs"
                 )
         return row
-
-
-def page_table_of(batch: AttentionBatch, block_size: int) -> PageTable:
-    """Return the page table that a batch was made from; waits for the GPU."""
-    lengths = batch.kv_lengths.cpu().numpy().astype(np.int64)
-    return PageTable(block_size, batch.block_tables.cpu().numpy(), lengths)
 
 
 def peak_memory(launch: Callable[[], object]) -> int:

@@ -2,7 +2,13 @@
 
 from pagedattn.testing.covering import pairwise
 from pagedattn.testing.finite import finite, zero_nan
-from pagedattn.testing.inputs import AttentionInputs, make_inputs, make_rotation
+from pagedattn.testing.inputs import (
+    AttentionInputs,
+    last_queries,
+    make_inputs,
+    make_rotation,
+    page_table_of,
+)
 from pagedattn.testing.support import Finding, features, probe
 from pagedattn.testing.tolerance import (
     ErrorBudget,
@@ -24,10 +30,12 @@ __all__ = [
     "features",
     "finite",
     "known_roundings",
+    "last_queries",
     "lse_budget",
     "lse_error",
     "make_inputs",
     "make_rotation",
+    "page_table_of",
     "pairwise",
     "probe",
     "zero_nan",

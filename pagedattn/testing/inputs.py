@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -212,6 +212,44 @@ def make_rotation(
             )
         )
     return rotation
+
+
+def last_queries(
+    inputs: AttentionInputs, sequences: NDArray[np.int64], most: int
+) -> tuple[AttentionInputs, torch.Tensor]:
+    """Return the last query tokens of some sequences as a batch of its own; waits for the GPU.
+
+    What a kernel makes of a batch that is too large to be compared with float64 is compared so in
+    a part of it.
+
+    Args:
+        inputs: the whole batch.
+        sequences: int64, distinct; which.
+        most: query tokens of each at most, one at least.
+
+    Returns:
+        The batch, over the same cache, and int64 [num_query_tokens], which of the whole batch's
+        query tokens it has. Its `key` and `value` are those of these tokens.
+
+    """
+    ends = inputs.batch.query_starts.cpu().numpy().astype(np.int64)[1:]
+    lengths = np.diff(ends, prepend=0)
+    taken = np.minimum(lengths, most)[sequences]
+    kept = [np.arange(end - count, end) for end, count in zip(ends[sequences], taken, strict=True)]
+    rows = torch.from_numpy(np.concatenate(kept)).to(inputs.query.device)
+    table = page_table_of(inputs.batch, inputs.cache.block_size)
+    of_some = PageTable(
+        table.block_size, table.block_tables[sequences], table.num_tokens[sequences]
+    )
+    batch = AttentionBatch.of(of_some, taken, inputs.query.device, share=False)
+    query, key, value = (tensor[rows] for tensor in (inputs.query, inputs.key, inputs.value))
+    return replace(inputs, query=query, key=key, value=value, batch=batch), rows
+
+
+def page_table_of(batch: AttentionBatch, block_size: int) -> PageTable:
+    """Return the page table that a batch was made from; waits for the GPU."""
+    lengths = batch.kv_lengths.cpu().numpy().astype(np.int64)
+    return PageTable(block_size, batch.block_tables.cpu().numpy(), lengths)
 
 
 def _random_cache(shape: AttentionShape, num_blocks: int, generator: torch.Generator) -> KVCache:

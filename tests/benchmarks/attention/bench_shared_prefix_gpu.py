@@ -9,15 +9,13 @@ import statistics
 
 import numpy as np
 import pytest
-import torch
 
-from pagedattn import PageTable
 from pagedattn.attention import AttentionBatch, get_implementation
 from pagedattn.attention.api import choose_implementation
 from pagedattn.attention.cascade import plan_of
 from pagedattn.benchmarking import CaseTiming, LaunchGraph, StopRule, require_cold
-from pagedattn.benchmarking.attention_rows import AttentionCase, page_table_of, peak_memory
-from pagedattn.testing import check_attention
+from pagedattn.benchmarking.attention_rows import AttentionCase, peak_memory
+from pagedattn.testing import check_attention, last_queries, page_table_of
 from pagedattn.workloads import AttentionShape
 
 pytestmark = pytest.mark.gpu
@@ -51,14 +49,7 @@ class Case:
         self.implementation = choose_implementation(None, first.cache).name
         self.shares = plan_of(get_implementation(self.implementation), first.call()) is not None
         some = np.unique(np.linspace(0, shape.num_sequences - 1, CHECKED).astype(int))
-        table = page_table_of(first.batch, shape.block_size)
-        part = PageTable(table.block_size, table.block_tables[some], table.num_tokens[some])
-        self.some = torch.from_numpy(some).cuda()
-        self.checked = dataclasses.replace(
-            first,
-            query=first.query[self.some],
-            batch=AttentionBatch.of(part, device="cuda", share=False),
-        )
+        self.checked, self.some = last_queries(first, some, 1)
         self.columns = {}
 
     def ready(self, way):
