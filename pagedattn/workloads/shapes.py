@@ -64,6 +64,7 @@ DECODE: tuple[AttentionShape, ...] = (
     _decode("B64-4k", (4 * _K,) * 64),
     _decode("B128-1k", (1 * _K,) * 128),
     _decode("B256-4k", (4 * _K,) * 256),
+    _decode("B32-uniform-512", _uniform_lengths(32, 512)),
     _decode("B64-uniform-8k", _uniform_lengths(64, 8 * _K)),
     _decode("B64-4k", (4 * _K,) * 64, block_size=1),
     _decode("B64-4k", (4 * _K,) * 64, block_size=64),
@@ -78,7 +79,8 @@ DECODE: tuple[AttentionShape, ...] = (
 )
 """Decode steps: small and large batches, long contexts, ragged ones, other heads and blocks.
 
-``B64-uniform-8k`` has lengths uniform from 1 to 8192; ``h8x1`` is one tensor-parallel shard.
+``B64-uniform-8k`` has lengths uniform from 1 to 8192, ``B32-uniform-512`` from 1 to 512; ``h8x1``
+is one tensor-parallel shard.
 """
 
 PREFILL: tuple[AttentionShape, ...] = (

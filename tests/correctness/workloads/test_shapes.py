@@ -231,6 +231,9 @@ def test_uniform_lengths_are_ragged_and_the_same_each_time():
     assert 1 <= min(shape.kv_lengths) < 1000
     assert 7000 < max(shape.kv_lengths) <= 8192
     assert sum(shape.kv_lengths) == 267327
+    short = find_shape("decode-B32-uniform-512")
+    assert len(set(short.kv_lengths)) > 25
+    assert 450 < max(short.kv_lengths) <= 512
 
 
 def test_cpu_shapes_are_small_and_in_float32():
