@@ -2,7 +2,7 @@
 
 Schedule. A *row* is one sequence and one KV head; its work is the sequence's tiles of KV that some
 query sees. All sequences' tiles, laid end to end, are cut into equal ranges (Stream-K, Osama et al.
-2023, applied to attention), so a ragged batch takes as long as an even one of as many tokens. Each
+2023, applied to attention), so a ragged batch takes about as long as an even one of as many. Each
 range goes to as many neighbouring programs as there are KV heads, which read the same blocks at the
 same time. Where that would leave many programs without work, fewer heads are read side by side, and
 such groups are laid end to end. A program finds its range from the lengths by itself: nothing is
@@ -33,8 +33,8 @@ If all sequences have equally many tiles, the first of these that fits is done i
 If they have not, but the host knew of no row of more than 1024 tokens or 512 KiB, none is cut: one
 program reads the longest in less time than merging would take. A range has the rows that begin in
 it, each of which counts for some tiles more, as ending it takes time too; and if there are no more
-rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now, or has
-256 KiB more than a multiprocessor's share of the batch.
+rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now, or is
+more than 256 KiB above a multiprocessor's share of the batch.
 
 Two programs share a multiprocessor where rows are many, or short, so that one reads while the other
 ends a row: see `decode_config.programs_for`.
@@ -55,12 +55,12 @@ Four warps take the tiles by turns. Scores are K times Q transposed, tokens by q
 product's first factor has 16 rows and its second 8 columns: a group of 4 heads fills half of the
 columns, where it would fill a quarter of the rows. The softmax weights become the second product's
 factor by transposing 8 x 8 matrices in registers. Each warp keeps a softmax of its own until the
-row's end; there each puts its sums in shared memory, in units of its own highest score, and after
-one barrier all four add up. Two rows' sums have room there, so that none waits for another to have
-read what was before; two programs over large heads have room for one, and a second barrier. Tiles
-wait meanwhile, so the next row's queries are read ahead where registers hold them, and merging is
-left to the range's end. Which rows are to be merged is kept in shared memory: registers are few
-where queries are many.
+row's end; there each puts its sums in shared memory, eight columns at a time and in units of its
+own highest score, and after one barrier all four add up. Twice as many have room, so that none
+waits for another to have read what was before, but for large heads and two programs, which have a
+second barrier. Tiles wait meanwhile, so the next row's queries are read ahead where registers hold
+them, and merging is left to the range's end. Which rows are to be merged is kept in shared memory:
+registers are few where queries are many.
 
 A row that lies within one range is written to the output at once. Of one that is cut, each program
 leaves a part in a workspace. Of the warps that have the same elements in all of them, the last to
@@ -214,10 +214,9 @@ class DecodeLaunch:
             sizes = batch.num_sequences, num_kv_heads, num_programs
             is_even = batch.is_full or batch.num_sequences == 1
             is_whole = not is_even and keeps_whole(kv_length, row_bytes)
-            if is_whole:
-                self._ranges = num_programs // self._heads
+            ranges = num_programs // self._heads if is_whole else self._ranges
             tokens_a_program = (
-                batch.num_sequences * kv_length * num_kv_heads // (self._ranges * self._heads)
+                batch.num_sequences * kv_length * num_kv_heads // (ranges * self._heads)
             )
             columns = group * max(1, batch.max_query_length)
             config = choose_config(

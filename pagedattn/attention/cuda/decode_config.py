@@ -42,7 +42,7 @@ class DecodeConfig:
         stages: tiles in shared memory; a multiple of `WARPS`.
         programs: on a multiprocessor, 1 or 2.
         cluster: programs that add up a row in each other's shared memory; 1 for none.
-        keeps_whole: cut no row, if lengths are as `keeps_whole` expects them.
+        keeps_whole: cut no row, if lengths are as `decode_division.keeps_whole` expects them.
 
     """
 

@@ -32,8 +32,8 @@ constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there
 // What half of the programs can leave unread, for which the other half takes as long as for merging:
 // measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
 constexpr i64 MERGE_BYTES = 64 << 20;
-// If WHOLE, rows are not cut where the longest has at most so many tokens, and not so many more than it would have if
-// all multiprocessors had as many. Ending a row takes as long as ROW_END tiles take to come. Measured on an H100.
+// If WHOLE, rows are not cut where the longest has at most so many tokens, and at most LONGER_BY more than a
+// multiprocessor's share of the batch. Ending a row takes as long as ROW_END tiles take to come. Measured on an H100.
 constexpr int TOKEN_BYTES = 2 * ROW_BYTES;  // of K and V of a head
 constexpr int WHOLE_TOKENS = 1024 * TOKEN_BYTES <= 512 << 10 ? 1024 : (512 << 10) / TOKEN_BYTES;
 constexpr int LONGER_BY = (256 << 10) / TOKEN_BYTES;

@@ -129,7 +129,7 @@ struct Division {
         extra = row - each * of_row;
     }
 
-    // First tile of a range; of any after the last it is `total`.
+    // Where a range begins, as what rows count for is laid end to end; any after the last, at `total`.
     DEVICE int begin(int range) const {
         int before = parts == ranges ? 0 : (u32)range / (u32)parts;  // units
         int part = range - before * parts;
@@ -150,7 +150,7 @@ struct Division {
 
 // The batch as it is: known once its lengths are read.
 struct Batch : Division {
-    int lane_end;  // tiles of the sequences of this lane and of those before, one head
+    int lane_end;  // what rows of this lane's sequences and of those before count for, of one head
 
     DEVICE static Batch read(const Parameters &p, int lane) {
         int of_lane = (p.num_sequences + 31) / 32, tiles = 0, rows = 0, longest = 0;
@@ -188,9 +188,10 @@ struct Batch : Division {
         tiles = __reduce_add_sync(~0u, tiles) * p.groups;
         rows = __reduce_add_sync(~0u, rows) * p.groups;
         longest = __reduce_max_sync(~0u, longest);
-        int ranges = max(1, p.ranges / PROGRAMS), share = (u32)tiles / (u32)ranges * TILE;
+        u32 multiprocessors = max(1, p.num_programs / (PROGRAMS * p.parallel_heads));
+        int share = (u32)tiles / multiprocessors * TILE;
         if (longest > WHOLE_TOKENS || longest - share > LONGER_BY) return {};
-        if (rows <= ranges) return {0, 1};
+        if (rows <= p.ranges / PROGRAMS) return {0, 1};
         return {1, ROW_END};
     }
 };
@@ -199,8 +200,8 @@ struct Batch : Division {
 struct Segment {
     Tiles tiles;
     int sequence, head;
-    int row_begin;   // tile of the batch
-    int begin, end;  // tiles of the batch
+    int row_begin;   // as what rows count for is laid end to end
+    int begin, end;  // the first tile's place there, and that and how many tiles it has
     Weight weight;   // as a `Division` has it
 
     DEVICE int row_end() const { return row_begin + weight.of(tiles); }

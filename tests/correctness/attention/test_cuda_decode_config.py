@@ -96,6 +96,10 @@ def test_rows_that_are_many_or_short_take_two_programs_on_a_multiprocessor(case)
         assert programs_for(of, ends_fast=False) == 1
 
 
+def test_many_short_rows_of_one_length_take_two_programs_even_if_these_do_not_end_them_fast():
+    assert programs_for((256, 8, 128, True), ends_fast=False) == 2
+
+
 def test_rows_of_1024_tokens_and_512_kib_may_stay_whole():
     assert decode_division.keeps_whole(1024, 512 << 10)
     assert not decode_division.keeps_whole(1025, 256 << 10)

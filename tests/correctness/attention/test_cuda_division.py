@@ -270,15 +270,17 @@ def test_the_host_knows_where_2_to_4_of_5_pairs_of_multiprocessors_have_a_row_ea
     assert {(3, True), (3, False), (40, True), (40, False), (1100, False)} <= seen
 
 
-def share_out(tiles, num_kv_heads, num_multiprocessors, on_each=1, *, head_size=256):
+def share_out(tiles, num_kv_heads, num_multiprocessors, on_each=1, *, head_size=256, window=None):
     """Return tiles of each program, and parts of each sequence and head, if rows may stay whole."""
     config = decode_config.DecodeConfig(8, TILE, 4, on_each, keeps_whole=True)
     macros = decode_config.macros_of(
-        config, head_size=head_size, kv_bytes=2, group=4, bf16=False, block_size=TILE
-    )
+        config, head_size=head_size, kv_bytes=2, group=4, bf16=False, block_size=TILE,
+        features=("window",) if window else (),
+    )  # fmt: skip
     num_programs = num_multiprocessors * on_each
     parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     lengths = np.array(tiles, np.int32) * TILE
+    starts = np.arange(lengths.size + 1, dtype=np.int32)
     out = np.zeros(num_programs + lengths.size * num_kv_heads, np.int32)
     parameters = decode._Parameters(
         num_sequences=lengths.size,
@@ -290,6 +292,8 @@ def share_out(tiles, num_kv_heads, num_multiprocessors, on_each=1, *, head_size=
         max_kv_length=int(lengths.max()),
         max_query_length=1,
         kv_lengths=lengths.ctypes.data,
+        query_starts=starts.ctypes.data,
+        window=window or 0,
         arrived=out.ctypes.data,
     )
     EmulatedKernel(SOURCE, "share_out", macros).launch(num_programs, 32, 0, parameters)
@@ -359,3 +363,34 @@ def test_rows_of_narrow_heads_stay_whole_up_to_1024_tokens():
     for tiles, is_cut in ((1024 // TILE, False), (1024 // TILE + 1, True)):
         _, parts = share_out([tiles] * 6 + [1], 1, 6, head_size=64)
         assert (parts.max() > 1) == is_cut
+
+
+@pytest.mark.parametrize("head_size", [64, 256])
+@on_each
+def test_short_rows_of_one_length_leave_one_more_to_the_first_programs(on_each, head_size):
+    for rows, tiles in itertools.product((1, 5, 6, 7, 9, 11, 13, 40), (1, 20, 32, 60)):
+        if tiles * TILE * 4 * head_size > 512 << 10 or (rows < 6 and tiles > LONGER_BY):
+            continue
+        of_program, _ = share_out([tiles] * rows, 1, 6, on_each, head_size=head_size)
+        more = np.arange(6 * on_each) < rows % (6 * on_each)
+        assert np.array_equal(of_program, (rows // (6 * on_each) + more) * tiles), (rows, tiles)
+
+
+def test_a_short_row_counts_for_its_end_too():
+    # 18 and 16 times 3, of two halves: four rows of one tile, and their ends, against the long one
+    of_program, _ = share_out([16] + [1] * 16, 1, 2)
+    assert of_program.tolist() == [21, 11]
+
+
+def test_heads_that_are_not_read_side_by_side_are_rows_of_their_own():
+    # ten rows for seven multiprocessors: they are not one each
+    of_program, _ = share_out([16, 1, 1, 1, 16], 2, 7)
+    assert of_program.max() == 16
+    for longest, is_cut in ((22, False), (23, True)):  # of 2 * 22 or 23 each has 6
+        _, parts = share_out([longest, 0, 0], 2, 7)
+        assert (parts.max() > 1) == is_cut
+
+
+def test_rows_are_short_by_the_tokens_that_are_seen():
+    _, parts = share_out([LONGEST + 8] * 6 + [3], 1, 6, window=64)
+    assert parts.max() == 1

@@ -5,6 +5,7 @@ and the counters of the batch have to be zero again. What is specialised alike i
 which takes a few seconds.
 """
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,8 @@ KINDS = {
         "block_size": 4, "head_size": 128, "fp8": True, "dtype": "bfloat16", "queries": 8
     },
     "fp8": {"fp8": True, "dtype": "bfloat16"},
+    "d256, two": {"head_size": 256, "programs": 2},  # whose sums have room for one row
+    "three queries": {"queries": 3},
     "four queries": {"queries": 4},
     "all": {"dtype": "bfloat16", **ALL},
     "not causal": {"causal": False},
@@ -195,7 +198,9 @@ def check_guess(lengths, seeds=(0, 1), launch_of=small_tiles, **options):
     "lengths", ["whole", "one shorter", "ragged", "another head", "far above", "too few for all"]
 )
 @pytest.mark.parametrize("launch_of", [whole_rows, two_with_whole_rows], ids=["one", "two"])
-def test_a_guess_of_rows_that_stay_whole_changes_no_result(lengths, launch_of):
+def test_a_length_that_the_host_expects_of_rows_that_stay_whole_changes_no_result(
+    lengths, launch_of
+):
     check_guess(GUESSED[lengths], launch_of=launch_of)
     check_guess(GUESSED[lengths], launch_of=launch_of, window=70)
 
@@ -232,6 +237,22 @@ def test_a_launch_has_two_programs_on_a_multiprocessor_or_keeps_rows_whole_where
         config = decode.DecodeLaunch(call).config
     assert config.programs == programs
     assert config.keeps_whole == keeps_whole
+
+
+@pytest.mark.parametrize("kv_lengths", [(1024, 900), (1024,) + (900,) * 7], ids=len)
+def test_few_rows_that_may_stay_whole_are_not_cut_for_all_programs(kv_lengths):
+    call = inputs_of(kv_lengths, heads=(4, 1), head_size=128).call()
+    with emulation(132):
+        launch = decode.DecodeLaunch(call)
+    assert launch.config.keeps_whole
+    assert launch._ranges <= 10 * len(kv_lengths)
+
+
+def test_one_sequence_of_a_length_that_the_host_does_not_know_is_not_kept_whole():
+    call = inputs_of((40,)).call()
+    call = dataclasses.replace(call, batch=dataclasses.replace(call.batch, is_full=False))
+    with emulation(132):
+        assert not decode.DecodeLaunch(call).config.keeps_whole
 
 
 def test_entries_of_blocks_of_one_that_have_left_the_window_are_not_followed():
