@@ -182,18 +182,18 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
     Batch batch = Batch::read(p, lane);
     int range = batch.range_of_program(program);
     int begin = batch.begin(range), end = batch.begin(range + 1);
-    bool works = begin < end;
-    if (works) {
+    if (begin < end) {
         Segment segment(p, batch, program, begin, end);
-        works = segment.is_in(p, end);
-        if (works) mark(Moment::LENGTHS_KNOWN);
-        bool holds = works && guess.holds(segment);
-        if (!holds && warp < guess.count) throw_away(shared, warp, lane);
-        int round = holds ? 0 : guess.count;
-        if (works && warp >= WARPS)
-            producer.run(segment, end, round, holds ? guess.count : 0);
-        else if (works)
-            consume(p, shared, batch, segment, end, round, program, warp, lane);
+        if (segment.is_in(p, end)) {
+            mark(Moment::LENGTHS_KNOWN);
+            bool holds = guess.holds(segment);
+            if (!holds && warp < guess.count) throw_away(shared, warp, lane);
+            int round = holds ? 0 : guess.count;
+            if (warp >= WARPS)
+                producer.run(segment, end, round, holds ? guess.count : 0);
+            else
+                consume(p, shared, batch, segment, end, round, program, warp, lane);
+        }  // else rows stay whole, and nothing was guessed
     } else if (warp < guess.count)
         throw_away(shared, warp, lane);
     // who brings tiles is done first

@@ -332,7 +332,7 @@ def test_short_rows_are_each_one_programs_and_shared_out_by_what_they_take(on_ea
     assert many > 20
 
 
-@pytest.mark.parametrize("on_each", [1, 2], ids="{} a multiprocessor".format)
+@on_each
 def test_as_many_rows_as_multiprocessors_have_one_each_whatever_their_lengths(on_each):
     for tiles in ([1] * 11 + [16], [16] * 11 + [1], range(3, 15)):
         of_program, _ = share_out(tiles, 1, 12, on_each)
