@@ -30,11 +30,11 @@ If all sequences have equally many tiles, the first of these that fits is done i
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
 
-If they have not, but the host knew of no row of more than 1024 tokens or 512 KiB, none is cut: one
-program reads the longest in less time than merging would take. A range has the rows that begin in
-it, each of which counts for some tiles more, as ending it takes time too; and if there are no more
-rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now, or is
-more than 256 KiB above a multiprocessor's share of the batch.
+If they have not, but the host knew of no row of more than 1024 tokens or 512 KiB, none is cut, so
+that nothing is merged; the limits were fitted to batches on an H100. A range has the rows that
+begin in it, each of which counts for some tiles more, as ending it takes time too; and if there are
+no more rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now,
+or is more than 256 KiB above a multiprocessor's share of the batch.
 
 Two programs share a multiprocessor where rows are many, or short, so that one reads while the other
 ends a row: see `decode_config.programs_for`.
