@@ -68,7 +68,10 @@ come adds these up, in the order of the ranges, so that results do not change fr
 many parts, bundles are added up first. That is three trips to the L2 one after the other: to have
 the part there, to count, and to load. The programs of a cluster spare them: each adds up as large a
 share of the row's elements, and the others send theirs into its shared memory, with a barrier there
-that counts the bytes. Where a row has several clusters, these leave parts in the workspace.
+that counts the bytes. Where a row has several clusters, they leave what they have in memory that
+was zero, each two elements with their weight as one word of 16 bytes, and the last cluster looks
+for these words until they are there, which is one trip. It waits for clusters that have begun
+before it: blocks begin in the order of their numbers.
 
 Rows of two to four parts, as ragged batches have, are not counted but swapped by twos: each thread
 exchanges its elements for what lies in a place for the two, which is zero. Who gets the other's
@@ -263,7 +266,8 @@ class DecodeLaunch:
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)
         self._weights_at = 4 * places * head_size
-        swaps = config.columns == 8  # see most_swapped of decode_finish.cuh
+        # see most_swapped and merge_clusters of decode_finish.cuh
+        swaps = config.columns == 8 or config.cluster > 1
         self._swapped_floats = swaps * 2 * self._num_programs * config.columns * head_size
 
     def _run_at_once(self) -> bool:

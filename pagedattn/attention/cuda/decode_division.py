@@ -19,7 +19,7 @@ PAIRED_RATE = 36e9  # bytes a second to each where paths to the L2 are shared,
 CLUSTERED_RATE = 31e9  # and where programs of clusters share them
 SPREAD_OUT = 50  # programs of clusters of more than two that all have a path of their own
 CLUSTERS = {2: 66, 4: 30, 5: 20, 6: 16, 8: 15}  # programs of a cluster, and how many run at once
-ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 3.6e-6  # seconds that merging takes
+ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 2.1e-6  # seconds that merging takes
 _MERGING = ((1, 0.0), (10, 2.1e-6), (20, 2.6e-6), (40, 3.1e-6), (math.inf, 4.3e-6))
 """Parts of a row, and seconds that merging as many by way of the L2 takes."""
 LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
@@ -93,8 +93,8 @@ def clusters_of(
     Programs of a cluster send each other what they have, which takes less time than merging by way
     of the L2, but not as many of them run at once, and they share paths to it. So what each way
     takes is estimated: reading by the rate that so many programs get together, and merging. A row
-    has one cluster; or, where its parts are very many, several, and one step by the L2 is left.
-    Rates and times were fitted to batches on an H100.
+    has one cluster; or several, and one trip to the L2 is left. Rates and times were fitted to
+    batches on an H100.
 
     Args:
         num_rows: sequences times groups of `heads` KV heads.

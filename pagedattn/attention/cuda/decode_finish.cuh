@@ -77,6 +77,13 @@ struct Finish {
 #endif
     }
 
+    // What is put for another program where there are zeros, and whether it is there: a peak is never +0 then.
+    DEVICE static float4 word_of(const SumOf<2> &sum) {
+        return make_float4(sum.of[0], sum.of[1], __float_as_uint(sum.peak) ? sum.peak : -0.f, sum.total);
+    }
+
+    DEVICE static bool is_there(const float4 &word) { return __float_as_uint(word.z); }
+
     // Of a row that few programs have, add up parts by twos, and these sums by twos: put what one has in the
     // other's place, at the program of the right one's first part. If the other's is there already, it comes back,
     // and who gets it goes on with both. Each two elements go by themselves: of some one program may be the
@@ -96,13 +103,11 @@ struct Finish {
             float4 *place = p.swapped + ((i64)at * (COLUMNS * PER_COLUMN) + item) * 2;
             float4 theirs[2];
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float peak = __float_as_uint(own[i].peak) ? own[i].peak : -0.f;  // +0: nothing is there
-                if (is_last[i]) theirs[i] = exchange(place + i, make_float4(own[i].of[0], own[i].of[1], peak, own[i].total));
-            }
+            for (int i = 0; i < 2; ++i)
+                if (is_last[i]) theirs[i] = exchange(place + i, word_of(own[i]));
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                is_last[i] = is_last[i] && __float_as_uint(theirs[i].z);
+                is_last[i] = is_last[i] && is_there(theirs[i]);
                 if (!is_last[i]) continue;
                 clear(place + i);
                 SumOf<2> other = {theirs[i].z, theirs[i].w, {theirs[i].x, theirs[i].y}};
@@ -283,56 +288,64 @@ struct Finish {
         return sum_of(weight, parts, CLUSTER);
     }
 
-    // Add up a row of which each program of the cluster has a part, and has sent it. Of a row that several
-    // clusters share, the last one to come to an item's warp adds up what they have.
+    // Add up a row of which each program of the cluster has a part, and has sent it.
     DEVICE void merge_cluster(const Batch &batch, int head, int first_query, int columns) {
         barrier_wait_for_cluster(shared_address(&shared.sent_there));
         mark(Moment::LAST_TO_COME);
         int items = columns * PER_COLUMN, each = items_each(items), rank = blockIdx.x % CLUSTER;
-        int clusters = batch.parts / CLUSTER;
-        if (clusters == 1) {
+        if (batch.parts > CLUSTER) {
+            for (int i = thread; i < 2 * each && item_of(rank, i / 2) < items; i += THREADS)
+                merge_clusters(batch, head, first_query, item_of(rank, i / 2), i % 2, add_sent(i / 2, each));
+        } else {
             for (int place = thread; place < each; place += THREADS) {
                 int item = item_of(rank, place);
                 if (item >= items) break;
                 write_result(head, first_query, item / PER_COLUMN, item % PER_COLUMN * 4, add_sent(place, each));
             }
-            mark(Moment::MERGED);
-            return;
-        }
-        if (item_of(rank, thread / 32 * 32) >= items) return;
-        int cluster = blockIdx.x / CLUSTER;
-        int range = (cluster / batch.parallel_heads) * CLUSTER;
-        int first = cluster - range % batch.parts / CLUSTER * batch.parallel_heads;
-        float4 *parts = (float4 *)p.part;  // [clusters, COLUMNS * PER_COLUMN, 2], a sum and its weight
-        for (int place = thread; place < each; place += THREADS) {
-            int item = item_of(rank, place);
-            if (item >= items) break;
-            Sum sum = add_sent(place, each);
-            float4 *to = parts + ((i64)cluster * (COLUMNS * PER_COLUMN) + item) * 2;
-            to[0] = make_float4(sum.of[0], sum.of[1], sum.of[2], sum.of[3]);
-            to[1] = make_float4(sum.peak, sum.total, 0, 0);
-        }
-        __syncwarp();
-        bool last = thread % 32 == 0 && is_last((first * CLUSTER + rank) * 2, clusters);
-        last = __shfl_sync(~0u, last, 0);
-        __syncwarp();
-        if (!last) return;
-        for (int place = thread; place < each; place += THREADS) {
-            int item = item_of(rank, place);
-            if (item >= items) break;
-            const float4 *from = parts + ((i64)first * (COLUMNS * PER_COLUMN) + item) * 2;
-            i64 step = (i64)batch.parallel_heads * (COLUMNS * PER_COLUMN) * 2;
-            float2 weight[FAN_IN];
-            float4 x[FAN_IN];
-#pragma unroll
-            for (int i = 0; i < FAN_IN; ++i) {
-                const float4 *part = from + (i < clusters ? i : 0) * step;
-                x[i] = __ldcg(part);
-                weight[i] = __ldcg((const float2 *)(part + 1));
-            }
-            write_result(head, first_query, item / PER_COLUMN, item % PER_COLUMN * 4, sum_of(weight, x, clusters));
         }
         mark(Moment::MERGED);
+    }
+
+    // Of a row that several clusters share, the last one adds up what all have of half an item: it looks for
+    // what the others leave, which begin before it, until all is there.
+    DEVICE void merge_clusters(const Batch &batch, int head, int first_query, int item, int half, const Sum &of_item) {
+        SumOf<2> own = {of_item.peak, of_item.total, {of_item.of[0], of_item.of[1]}};
+        if (half) own.of[0] = of_item.of[2], own.of[1] = of_item.of[3];
+        int clusters = batch.parts / CLUSTER, cluster = blockIdx.x / CLUSTER;
+        int before = cluster / batch.parallel_heads % clusters;  // of the row
+        i64 step = (i64)batch.parallel_heads * (COLUMNS * PER_COLUMN) * 2;
+        float4 *place = p.swapped + ((i64)cluster * (COLUMNS * PER_COLUMN) + item) * 2 + half;
+        if (before < clusters - 1) {
+            leave(place, word_of(own));
+            return;
+        }
+        float4 *first = place - before * step, theirs[FAN_IN - 1];
+        bool all;
+        do {
+            all = true;
+#pragma unroll
+            for (int i = 0; i < FAN_IN - 1; ++i) theirs[i] = look(first + (i < before ? i : 0) * step);  // all at once
+#pragma unroll
+            for (int i = 0; i < FAN_IN - 1; ++i) all = all && is_there(theirs[i]);
+        } while (!all);
+        SumOf<2> sum = {own.peak, 0, {}};
+#pragma unroll
+        for (int i = 0; i < FAN_IN - 1; ++i) sum.peak = fmaxf(sum.peak, theirs[i].z);  // one of them twice
+        float shift = sum.peak == MINUS_INFINITY ? 0 : sum.peak;
+        auto add = [&](float peak, float total, float x, float y) {
+            float gain = exp2_of(peak - shift);
+            sum.total += total * gain;
+            sum.of[0] += x * gain;
+            sum.of[1] += y * gain;
+        };
+#pragma unroll
+        for (int i = 0; i < FAN_IN - 1; ++i) {
+            if (i >= before) continue;
+            add(theirs[i].z, theirs[i].w, theirs[i].x, theirs[i].y);
+            clear(first + i * step);
+        }
+        add(own.peak, own.total, own.of[0], own.of[1]);
+        write_result(head, first_query, item / PER_COLUMN, item % PER_COLUMN * 4 + 2 * half, sum);
     }
 
     // Add up what the warps have of a segment, and write it: the result, or a part of it, to `place`; or

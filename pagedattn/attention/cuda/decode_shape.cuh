@@ -76,8 +76,8 @@ struct Parameters {
     float *part;          // [4 * num_programs, COLUMNS, HEAD_SIZE]
     float2 *part_weight;  // [4 * num_programs, COLUMNS, WARPS], peak and total
     int *arrived;         // [2 * num_programs, WARPS], zeros before and after
-    // what a program has of a row of few parts, or for it: sums of two elements, a peak and a total each; zeros
-    // before and after
+    // what a program has of a row of few parts, or for it, or a cluster of a row that several have: sums of two
+    // elements, a peak and a total each; zeros before and after
     float4 *swapped;  // [num_programs, COLUMNS, HEAD_SIZE / 2]
     const int *tables, *kv_lengths, *query_starts;
     const unsigned char *key_memory, *value_memory;

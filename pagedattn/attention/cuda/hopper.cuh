@@ -91,11 +91,21 @@ DEVICE int add_in_order(int *to, int x) {
     return before;
 }
 
+// The halves of 16 bytes, and 16 bytes of two halves.
+DEVICE void halve(const float4 &x, u64 (&to)[2]) {
+    to[0] = __float_as_uint(x.x) | (u64)__float_as_uint(x.y) << 32;
+    to[1] = __float_as_uint(x.z) | (u64)__float_as_uint(x.w) << 32;
+}
+
+DEVICE float4 joined(const u64 (&x)[2]) {
+    return make_float4(__uint_as_float((u32)x[0]), __uint_as_float((u32)(x[0] >> 32)),
+                       __uint_as_float((u32)x[1]), __uint_as_float((u32)(x[1] >> 32)));
+}
+
 // Put 16 bytes in the place of others in memory, which are returned; as one.
 DEVICE float4 exchange(float4 *at, const float4 &x) {
-    u64 mine[2] = {__float_as_uint(x.x) | (u64)__float_as_uint(x.y) << 32,
-                   __float_as_uint(x.z) | (u64)__float_as_uint(x.w) << 32};
-    u64 theirs[2];
+    u64 mine[2], theirs[2];
+    halve(x, mine);
     asm volatile(
         "{\n"
         ".reg .b128 mine, theirs;\n"
@@ -106,8 +116,34 @@ DEVICE float4 exchange(float4 *at, const float4 &x) {
         : "=l"(theirs[0]), "=l"(theirs[1])
         : "l"(mine[0]), "l"(mine[1]), "l"(at)
         : "memory");
-    return make_float4(__uint_as_float((u32)theirs[0]), __uint_as_float((u32)(theirs[0] >> 32)),
-                       __uint_as_float((u32)theirs[1]), __uint_as_float((u32)(theirs[1] >> 32)));
+    return joined(theirs);
+}
+
+// 16 bytes, as one, to memory where another program looks for them, and what is there now.
+DEVICE void leave(float4 *at, const float4 &x) {
+    u64 mine[2];
+    halve(x, mine);
+    asm volatile(
+        "{\n"
+        ".reg .b128 mine;\n"
+        "mov.b128 mine, {%1, %2};\n"
+        "st.relaxed.gpu.global.b128 [%0], mine;\n"
+        "}" ::"l"(at), "l"(mine[0]), "l"(mine[1])
+        : "memory");
+}
+
+DEVICE float4 look(const float4 *at) {
+    u64 theirs[2];
+    asm volatile(
+        "{\n"
+        ".reg .b128 theirs;\n"
+        "ld.relaxed.gpu.global.b128 theirs, [%2];\n"
+        "mov.b128 {%0, %1}, theirs;\n"
+        "}"
+        : "=l"(theirs[0]), "=l"(theirs[1])
+        : "l"(at)
+        : "memory");
+    return joined(theirs);
 }
 
 // Put +0 there, which later launches see.

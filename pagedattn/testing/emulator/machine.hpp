@@ -125,6 +125,7 @@ struct Machine {
     std::vector<Event> events;  // copies on their way
     int num_alive = 0;          // programs
     uint64_t num_turns = 0;
+    uint64_t num_looks = 0;  // for what another program leaves, since one left something
     size_t num_idle = 0;  // turns since some lane ran
     unsigned char *stacks = nullptr;
     jmp_buf scheduler;

@@ -27,6 +27,14 @@ CLUSTERED = {
     "several of a row": ((2000,), (8, 2), 4, 40, {}),
     "many of a row": ((700,), (4, 1), 2, 40, {"lse": True}),
     "many columns": ((333,) * 2, (16, 2), 2, 8, {"queries": 2, "head_size": 128, "lse": True}),
+    "several over many columns": (
+        (333,),
+        (16, 1),
+        3,
+        9,
+        {"queries": 2, "head_size": 80, "lse": True},
+    ),
+    "as many as there can be": ((1500,) * 2, (8, 2), 2, 160, {"seeds": 2}),
     "blocks of one": ((333,) * 2, (4, 2), 2, 8, {"block_size": 1}),
     "fp8": ((600,) * 2, (4, 2), 2, 8, {"fp8": True, "head_size": 128}),
     "all options": ((333,) * 2, (4, 2), 4, 16, {**ALL, "lse": True}),
@@ -46,6 +54,13 @@ def test_programs_of_a_cluster_add_up_a_row(case):
     check(
         inputs, clusters_of(cluster), multiprocessors=multiprocessors, lse=lse, seeds=range(seeds)
     )
+
+
+@emulated
+def test_several_clusters_merge_parts_whose_scores_are_zero():
+    inputs = inputs_of((500,), heads=(4, 1))
+    inputs.query.zero_()
+    check(inputs, clusters_of(2), multiprocessors=8)
 
 
 @emulated
@@ -127,10 +142,12 @@ def clusters_for(num_sequences, num_kv_heads, kv_length, num_programs=132):
     [
         *((16, 1, 8192, 6, 6), (1, 1, 131_072, 8, 120), (1, 8, 1024, 6, 6), (4, 8, 2048, 2, 2)),
         *((8, 8, 8192, 2, 2), (1, 4, 4096, 8, 8), (20, 1, 4096, 5, 5), (3, 8, 1024, 4, 4)),
+        # several, where one would read for too long
+        *((1, 4, 8192, 8, 24), (3, 1, 8192, 8, 40), (2, 2, 8192, 8, 24), (4, 1, 16_384, 8, 24)),
         # rows stay whole; a third of the programs would have nothing; nothing to share out
         *((8, 8, 1024, 1, 0), (5, 8, 8192, 1, 0), (64, 8, 4096, 1, 0), (1, 8, 64, 1, 0)),
         # reading is what counts
-        *((1, 8, 65_536, 1, 0), (4, 1, 16_384, 1, 0), (2, 8, 32_768, 1, 0)),
+        *((1, 8, 65_536, 1, 0), (8, 1, 16_384, 1, 0), (2, 8, 32_768, 1, 0)),
     ],
 )
 def test_clusters_of_rows(num_sequences, num_kv_heads, kv_length, cluster, parts):
@@ -157,6 +174,30 @@ def test_clusters_are_of_one_row_and_have_work_for_each_program(num_kv_heads, nu
             assert parts // cluster <= decode_division.MOST_PARTS
     assert 1 in seen
     assert len(seen) > 1 or num_programs < 8
+
+
+@pytest.mark.gpu
+def test_launches_that_share_the_gpu_do_not_wait_for_each_other():
+    """The last cluster of a row waits for the others, which may not all run at once then."""
+    shapes = [
+        AttentionShape("one", (1,), (40_000,), 8, 1, 128, 16, "bfloat16"),
+        AttentionShape("four heads", (1,), (9_000,), 32, 4, 128, 16, "bfloat16"),
+    ]
+    inputs = [make_inputs(shape, device="cuda") for shape in shapes]
+    outs = [torch.empty_like(each.query) for each in inputs]
+    calls = [each.call(out) for each, out in zip(inputs, outs, strict=True)]
+    config = dataclasses.replace(decode_config.choose_config(128, 2, 8), cluster=2)
+    launches = [decode.DecodeLaunch(calls[0]), decode.DecodeLaunch(calls[1], config)]
+    assert [launch.config.cluster for launch in launches] == [8, 2]
+    streams = [torch.cuda.Stream() for _ in launches]
+    torch.cuda.synchronize()
+    for _ in range(300):
+        for launch, call, stream in zip(launches, calls, streams, strict=True):
+            with torch.cuda.stream(stream):
+                launch(call)
+    torch.cuda.synchronize()
+    for each, out in zip(inputs, outs, strict=True):
+        check_attention(out, each)
 
 
 @pytest.mark.gpu

@@ -66,6 +66,16 @@ DEVICE void some_end_before_all_meet(const Parameters &p, u32) {
     ((int *)p.out)[threadIdx.x] = threadIdx.x;
 }
 
+// One program's thread leaves what the other's looks for, if it does.
+DEVICE void looks_for_a_word(const Parameters &p, u32) {
+    float4 *place = (float4 *)p.out;
+    if (threadIdx.x) return;
+    if (blockIdx.x == 0 && p.a) leave(place, make_float4(1, 2, 3, 4));
+    if (blockIdx.x == 1)
+        while (look(place).w == 0) {
+        }
+}
+
 // ---- barriers
 
 DEVICE void arrives_once_more(const Parameters &, u32 base) {
@@ -320,6 +330,7 @@ void kernel(const Parameters &p) {
     RUN(parts_ways);
     RUN(ends_before_its_warp);
     RUN(some_end_before_all_meet);
+    RUN(looks_for_a_word);
     RUN(arrives_once_more);
     RUN(waits_where_no_barrier_is);
     RUN(stores);

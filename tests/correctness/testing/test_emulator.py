@@ -40,6 +40,18 @@ def test_who_waits_for_what_never_comes_is_told(seed):
         run("waits_for_nobody", 3, 37, threads=64, programs=2, seed=seed)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_who_looks_for_a_word_goes_on_once_it_is_left(seed):
+    out = aligned(16)
+    run("looks_for_a_word", 1, programs=2, seed=seed, out=out)
+    assert list(out.view(np.float32)) == [1, 2, 3, 4]
+
+
+def test_who_looks_for_what_nobody_leaves_is_told():
+    with pytest.raises(EmulationError, match="1's thread 0 looks for what nobody leaves"):
+        run("looks_for_a_word", 0, programs=2, out=aligned(16))
+
+
 def test_a_named_barrier_wants_as_many_threads_as_it_is_told():
     run("waits_at_a_barrier", 2, 64, threads=96)
     with pytest.raises(EmulationError, match="threads 0 to 31 wait for others at named barrier 3"):
