@@ -75,6 +75,7 @@ DECODE: tuple[AttentionShape, ...] = (
     _decode("B64-2k", (2 * _K,) * 64, heads=(64, 8)),
     _decode("ragged-64k+127x512", (64 * _K,) + (512,) * 127),
     _decode("B1-128k", (128 * _K,), heads=(8, 1)),
+    _decode("B4-8k", (8 * _K,) * 4, heads=(8, 1)),
     _decode("B16-8k", (8 * _K,) * 16, heads=(8, 1)),
 )
 """Decode steps: small and large batches, long contexts, ragged ones, other heads and blocks.

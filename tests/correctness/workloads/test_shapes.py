@@ -193,6 +193,7 @@ def test_counts_follow_from_the_lengths():
         ("decode-B64-2k-h64x8", 536_870_912),
         ("decode-ragged-64k+127x512", 534_773_760),
         ("decode-B1-128k-h8x1", 67_108_864),
+        ("decode-B4-8k-h8x1", 16_777_216),
         ("decode-B16-8k-h8x1", 67_108_864),
         ("verify4-B32-8k", 1_073_741_824),
         ("decode-B64-4k-fp8", 536_870_912),
