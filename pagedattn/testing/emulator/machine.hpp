@@ -45,6 +45,7 @@ struct Lane {
     std::vector<Work> copies;       // asked for by this lane, not yet on their way
     std::vector<uint32_t> written;  // lines of shared memory, not fenced since
     uint64_t came_in = 0;           // phase of the cluster's barrier that it came to last, from 1 on
+    uint64_t num_looks = 0, left_then = 0;  // for words of others since one was left; how many were
 };
 
 // Matrix products of a warp that are waited for together.
@@ -125,7 +126,8 @@ struct Machine {
     std::vector<Event> events;  // copies on their way
     int num_alive = 0;          // programs
     uint64_t num_turns = 0;
-    uint64_t num_looks = 0;  // for what another program leaves, since one left something
+    uint64_t num_left = 0;        // words that programs left for others
+    std::vector<Lane *> looking;  // for one, in vain since the last
     size_t num_idle = 0;  // turns since some lane ran
     unsigned char *stacks = nullptr;
     jmp_buf scheduler;
@@ -178,6 +180,23 @@ inline void hesitate() {
     if (here->random(2)) return;
     make_ready(current);
     wait_for("its turn");
+}
+
+// Look for a word that another program leaves. Who has looked often since the last was left would not find it
+// later either, and waits for the next: else it could go on for ever, and nothing that is left behind would.
+inline void look() {
+    constexpr uint64_t OFTEN = 100;  // more than one looks for at a time
+    if (current->left_then != here->num_left) current->num_looks = 0;
+    current->left_then = here->num_left;
+    if (++current->num_looks < OFTEN) return hesitate();
+    here->looking.push_back(current);
+    wait_for("a word of another program");
+}
+
+inline void leave() {
+    ++here->num_left;
+    make_ready(here->looking);
+    hesitate();
 }
 
 // Do what a warp does together: `work` gets each lane's argument.

@@ -48,7 +48,7 @@ def test_who_looks_for_a_word_goes_on_once_it_is_left(seed):
 
 
 def test_who_looks_for_what_nobody_leaves_is_told():
-    with pytest.raises(EmulationError, match="1's thread 0 looks for what nobody leaves"):
+    with pytest.raises(EmulationError, match="1's thread 0 waits for a word of another program"):
         run("looks_for_a_word", 0, programs=2, out=aligned(16))
 
 
