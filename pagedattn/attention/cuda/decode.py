@@ -68,10 +68,10 @@ come adds these up, in the order of the ranges, so that results do not change fr
 many parts, bundles are added up first. That is three trips to the L2 one after the other: to have
 the part there, to count, and to load. The programs of a cluster spare them: each adds up as large a
 share of the row's elements, and the others send theirs into its shared memory, with a barrier there
-that counts the bytes. Where a row has several clusters, they leave what they have in memory that
-was zero, each two elements with their weight as one word of 16 bytes, and the last cluster looks
-for these words until they are there, which is one trip. It waits for clusters that have begun
-before it: blocks begin in the order of their numbers.
+that counts the bytes. Where a row has several clusters, they leave what they have, each two
+elements and their weight as a word of 16 bytes, in memory that was zero, and the last cluster looks
+for the words until they are there: one trip. Blocks begin in the order of their numbers, though
+CUDA does not promise it, so whom it waits for has begun.
 
 Rows of two to four parts, as ragged batches have, are not counted but swapped by twos: each thread
 exchanges its elements for what lies in a place for the two, which is zero. Who gets the other's
@@ -83,8 +83,8 @@ Over e4m3, K and V become float16 in registers, which holds them exactly, and bf
 divided by a power of two each, so that float16 holds them.
 
 Bytes: K and V once (2 * kv_length * head_size * itemsize a row), plus at most two parts a program,
-and one of each bundle, written and read (8 * columns * head_size bytes each; 24 if swapped and
-cleared). Limit: the read bandwidth; where few programs have work, what a multiprocessor can take by
+and one of each bundle, written and read (8 * columns * head_size bytes each; 24 where zeros are put
+back). Limit: the read bandwidth; where few programs have work, what a multiprocessor can take by
 its path to the L2.
 """
 
@@ -266,8 +266,7 @@ class DecodeLaunch:
         places = 4 * self._num_programs * config.columns
         self._part_floats = places * (head_size + 2 * WARPS)
         self._weights_at = 4 * places * head_size
-        # see most_swapped and merge_clusters of decode_finish.cuh
-        swaps = config.columns == 8 or config.cluster > 1
+        swaps = config.columns == 8 or config.cluster > 1  # see `swapped` in decode_finish.cuh
         self._swapped_floats = swaps * 2 * self._num_programs * config.columns * head_size
 
     def _run_at_once(self) -> bool:
