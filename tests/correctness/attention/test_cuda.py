@@ -156,21 +156,6 @@ def test_a_pool_of_more_than_2_to_the_31_elements_is_addressed(
     check_attention(attend(inputs, implementation), inputs, implementation=implementation)
 
 
-@pytest.mark.implementations("own")
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("queries", [1, 200])
-def test_tensors_of_another_gpu_than_the_current_one_are_taken(
-    attend, implementation, write, queries
-):
-    shape = AttentionShape("other", (queries,) * 2, (300, 200), 8, 2, 64, 16, "bfloat16")
-    inputs = make_inputs(shape, device="cuda:1")
-    assert torch.cuda.current_device() == 0
-    slots = inputs.batch.slots
-    write(inputs.key, inputs.value, inputs.cache, slots, implementation=implementation)
-    check_attention(attend(inputs, implementation), inputs, implementation=implementation)
-    assert torch.cuda.current_device() == 0
-
-
 @pytest.mark.parametrize("num_sequences", [1, 2, 131, 132, 133, 300, 1025])
 def test_work_is_cut_right_for_any_number_of_sequences(num_sequences):
     rng = np.random.default_rng(num_sequences)
