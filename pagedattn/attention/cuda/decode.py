@@ -96,7 +96,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.decode_calls import longest_row
+from pagedattn.attention.cuda.decode_calls import columns_of, kind_of, longest_row
 from pagedattn.attention.cuda.decode_config import (
     WARPS,
     DecodeConfig,
@@ -221,7 +221,7 @@ class DecodeLaunch:
             tokens_a_program = (
                 batch.num_sequences * kv_length * num_kv_heads // (ranges * self._heads)
             )
-            columns = group * max(1, batch.max_query_length)
+            columns = columns_of(call)
             config = choose_config(
                 head_size,
                 kv_bytes,
@@ -232,12 +232,14 @@ class DecodeLaunch:
                     row_bytes=row_bytes,
                     tokens_a_program=tokens_a_program,
                     is_even=batch.is_full,
+                    head_size=head_size,
                     is_whole=is_whole,
                     ends_fast=ends_rows_fast(head_size, columns, cache.block_size),
                 ),
                 tokens_a_program=tokens_a_program,
                 max_kv_length=kv_length,
-                shares_paths=batch.is_full and shares_paths_unevenly(*sizes, row_bytes),
+                shares_paths=batch.is_full
+                and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind_of(call)),
             )
             config = replace(config, keeps_whole=is_whole)
         config = replace(config, cluster=cluster)
@@ -338,7 +340,8 @@ class DecodeLaunch:
         if cluster is None:
             cluster = 1
             if rows > 0 and (batch.is_full or batch.num_sequences == 1):
-                cluster, parts = clusters_of(rows, heads, num_programs, length, row_bytes)
+                sizes = rows, heads, num_programs, length, row_bytes
+                cluster, parts = clusters_of(*sizes, kind_of(call))
         elif cluster > 1:
             parts = min(most // rows // cluster, MOST_PARTS) * cluster
             if not parts:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.cuda.decode_config import MAX_ACCUMULATORS, MAX_COLUMNS
+from pagedattn.attention.cuda.decode_division import Rows
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -19,7 +20,7 @@ def not_taken(call: AttentionCall) -> str | None:
     cache, query = call.cache, call.query
     head_size, block_size = cache.head_size, cache.block_size
     kv_bytes = cache.key.element_size()
-    columns = query.shape[1] // cache.num_kv_heads * max(1, call.batch.max_query_length)
+    columns = columns_of(call)
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"queries of {query.dtype}"
     if cache.key.dtype not in (query.dtype, torch.float8_e4m3fn):
@@ -44,16 +45,27 @@ def not_taken(call: AttentionCall) -> str | None:
     return None
 
 
+def columns_of(call: AttentionCall) -> int:
+    """Return queries times heads of a group: columns of a row's scores."""
+    return call.query.shape[1] // call.cache.num_kv_heads * max(1, call.batch.max_query_length)
+
+
+def kind_of(call: AttentionCall) -> Rows:
+    """Return what a program takes of the call's rows."""
+    cache = call.cache
+    kv_bytes = cache.key.element_size()
+    return Rows.of(cache.head_size, kv_bytes, columns_of(call), cache.block_size)
+
+
 def is_crowded(call: AttentionCall) -> bool:
     """Whether queries are so many that not all of their sums stay in a warp's registers.
 
     Prefill, where it takes the call, then goes first. Parts of shared blocks, whose keys it does
     not share out, are not meant.
     """
-    columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
     return (
         call.causal
-        and columns > MAX_COLUMNS // 2
+        and columns_of(call) > MAX_COLUMNS // 2
         and MAX_COLUMNS * call.cache.head_size >= MAX_ACCUMULATORS
     )
 

@@ -22,6 +22,7 @@ MAX_TILE = 64
 MAX_STAGES = 16
 MANY_ROWS = 256
 VERY_MANY_ROWS = 1024
+MANY_NARROW = 3  # rows of one length of heads of 64 for each multiprocessor
 LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
 SHORT_ROW_BYTES = 64 << 10  # of K and V
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
@@ -120,6 +121,7 @@ def programs_for(
     row_bytes: int,
     tokens_a_program: int,
     is_even: bool,
+    head_size: int,
     is_whole: bool = False,
     ends_fast: bool = True,
 ) -> int:
@@ -128,8 +130,8 @@ def programs_for(
     Two where rows are many, so that one reads while the other ends a row; one where they are few,
     or where there is little for each, as fewer rows are then cut. Where rows are not cut, and so
     short that ending them takes much of the time, two pay as soon as some multiprocessor has two of
-    them. Of longer ones of one length, one takes less time if they come out even for one program on
-    each multiprocessor, and not for two.
+    them. Of longer ones of one length, two pay over heads of 64 if they are many; over larger ones
+    they take less time only if each has two rows or more, and rows come out even for them.
 
     Args:
         num_sequences: of the batch.
@@ -139,6 +141,7 @@ def programs_for(
         tokens_a_program: KV tokens of one head that a program has at most, if each has a
             multiprocessor.
         is_even: whether all sequences have as many tokens.
+        head_size: elements of a head.
         is_whole: whether rows are not cut though they are not even; see `keeps_whole`.
         ends_fast: see `ends_rows_fast`.
 
@@ -146,15 +149,13 @@ def programs_for(
     num_rows = num_sequences * num_kv_heads
     if is_whole or (is_even and row_bytes <= SHORT_ROW_BYTES and ends_fast):
         return 2 if ends_fast and num_rows > num_multiprocessors else 1
+    if is_even and head_size <= 64:
+        return 2 if num_rows >= MANY_NARROW * num_multiprocessors else 1
     if num_rows < (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS):
         return 1
-
-    def come_out_even(programs: int) -> bool:
-        heads = heads_in_parallel(num_kv_heads, programs)
-        return few_missing(num_rows // heads, programs // heads)
-
-    prefers_one = come_out_even(num_multiprocessors) and not come_out_even(2 * num_multiprocessors)
-    return 1 if is_even and prefers_one else 2
+    heads = heads_in_parallel(num_kv_heads, 2 * num_multiprocessors)
+    rows, ranges = num_rows // heads, 2 * num_multiprocessors // heads
+    return 2 if not is_even or (rows > ranges and few_missing(rows, ranges)) else 1
 
 
 def ends_rows_fast(head_size: int, columns: int, block_size: int) -> bool:

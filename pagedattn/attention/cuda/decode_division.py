@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-MERGE_BYTES = 64 << 20  # see decode_shape.cuh
 MIN_TILE = 16  # tokens
 WHOLE_TOKENS, WHOLE_ROW_BYTES = 1024, 512 << 10  # see decode_shape.cuh
 FEW = 16  # one row in so many may be missing
+MERGE_BYTES = 6_100_000  # read in the time that it takes to merge; see decode_shape.cuh
+HALVED_TOKENS, HALF_COST = 900, 31  # see decode_shape.cuh
 MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
 LEAST_OF_PART = 96  # KV tokens that make a part worth merging
 FEW_BYTES = 12 << 20  # K and V, of which half as many parts are made
@@ -23,6 +25,30 @@ ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 2.1e-6  # seconds that merging takes
 _MERGING = ((1, 0.0), (10, 2.1e-6), (20, 2.6e-6), (40, 3.1e-6), (math.inf, 4.3e-6))
 """Parts of a row, and seconds that merging as many by way of the L2 takes."""
 LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a program takes of rows of a kind, by the constants of decode_shape.cuh.
+
+    Attributes:
+        full_rate: programs that read all that the memory gives, if no two share a path to the L2.
+        fewer_cost: how much longer fewer programs than multiprocessors take; parts of 1000.
+        halves: whether half of the programs may have all.
+
+    """
+
+    full_rate: int
+    fewer_cost: int
+    halves: bool
+
+    @classmethod
+    def of(cls, head_size: int, kv_bytes: int, columns: int, block_size: int) -> Rows:
+        """Tell them by their kind; `columns` are queries times heads of a group."""
+        narrow, gathered, wide = head_size <= 64, block_size == 1, columns > 8
+        full_rate = 76 if kv_bytes == 1 or wide or gathered else 66 if narrow else 57
+        fewer_cost = 10 if wide or gathered else 87 if narrow else 31
+        return cls(full_rate, fewer_cost, narrow and kv_bytes > 1)
 
 
 def keeps_whole(kv_length: int, row_bytes: int) -> bool:
@@ -86,7 +112,7 @@ def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_
 
 
 def clusters_of(
-    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int
+    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int, kind: Rows
 ) -> tuple[int, int]:
     """Return how many programs of a cluster add up a row of one length, and the row's parts.
 
@@ -102,6 +128,7 @@ def clusters_of(
         num_programs: of the launch, one on each multiprocessor.
         kv_length: tokens that each sequence has, or that its window has.
         row_bytes: K and V of a head of them.
+        kind: of the rows.
 
     Returns:
         Programs of a cluster, and how many parts each row then has; or 1 and 0 for none.
@@ -110,7 +137,7 @@ def clusters_of(
     num_bytes = num_rows * heads * row_bytes
     most = num_programs // heads
     ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes)
-    if has_whole_rows(num_rows, heads, most, row_bytes):
+    if has_whole_rows(num_rows, heads, ranges, num_programs, row_bytes, kv_length, kind):
         ranges = num_rows
     parts = ranges / num_rows
     merging = next(seconds for limit, seconds in _MERGING if parts <= limit)
@@ -139,21 +166,50 @@ def _rate_of(programs: int, num_programs: int, cluster: int = 1) -> float:
     return min(rate, READ_RATE)
 
 
-def has_whole_rows(num_rows: int, heads: int, ranges: int, row_bytes: int) -> bool:
-    """Return whether rows of one length are not cut, as few programs then have less or little.
+def has_whole_rows(
+    num_rows: int,
+    heads: int,
+    ranges: int,
+    num_programs: int,
+    row_bytes: int,
+    kv_length: int,
+    kind: Rows,
+) -> bool:
+    """Return whether rows of one length are not cut, as merging would take longer.
 
-    As `Division` of decode_work.cuh does it.
+    As `Division` of decode_work.cuh does it, one program a multiprocessor.
 
     Args:
         num_rows: sequences times groups of `heads` KV heads.
         heads: that are read side by side.
         ranges: there are so many.
+        num_programs: of the launch.
         row_bytes: K and V of a head of a sequence.
+        kv_length: tokens that each sequence has, or that its window has.
+        kind: of the rows.
 
     """
-    missing = -num_rows % ranges
-    little = missing <= num_rows and missing * heads * row_bytes <= MERGE_BYTES
-    return little or few_missing(num_rows, ranges)
+    rows_each, more = -(-num_rows // ranges), num_rows % ranges
+    if not more:
+        return True
+
+    def cost(programs: int, each: int, every: int) -> int:
+        lost = every * kind.fewer_cost // 1000 if 16 * programs < 15 * num_programs else 0
+        return max(lost, each * row_bytes * kind.full_rate - every)
+
+    every = num_rows * heads * row_bytes
+    fewer = cost(-(-num_rows // rows_each) * heads, rows_each, every)
+    uneven = cost(more * heads, 1, more * heads * row_bytes)
+    half = max(1, ranges // 2)
+    by_half = -(-num_rows // half)
+    halves = (
+        kind.halves
+        and kv_length >= HALVED_TOKENS
+        and rows_each < by_half
+        and FEW * (by_half * half - num_rows) <= num_rows
+    )
+    ways = [fewer, uneven, *([every * HALF_COST // 1000] if halves else [])]
+    return min(ways) <= MERGE_BYTES
 
 
 def few_missing(num_rows: int, ranges: int) -> bool:
@@ -162,25 +218,30 @@ def few_missing(num_rows: int, ranges: int) -> bool:
 
 
 def shares_paths_unevenly(
-    num_sequences: int, num_kv_heads: int, num_programs: int, row_bytes: int
+    num_sequences: int,
+    num_kv_heads: int,
+    num_programs: int,
+    row_bytes: int,
+    kv_length: int,
+    kind: Rows,
 ) -> bool:
     """Return whether 2 to 4 of 5 pairs of multiprocessors have work for both, the others for one.
 
     Of sequences of one length, each program that has work a whole row of a head then, and one
-    program a multiprocessor; see `Division` of decode_work.cuh, which may do otherwise over heads
-    of 64.
+    program a multiprocessor; see `Division` of decode_work.cuh.
 
     Args:
         num_sequences: of one length.
         num_kv_heads: of each.
         num_programs: of the launch.
         row_bytes: K and V of a head of a sequence.
+        kv_length: tokens that each has, or that its window has.
+        kind: of the rows.
 
     """
     heads = heads_in_parallel(num_kv_heads, num_programs)
     ranges, rows = num_programs // heads, num_sequences * num_kv_heads // heads
     both = 2 * rows * heads - num_programs  # multiprocessors of pairs that both have work
-    return (
-        has_whole_rows(rows, heads, ranges, row_bytes)
-        and 2 * num_programs <= 5 * both <= 4 * num_programs
+    return 2 * num_programs <= 5 * both <= 4 * num_programs and has_whole_rows(
+        rows, heads, ranges, num_programs, row_bytes, kv_length, kind
     )

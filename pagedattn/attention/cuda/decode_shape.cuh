@@ -29,23 +29,26 @@ constexpr bool FP8 = KV_BYTES == 1;
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
 constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there are more
-// What half of the programs can leave unread, for which the other half takes as long as for merging:
-// measured on an H100, where 8 x 1 k is faster in whole rows and 8 x 8 k is not.
-constexpr i64 MERGE_BYTES = 64 << 20;
+// How rows of one length are divided that do not come out even for one program a multiprocessor. What a way takes
+// longer than reading does is told by the bytes that would be read meanwhile; fitted to batches on an H100.
+constexpr bool NARROW = HEAD_SIZE <= 64;
+constexpr bool TAKES_LONG = FP8 || COLUMNS > 8 || GATHER;  // a program, for its tiles
+// Programs that read all that the memory gives, if each has a path to the L2 for itself.
+constexpr int FULL_RATE = TAKES_LONG ? 76 : NARROW ? 66 : 57;
+// Fewer programs than multiprocessors take longer for all by so many parts of 1000, as some share a path and end
+// last; half of them, over heads of 64, by HALF_COST.
+constexpr int FEWER_COST = COLUMNS > 8 || GATHER ? 10 : NARROW ? 87 : 31, HALF_COST = 31;
+constexpr i64 MERGE_BYTES = 6'100'000;
+constexpr bool HALVES = NARROW && !FP8;
+constexpr int HALVED_TOKENS = 900;
+// Of two programs a multiprocessor those without work may leave so much.
+constexpr i64 UNREAD_BYTES = 64 << 20;
 // If WHOLE, rows are not cut where the longest has at most so many tokens, and at most LONGER_BY more than a
 // multiprocessor's share of the batch. Ending a row takes as long as ROW_END tiles take to come. Measured on an H100.
 constexpr int TOKEN_BYTES = 2 * ROW_BYTES;  // of K and V of a head
 constexpr int WHOLE_TOKENS = 1024 * TOKEN_BYTES <= 512 << 10 ? 1024 : (512 << 10) / TOKEN_BYTES;
 constexpr int LONGER_BY = (256 << 10) / TOKEN_BYTES;
 constexpr int ROW_END = ((24 << 10) + TILE * TOKEN_BYTES - 1) / (TILE * TOKEN_BYTES);
-// Which programs have whole rows that come out uneven, one program a multiprocessor: what took least on an H100.
-// Over 16-bit heads of 64, from so many tokens a row on, half of the programs have all if that is nearly even.
-constexpr bool HALVES = HEAD_SIZE <= 64 && !FP8;
-constexpr int HALVED_TOKENS = 900;
-// Else some have one more, if they are a third or more, from so many bytes a row on; not over e4m3, nor of more
-// columns, over which that took longer.
-constexpr bool KEEPS_EVEN = COLUMNS <= 16 && !FP8;
-constexpr int EVEN_ROW_BYTES = 128 << 10;
 
 // What the programs of a cluster send each other of a row: items of four elements of a column and their weight,
 // so many of which that follow each other go to the same program.

@@ -63,26 +63,29 @@ PROGRAMS = {
     "long, of any length": ((40, 8, 1500, False), 2),
     "few long ones": ((24, 8, 4000, True), 1),
     "many that are not long": ((128, 8, 130, False), 2),
-    "even for both": ((64, 8, 4000, True), 2),
-    "even for neither": ((40, 8, 1000, True), 2),
+    "even for two, of two rows each": ((64, 8, 4000, True), 2),
+    "even for two, of one row each": ((32, 8, 4000, True), 1),
+    "even for neither": ((40, 8, 1000, True), 1),
     "even for one program alone": ((24, 16, 1000, True), 1),
     "if they differ": ((24, 16, 1000, False), 2),
-    "not even where five heads are read side by side": ((79, 5, 1000, True), 2),
-    "even for one program alone, of very many": ((1152, 1, 800, True), 1),
+    "not even where five heads are read side by side": ((79, 5, 1000, True), 1),
+    "even for two where five heads are read side by side": ((104, 5, 1000, True), 2),
+    "even for both, but too few of them": ((576, 1, 800, True), 1),
     "even for both, of very many": ((1280, 1, 800, True), 2),
 }
 """Sequences, KV heads, tokens of a sequence, whether they are even; programs of each of 132
 multiprocessors, over 16-bit heads of 128."""
 
 
-def programs_for(case, **kinds):
+def programs_for(case, head_size=128, **kinds):
     num_sequences, num_kv_heads, tokens, is_even = case
-    row_bytes = tokens * 2 * 128 * 2
+    row_bytes = tokens * 2 * head_size * 2
     return decode_config.programs_for(
         num_sequences, num_kv_heads, 132,
         row_bytes=row_bytes,
         tokens_a_program=num_sequences * num_kv_heads * tokens // 132,
         is_even=is_even,
+        head_size=head_size,
         is_whole=not is_even and decode_division.keeps_whole(tokens, row_bytes),
         **kinds,
     )  # fmt: skip
@@ -94,6 +97,12 @@ def test_rows_that_are_many_or_short_take_two_programs_on_a_multiprocessor(case)
     assert programs_for(of) == expected
     if case.startswith(("short", "two")):
         assert programs_for(of, ends_fast=False) == 1
+
+
+@pytest.mark.parametrize("tokens", [300, 4000])
+def test_many_rows_of_one_length_of_narrow_heads_take_two_programs(tokens):
+    assert programs_for((395, 1, tokens, True), head_size=64) == 1
+    assert programs_for((396, 1, tokens, True), head_size=64) == 2
 
 
 def test_many_short_rows_of_one_length_take_two_programs_even_if_these_do_not_end_them_fast():
