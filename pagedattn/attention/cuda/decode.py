@@ -19,13 +19,12 @@ If all sequences have equally many tiles, the first of these that fits is done i
   shared memory, if the host knew of the one length, or there is but one sequence, and estimates
   that this takes less time: see `decode_division.clusters_of`. If not all clusters would run at
   once on the device, there are none.
-- Ranges end where rows do, if few rows are missing for all programs to have as many, or the batch
-  is so small that merging parts would take longer than the programs without work could save. Of two
-  programs on a multiprocessor, some then have one row more than the others. Of one, as few as can
-  have all rows. But if more than a few are missing and rows of a 16-bit cache are long, half of the
-  programs have all over heads of 64, where that comes out nearly even: each has its path to the L2
-  for itself. Else, unless queries are many, some have one row more if a third of the programs or
-  more have: so many are taken to keep the memory busy when the others have ended.
+- Ranges end where rows do, if the host estimates that merging parts would take longer, by rates
+  that were fitted to batches on an H100: see `decode_division.WholeRows`. Where rows do not come
+  out even, as few programs as can have all, or the first have one row more, or, over 16-bit heads
+  of 64, half of the programs have all, each with its path to the L2 for itself. What these take
+  longer grows with the size of a row. So the host tells up to which size rows stay whole, and the
+  lengths of now decide.
 - Where rows are fewer than programs, each is cut by itself into as many ranges, if at most one
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
@@ -96,22 +95,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.decode_calls import columns_of, kind_of, longest_row
-from pagedattn.attention.cuda.decode_config import (
-    WARPS,
-    DecodeConfig,
-    choose_config,
-    ends_rows_fast,
-    macros_of,
-    programs_for,
-)
+from pagedattn.attention.cuda.decode_calls import config_for, kind_of, longest_row
+from pagedattn.attention.cuda.decode_config import WARPS, DecodeConfig, macros_of
 from pagedattn.attention.cuda.decode_division import (
     MOST_PARTS,
+    WholeRows,
     clusters_of,
     heads_in_parallel,
-    keeps_whole,
     ranges_of,
-    shares_paths_unevenly,
 )
 from pagedattn.attention.cuda.launching import launch, macros_of_trace, marks_of, set_scale
 from pagedattn.attention.cuda.module import (
@@ -160,9 +151,10 @@ class _Parameters(ctypes.Structure):
                 *("window", "num_programs", "parallel_heads", "groups", "ranges"),
                 *("table_lines", "query_lines"),
                 *("max_kv_length", "max_query_length", "is_full"),
+                *("whole_rows", "whole_tiles"),
             )
         ),
-        ("_padding", ctypes.c_char * 4),
+        ("_padding", ctypes.c_char * 60),
     )
 
 
@@ -213,35 +205,7 @@ class DecodeLaunch:
         num_programs = num_multiprocessors(query.device)
         self._heads, self._ranges, cluster = self._divide(call, num_programs, cluster)
         if config is None:
-            kv_length, row_bytes = longest_row(call)
-            sizes = batch.num_sequences, num_kv_heads, num_programs
-            is_even = batch.is_full or batch.num_sequences == 1
-            is_whole = not is_even and keeps_whole(kv_length, row_bytes)
-            ranges = num_programs // self._heads if is_whole else self._ranges
-            tokens_a_program = (
-                batch.num_sequences * kv_length * num_kv_heads // (ranges * self._heads)
-            )
-            columns = columns_of(call)
-            config = choose_config(
-                head_size,
-                kv_bytes,
-                columns,
-                block_size=cache.block_size,
-                programs=programs_for(
-                    *sizes,
-                    row_bytes=row_bytes,
-                    tokens_a_program=tokens_a_program,
-                    is_even=batch.is_full,
-                    head_size=head_size,
-                    is_whole=is_whole,
-                    ends_fast=ends_rows_fast(head_size, columns, cache.block_size),
-                ),
-                tokens_a_program=tokens_a_program,
-                max_kv_length=kv_length,
-                shares_paths=batch.is_full
-                and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind_of(call)),
-            )
-            config = replace(config, keeps_whole=is_whole)
+            config = config_for(call, num_programs, self._heads, self._ranges)
         config = replace(config, cluster=cluster)
         macros = macros_of(
             config,
@@ -260,6 +224,15 @@ class DecodeLaunch:
             self._ranges = self._num_programs // self._heads
         if config.cluster > 1:
             self._num_programs = self._ranges * self._heads
+        self._whole = WholeRows.of(
+            batch.num_sequences * num_kv_heads // self._heads,
+            self._heads,
+            self._ranges,
+            self._num_programs,
+            longest_row(call)[0],
+            kind_of(call),
+            programs=config.programs,
+        )
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
@@ -375,6 +348,9 @@ class DecodeLaunch:
         parameters.max_kv_length = min(batch.max_kv_length, width * cache.block_size)
         parameters.max_query_length = batch.max_query_length
         parameters.is_full = batch.is_full
+        parameters.whole_rows = self._whole.of_range
+        tile_bytes = 2 * self._config.tile * cache.head_size * cache.key.element_size()
+        parameters.whole_tiles = min(self._whole.most_bytes // tile_bytes, (1 << 31) - 1)
         blocks = -(-batch.expected_kv_length // cache.block_size)
         parameters.table_lines = min(-(-blocks // 32), max(1, width // 32))
         if query.is_contiguous():

@@ -1,13 +1,21 @@
-"""Which calls the decode kernel takes, and which it had better leave to prefill."""
+"""Which calls the decode kernel takes, which it had better leave to prefill, and cut how."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.decode_config import MAX_ACCUMULATORS, MAX_COLUMNS
-from pagedattn.attention.cuda.decode_division import Rows
+from pagedattn.attention.cuda.decode_config import (
+    MAX_ACCUMULATORS,
+    MAX_COLUMNS,
+    DecodeConfig,
+    choose_config,
+    ends_rows_fast,
+    programs_for,
+)
+from pagedattn.attention.cuda.decode_division import Rows, keeps_whole, shares_paths_unevenly
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -80,3 +88,43 @@ def longest_row(call: AttentionCall) -> tuple[int, int]:
     if call.window is not None:
         length = min(length, call.window - 1 + batch.max_query_length)
     return length, 2 * length * cache.head_size * cache.key.element_size()
+
+
+def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) -> DecodeConfig:
+    """Choose how to cut and compile for a call, but for clusters.
+
+    Args:
+        call: its bounds tell.
+        num_programs: one on each multiprocessor.
+        heads: that are read side by side.
+        ranges: into which the work is cut.
+
+    """
+    cache, batch = call.cache, call.batch
+    kv_length, row_bytes = longest_row(call)
+    columns, block_size = columns_of(call), cache.block_size
+    is_even = batch.is_full or batch.num_sequences == 1
+    is_whole = not is_even and keeps_whole(kv_length, row_bytes)
+    with_work = num_programs // heads * heads if is_whole else ranges * heads
+    tokens_a_program = batch.num_sequences * kv_length * cache.num_kv_heads // with_work
+    sizes = batch.num_sequences, cache.num_kv_heads, num_programs
+    config = choose_config(
+        cache.head_size,
+        cache.key.element_size(),
+        columns,
+        block_size=block_size,
+        programs=programs_for(
+            *sizes,
+            row_bytes=row_bytes,
+            tokens_a_program=tokens_a_program,
+            is_even=batch.is_full,
+            head_size=cache.head_size,
+            is_whole=is_whole,
+            ends_fast=ends_rows_fast(cache.head_size, columns, block_size),
+        ),
+        tokens_a_program=tokens_a_program,
+        max_kv_length=kv_length,
+        shares_paths=batch.is_full
+        and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind_of(call)),
+    )
+    return replace(config, keeps_whole=is_whole)

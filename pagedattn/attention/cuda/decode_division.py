@@ -8,8 +8,11 @@ from dataclasses import dataclass
 MIN_TILE = 16  # tokens
 WHOLE_TOKENS, WHOLE_ROW_BYTES = 1024, 512 << 10  # see decode_shape.cuh
 FEW = 16  # one row in so many may be missing
-MERGE_BYTES = 6_100_000  # read in the time that it takes to merge; see decode_shape.cuh
-HALVED_TOKENS, HALF_COST = 900, 31  # see decode_shape.cuh
+MERGE_BYTES = 6_100_000  # K and V that are read in the time that it takes to merge parts
+UNREAD_BYTES = 64 << 20  # that programs without work may leave, of two on a multiprocessor
+HALVED_TOKENS = 900  # of a row, from which on half of the programs may have all
+HALF_COST = 31  # parts of 1000 that these take longer
+NO_LIMIT = 1 << 62
 MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
 LEAST_OF_PART = 96  # KV tokens that make a part worth merging
 FEW_BYTES = 12 << 20  # K and V, of which half as many parts are made
@@ -29,12 +32,13 @@ LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
 
 @dataclass(frozen=True)
 class Rows:
-    """What a program takes of rows of a kind, by the constants of decode_shape.cuh.
+    """What a program takes of rows of a kind; fitted to batches on an H100.
 
     Attributes:
         full_rate: programs that read all that the memory gives, if no two share a path to the L2.
-        fewer_cost: how much longer fewer programs than multiprocessors take; parts of 1000.
-        halves: whether half of the programs may have all.
+        fewer_cost: how much longer all takes by fewer programs than there are multiprocessors, as
+            some share a path and end last; parts of 1000.
+        halves: whether half of the programs may have all, each with a path for itself.
 
     """
 
@@ -49,6 +53,78 @@ class Rows:
         full_rate = 76 if kv_bytes == 1 or wide or gathered else 66 if narrow else 57
         fewer_cost = 10 if wide or gathered else 87 if narrow else 31
         return cls(full_rate, fewer_cost, narrow and kv_bytes > 1)
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """How rows of one length are divided if none is cut, and up to which size that is done.
+
+    Attributes:
+        of_range: rows of a range; 0 for as many as come out, the first ranges one more.
+        most_bytes: K and V of a head of a row, at most; else rows are cut.
+
+    """
+
+    of_range: int
+    most_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        num_rows: int,
+        heads: int,
+        ranges: int,
+        num_programs: int,
+        kv_length: int,
+        kind: Rows,
+        *,
+        programs: int = 1,
+    ) -> WholeRows:
+        """Choose the way that takes least time; rows are cut if merging parts takes less.
+
+        What a way takes longer than all programs would, reading all the time, grows with the size
+        of a row, and is counted in rows that would be read meanwhile. One is as few ranges as can
+        have all, another that the first have one more. Over heads of 64 half of the programs may
+        have all, where that comes out nearly even. Of two programs on a multiprocessor, some have
+        one more, if few rows are missing for all to have as many, or little could be read by those
+        that have less.
+
+        Args:
+            num_rows: sequences times groups of `heads` KV heads.
+            heads: that are read side by side.
+            ranges: there are so many.
+            num_programs: of the launch.
+            kv_length: tokens that each sequence has, or that its window has.
+            kind: of the rows.
+            programs: on a multiprocessor, 1 or 2.
+
+        """
+        num_rows, ranges = max(1, num_rows), max(1, ranges)
+        most_of_range, more, missing = -(-num_rows // ranges), num_rows % ranges, -num_rows % ranges
+        if programs > 1:
+            if FEW * missing <= num_rows:
+                return cls(0, NO_LIMIT)
+            return cls(0, UNREAD_BYTES // (missing * heads) if missing <= num_rows else 0)
+
+        def cost(with_work: int, each: int, rows: int) -> int:
+            """1000 times the rows that all programs read while so many take longer for `rows`."""
+            lost = rows * kind.fewer_cost if 16 * with_work < 15 * num_programs else 0
+            return max(lost, 1000 * (each * kind.full_rate - rows))
+
+        every = num_rows * heads
+        fewer = cost(-(-num_rows // most_of_range) * heads, most_of_range, every)
+        ways = [(fewer, most_of_range), (cost(more * heads, 1, more * heads) if more else 0, 0)]
+        half = max(1, ranges // 2)
+        by_half = -(-num_rows // half)
+        if (
+            kind.halves
+            and kv_length >= HALVED_TOKENS
+            and most_of_range < by_half
+            and FEW * (by_half * half - num_rows) <= num_rows
+        ):
+            ways.append((every * HALF_COST, by_half))
+        least, of_range = min(ways, key=lambda way: way[0])
+        return cls(of_range, 1000 * MERGE_BYTES // least if least else NO_LIMIT)
 
 
 def keeps_whole(kv_length: int, row_bytes: int) -> bool:
@@ -137,7 +213,8 @@ def clusters_of(
     num_bytes = num_rows * heads * row_bytes
     most = num_programs // heads
     ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes)
-    if has_whole_rows(num_rows, heads, ranges, num_programs, row_bytes, kv_length, kind):
+    whole = WholeRows.of(num_rows, heads, ranges, num_programs, kv_length, kind)
+    if row_bytes <= whole.most_bytes:
         ranges = num_rows
     parts = ranges / num_rows
     merging = next(seconds for limit, seconds in _MERGING if parts <= limit)
@@ -166,52 +243,6 @@ def _rate_of(programs: int, num_programs: int, cluster: int = 1) -> float:
     return min(rate, READ_RATE)
 
 
-def has_whole_rows(
-    num_rows: int,
-    heads: int,
-    ranges: int,
-    num_programs: int,
-    row_bytes: int,
-    kv_length: int,
-    kind: Rows,
-) -> bool:
-    """Return whether rows of one length are not cut, as merging would take longer.
-
-    As `Division` of decode_work.cuh does it, one program a multiprocessor.
-
-    Args:
-        num_rows: sequences times groups of `heads` KV heads.
-        heads: that are read side by side.
-        ranges: there are so many.
-        num_programs: of the launch.
-        row_bytes: K and V of a head of a sequence.
-        kv_length: tokens that each sequence has, or that its window has.
-        kind: of the rows.
-
-    """
-    rows_each, more = -(-num_rows // ranges), num_rows % ranges
-    if not more:
-        return True
-
-    def cost(programs: int, each: int, every: int) -> int:
-        lost = every * kind.fewer_cost // 1000 if 16 * programs < 15 * num_programs else 0
-        return max(lost, each * row_bytes * kind.full_rate - every)
-
-    every = num_rows * heads * row_bytes
-    fewer = cost(-(-num_rows // rows_each) * heads, rows_each, every)
-    uneven = cost(more * heads, 1, more * heads * row_bytes)
-    half = max(1, ranges // 2)
-    by_half = -(-num_rows // half)
-    halves = (
-        kind.halves
-        and kv_length >= HALVED_TOKENS
-        and rows_each < by_half
-        and FEW * (by_half * half - num_rows) <= num_rows
-    )
-    ways = [fewer, uneven, *([every * HALF_COST // 1000] if halves else [])]
-    return min(ways) <= MERGE_BYTES
-
-
 def few_missing(num_rows: int, ranges: int) -> bool:
     """Return whether few rows are missing for all ranges to have as many, if none is cut."""
     return FEW * (-num_rows % ranges) <= num_rows
@@ -228,7 +259,7 @@ def shares_paths_unevenly(
     """Return whether 2 to 4 of 5 pairs of multiprocessors have work for both, the others for one.
 
     Of sequences of one length, each program that has work a whole row of a head then, and one
-    program a multiprocessor; see `Division` of decode_work.cuh.
+    program a multiprocessor.
 
     Args:
         num_sequences: of one length.
@@ -242,6 +273,5 @@ def shares_paths_unevenly(
     heads = heads_in_parallel(num_kv_heads, num_programs)
     ranges, rows = num_programs // heads, num_sequences * num_kv_heads // heads
     both = 2 * rows * heads - num_programs  # multiprocessors of pairs that both have work
-    return 2 * num_programs <= 5 * both <= 4 * num_programs and has_whole_rows(
-        rows, heads, ranges, num_programs, row_bytes, kv_length, kind
-    )
+    whole = WholeRows.of(rows, heads, ranges, num_programs, kv_length, kind)
+    return 2 * num_programs <= 5 * both <= 4 * num_programs and row_bytes <= whole.most_bytes

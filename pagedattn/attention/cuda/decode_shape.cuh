@@ -29,20 +29,6 @@ constexpr bool FP8 = KV_BYTES == 1;
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
 constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there are more
-// How rows of one length are divided that do not come out even for one program a multiprocessor. What a way takes
-// longer than reading does is told by the bytes that would be read meanwhile; fitted to batches on an H100.
-constexpr bool NARROW = HEAD_SIZE <= 64;
-constexpr bool TAKES_LONG = FP8 || COLUMNS > 8 || GATHER;  // a program, for its tiles
-// Programs that read all that the memory gives, if each has a path to the L2 for itself.
-constexpr int FULL_RATE = TAKES_LONG ? 76 : NARROW ? 66 : 57;
-// Fewer programs than multiprocessors take longer for all by so many parts of 1000, as some share a path and end
-// last; half of them, over heads of 64, by HALF_COST.
-constexpr int FEWER_COST = COLUMNS > 8 || GATHER ? 10 : NARROW ? 87 : 31, HALF_COST = 31;
-constexpr i64 MERGE_BYTES = 6'100'000;
-constexpr bool HALVES = NARROW && !FP8;
-constexpr int HALVED_TOKENS = 900;
-// Of two programs a multiprocessor those without work may leave so much.
-constexpr i64 UNREAD_BYTES = 64 << 20;
 // If WHOLE, rows are not cut where the longest has at most so many tokens, and at most LONGER_BY more than a
 // multiprocessor's share of the batch. Ending a row takes as long as ROW_END tiles take to come. Measured on an H100.
 constexpr int TOKEN_BYTES = 2 * ROW_BYTES;  // of K and V of a head
@@ -96,4 +82,7 @@ struct Parameters {
     int query_lines;     // of the queries
     int max_kv_length, max_query_length;  // of a sequence
     int is_full;  // whether all sequences have `max_kv_length` tokens, as far as the host knows
+    // Rows of one length stay whole if they have at most `whole_tiles`: a range has `whole_rows` of them, or, if that is
+    // 0, as many as come out, and the first ranges one more. See `WholeRows` of decode_division.py.
+    int whole_rows, whole_tiles;
 };

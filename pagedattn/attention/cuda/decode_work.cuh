@@ -79,54 +79,17 @@ struct Division {
                 return;
             }
         }
-        if (PROGRAMS > 1 ? keeps_of_two(rows, row) : keeps(p, rows, row, sequence)) return;
+        if (row <= p.whole_tiles) {
+            if (p.whole_rows) keep(p.whole_rows * row);
+            else keep_even(rows, row);
+            return;
+        }
         if (1 < rows && rows < ranges) {
             // each row by itself in as many ranges, if that leaves few without work: then none has
             // the end of a row and the beginning of another, two to merge
             int of_row = (u32)ranges / (u32)rows;
             if (16 * (ranges - of_row * rows) <= ranges) cut_rows(rows, row, of_row);
         }
-    }
-
-    // Cut no row of `row` tiles, if few ranges then have less, or those without work could have read little.
-    DEVICE bool keeps_of_two(int rows, int row) {
-        int missing = (u32)(rows + ranges - 1) / (u32)ranges * ranges - rows;
-        bool few = 16 * missing <= rows;
-        if (!few && (missing > rows || (i64)missing * row * parallel_heads > UNREAD_BYTES / (2 * TILE_BYTES)))
-            return false;
-        keep_even(rows, row);
-        return true;
-    }
-
-    // How much longer so many programs take for `all` tiles, of which each has so many, than all programs do; in tiles
-    // that these would read meanwhile.
-    DEVICE static i64 cost(const Parameters &p, int programs, int each, i64 all) {
-        i64 lost = 16 * programs < 15 * p.num_programs ? all * FEWER_COST / 1000 : 0;
-        return max(lost, (i64)each * FULL_RATE - all);
-    }
-
-    // Cut no row of `row` tiles, if that takes less time than merging, in the way that takes least: as few ranges as
-    // can have all rows, or half of them, or the first have one more than the others.
-    DEVICE bool keeps(const Parameters &p, int rows, int row, const Tiles &sequence) {
-        int rows_each = (u32)(rows + ranges - 1) / (u32)ranges, more = (u32)rows % (u32)ranges;
-        int busy = (u32)(rows + rows_each - 1) / (u32)rows_each * parallel_heads;
-        i64 all = (i64)total * parallel_heads;
-        i64 fewer = cost(p, busy, rows_each * row, all), uneven = 0;
-        if (more) uneven = cost(p, more * parallel_heads, row, (i64)more * row * parallel_heads);
-        int half = ranges / 2, by_half = half ? (u32)(rows + half - 1) / (u32)half : 0;
-        bool halves = HALVES && sequence.tokens() >= HALVED_TOKENS && rows_each < by_half &&
-                      16 * (by_half * half - rows) <= rows;
-        i64 least = min(min(fewer, uneven), MERGE_BYTES / (2 * TILE_BYTES));
-        if (halves && all * HALF_COST / 1000 < least) {
-            keep(by_half * row);
-        } else if (fewer == least) {
-            keep(rows_each * row);
-        } else if (uneven == least) {
-            keep_even(rows, row);
-        } else {
-            return false;
-        }
-        return true;
     }
 
     // Cut no row: ranges of so many tiles.

@@ -38,7 +38,6 @@ class Divided:
         rows: of a group: each sequence as often as there are groups.
         row: tiles of a row, or of the longest.
         parallel_heads: of a group.
-        is_whole: whether the host takes rows of one length to stay whole.
         shares_paths: what the host takes it for.
         begins: first tile of each range, and of the one after the last; [ranges + 1].
         range_of: of each tile.
@@ -49,7 +48,6 @@ class Divided:
     rows: int
     row: int
     parallel_heads: int
-    is_whole: bool
     shares_paths: bool
     begins: np.ndarray
     range_of: np.ndarray
@@ -81,6 +79,12 @@ def divide(
         ranges = ranges // rows // cluster * cluster * rows
         num_programs = ranges * parallel
     total, lengths = int(tiles.sum()) * groups, np.maximum(0, tiles * TILE - TILE + last_tokens)
+    rows, row, length = len(tiles) * groups, int(tiles.max()), int(lengths.max())
+    kind = decode_division.Rows.of(head_size, kv_bytes, columns, TILE)
+    whole = decode_division.WholeRows.of(
+        rows, parallel, ranges, num_programs, length, kind, programs=on_each
+    )
+    tile_bytes = TILE * 2 * head_size * kv_bytes
     out = np.full(num_programs + 1 + ranges + 1 + total, -7, np.int32)
     parameters = decode._Parameters(
         num_sequences=len(tiles),
@@ -89,26 +93,22 @@ def divide(
         parallel_heads=parallel,
         groups=groups,
         ranges=ranges,
-        max_kv_length=int(lengths.max()),
+        max_kv_length=length,
         max_query_length=1,
         is_full=1,
+        whole_rows=whole.of_range,
+        whole_tiles=min(whole.most_bytes // tile_bytes, 1 << 30),
         kv_lengths=lengths.ctypes.data,
         arrived=out.ctypes.data,
     )
     EmulatedKernel(SOURCE, "divide", macros).launch(num_programs, 32, 0, parameters)
     guessed, told, begins, range_of = np.split(out, np.cumsum([num_programs, 1, ranges + 1]))
     assert told == total
-    rows, row = len(tiles) * groups, int(tiles.max())
-    kind = decode_division.Rows.of(head_size, kv_bytes, columns, TILE)
-    row_bytes, length = row * TILE * 2 * head_size * kv_bytes, int(lengths.max())
-    is_whole = decode_division.has_whole_rows(
-        rows, parallel, min(ranges, max(1, total)), num_programs, row_bytes, length, kind
-    )
     shares_paths = decode_division.shares_paths_unevenly(
-        len(tiles), num_kv_heads, num_programs, row_bytes, length, kind
+        len(tiles), num_kv_heads, num_programs, row * tile_bytes, length, kind
     )
     guessed = guessed[guessed >= 0]
-    return Divided(rows, row, parallel, is_whole, shares_paths, begins, range_of, guessed)
+    return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed)
 
 
 def batches(on_each, *, even):
@@ -151,7 +151,7 @@ def test_rows_of_one_length_stay_whole_or_are_cut_evenly(on_each):
     kinds = set()
     for num_multiprocessors, divided in batches(on_each, even=True):
         rows, row, sizes = divided.rows, divided.row, divided.sizes
-        heads, ranges = divided.parallel_heads, min(len(sizes), rows * row)
+        heads, ranges = divided.parallel_heads, len(sizes)
         with_work = sizes[sizes > 0]
         is_whole = not (divided.begins % row).any()
         least, more = -(-rows // ranges), rows % ranges
@@ -184,11 +184,10 @@ def test_rows_of_one_length_stay_whole_or_are_cut_evenly(on_each):
             expected = min(costs, key=costs.get)
             if abs(costs[expected] - MERGING) > 2:  # else it depends on how costs are rounded
                 assert is_whole == (costs[expected] < MERGING), (divided, costs)
-            assert is_whole == divided.is_whole
             if sorted(costs.values())[1] - costs[expected] < 2:
                 expected = None
         if is_whole:
-            of_range = sizes[:ranges] // row
+            of_range = sizes // row
             found = [kind for kind, way in ways.items() if np.array_equal(of_range, way)]
             assert found
             assert expected is None or expected in found, (divided, found)
@@ -196,6 +195,7 @@ def test_rows_of_one_length_stay_whole_or_are_cut_evenly(on_each):
             continue
         assert with_work.max() - with_work.min() <= 1
         first, last = divided.begins[:-1][sizes > 0], divided.begins[1:][sizes > 0] - 1
+        ranges = min(ranges, rows * row)  # with a tile each
         if rows > 1 and (first // row == last // row).all():
             kinds.add("each row by itself")
             assert (ranges - len(with_work)) * FEW <= ranges
