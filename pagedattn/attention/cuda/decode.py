@@ -151,10 +151,10 @@ class _Parameters(ctypes.Structure):
                 *("window", "num_programs", "parallel_heads", "groups", "ranges"),
                 *("table_lines", "query_lines"),
                 *("max_kv_length", "max_query_length", "is_full"),
-                *("whole_rows", "whole_tiles"),
+                *("whole_rows", "whole_more", "whole_tiles"),
             )
         ),
-        ("_padding", ctypes.c_char * 60),
+        ("_padding", ctypes.c_char * 56),
     )
 
 
@@ -348,7 +348,7 @@ class DecodeLaunch:
         parameters.max_kv_length = min(batch.max_kv_length, width * cache.block_size)
         parameters.max_query_length = batch.max_query_length
         parameters.is_full = batch.is_full
-        parameters.whole_rows = self._whole.of_range
+        parameters.whole_rows, parameters.whole_more = self._whole.of_range, self._whole.more
         tile_bytes = 2 * self._config.tile * cache.head_size * cache.key.element_size()
         parameters.whole_tiles = min(self._whole.most_bytes // tile_bytes, (1 << 31) - 1)
         blocks = -(-batch.expected_kv_length // cache.block_size)

@@ -60,12 +60,14 @@ class WholeRows:
     """How rows of one length are divided if none is cut, and up to which size that is done.
 
     Attributes:
-        of_range: rows of a range; 0 for as many as come out, the first ranges one more.
+        of_range: rows of a range.
+        more: ranges that have one row more, the first.
         most_bytes: K and V of a head of a row, at most; else rows are cut.
 
     """
 
     of_range: int
+    more: int
     most_bytes: int
 
     @classmethod
@@ -100,11 +102,13 @@ class WholeRows:
 
         """
         num_rows, ranges = max(1, num_rows), max(1, ranges)
-        most_of_range, more, missing = -(-num_rows // ranges), num_rows % ranges, -num_rows % ranges
+        missing, most_of_range = -num_rows % ranges, -(-num_rows // ranges)
+        as_come_out = of_range, more = divmod(num_rows, ranges)
         if programs > 1:
             if FEW * missing <= num_rows:
-                return cls(0, NO_LIMIT)
-            return cls(0, UNREAD_BYTES // (missing * heads) if missing <= num_rows else 0)
+                return cls(*as_come_out, NO_LIMIT)
+            most_bytes = UNREAD_BYTES // (missing * heads) if missing <= num_rows else 0
+            return cls(*as_come_out, most_bytes)
 
         def cost(with_work: int, each: int, rows: int) -> int:
             """1000 times the rows that all programs read while so many take longer for `rows`."""
@@ -113,7 +117,8 @@ class WholeRows:
 
         every = num_rows * heads
         fewer = cost(-(-num_rows // most_of_range) * heads, most_of_range, every)
-        ways = [(fewer, most_of_range), (cost(more * heads, 1, more * heads) if more else 0, 0)]
+        one_more = cost(more * heads, 1, more * heads) if more else 0
+        ways = [(fewer, most_of_range, 0), (one_more, of_range, more)]
         half = max(1, ranges // 2)
         by_half = -(-num_rows // half)
         if (
@@ -122,9 +127,9 @@ class WholeRows:
             and most_of_range < by_half
             and FEW * (by_half * half - num_rows) <= num_rows
         ):
-            ways.append((every * HALF_COST, by_half))
-        least, of_range = min(ways, key=lambda way: way[0])
-        return cls(of_range, 1000 * MERGE_BYTES // least if least else NO_LIMIT)
+            ways.append((every * HALF_COST, by_half, 0))
+        least, of_range, more = min(ways, key=lambda way: way[0])
+        return cls(of_range, more, 1000 * MERGE_BYTES // least if least else NO_LIMIT)
 
 
 def keeps_whole(kv_length: int, row_bytes: int) -> bool:

@@ -82,7 +82,7 @@ struct Parameters {
     int query_lines;     // of the queries
     int max_kv_length, max_query_length;  // of a sequence
     int is_full;  // whether all sequences have `max_kv_length` tokens, as far as the host knows
-    // Rows of one length stay whole if they have at most `whole_tiles`: a range has `whole_rows` of them, or, if that is
-    // 0, as many as come out, and the first ranges one more. See `WholeRows` of decode_division.py.
-    int whole_rows, whole_tiles;
+    // Rows of one length stay whole if they have at most `whole_tiles`: a range then has `whole_rows` of them, and each
+    // of the first `whole_more` one more. See `WholeRows` of decode_division.py.
+    int whole_rows, whole_more, whole_tiles;
 };

@@ -80,8 +80,9 @@ struct Division {
             }
         }
         if (row <= p.whole_tiles) {
-            if (p.whole_rows) keep(p.whole_rows * row);
-            else keep_even(rows, row);
+            each = p.whole_rows * row;
+            extra = p.whole_more;
+            step = row;
             return;
         }
         if (1 < rows && rows < ranges) {
@@ -90,12 +91,6 @@ struct Division {
             int of_row = (u32)ranges / (u32)rows;
             if (16 * (ranges - of_row * rows) <= ranges) cut_rows(rows, row, of_row);
         }
-    }
-
-    // Cut no row: ranges of so many tiles.
-    DEVICE void keep(int tiles) {
-        each = tiles;
-        extra = 0;
     }
 
     // Cut no row of `row` tiles: the first ranges have one more than the others. `spread` puts their programs on

@@ -97,6 +97,7 @@ def divide(
         max_query_length=1,
         is_full=1,
         whole_rows=whole.of_range,
+        whole_more=whole.more,
         whole_tiles=min(whole.most_bytes // tile_bytes, 1 << 30),
         kv_lengths=lengths.ctypes.data,
         arrived=out.ctypes.data,
