@@ -109,6 +109,25 @@ def test_many_short_rows_of_one_length_take_two_programs_even_if_these_do_not_en
     assert programs_for((256, 8, 128, True), ends_fast=False) == 2
 
 
+@pytest.mark.parametrize("programs", [1, 2])
+@pytest.mark.parametrize("kind", [(64, 2, 4, 16), (128, 2, 4, 16), (128, 1, 4, 16), (96, 2, 12, 1)])
+def test_whole_rows_all_have_a_range_and_those_that_come_out_even_have_no_limit(kind, programs):
+    rows = decode_division.Rows.of(*kind)
+    for num_rows, heads, per_head, length in itertools.product(
+        (*range(1, 70), 131, 132, 133, 500, 4000), (1, 3, 8, 32), (1, 33, 132), (100, 5000)
+    ):
+        ranges = max(1, per_head * programs // heads)
+        whole = decode_division.WholeRows.of(
+            num_rows, heads, ranges, 132 * programs, length, rows, programs=programs
+        )
+        assert whole.of_range * ranges + whole.more >= num_rows
+        assert 0 <= whole.more < ranges
+        assert whole.most_bytes >= 0
+        if num_rows % ranges == 0:
+            assert whole.of_range * ranges == num_rows
+            assert whole.most_bytes == decode_division.NO_LIMIT
+
+
 def test_rows_of_1024_tokens_and_512_kib_may_stay_whole():
     assert decode_division.keeps_whole(1024, 512 << 10)
     assert not decode_division.keeps_whole(1025, 256 << 10)
