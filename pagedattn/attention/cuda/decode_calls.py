@@ -15,7 +15,7 @@ from pagedattn.attention.cuda.decode_config import (
     ends_rows_fast,
     programs_for,
 )
-from pagedattn.attention.cuda.decode_division import Rows, keeps_whole, shares_paths_unevenly
+from pagedattn.attention.cuda.decode_division import RowKind, keeps_whole, shares_paths_unevenly
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -58,11 +58,11 @@ def columns_of(call: AttentionCall) -> int:
     return call.query.shape[1] // call.cache.num_kv_heads * max(1, call.batch.max_query_length)
 
 
-def kind_of(call: AttentionCall) -> Rows:
-    """Return what a program takes of the call's rows."""
+def kind_of(call: AttentionCall) -> RowKind:
+    """Return of which kind the call's rows are."""
     cache = call.cache
     kv_bytes = cache.key.element_size()
-    return Rows.of(cache.head_size, kv_bytes, columns_of(call), cache.block_size)
+    return RowKind.of(cache.head_size, kv_bytes, columns_of(call), cache.block_size)
 
 
 def is_crowded(call: AttentionCall) -> bool:

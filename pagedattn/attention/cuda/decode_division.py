@@ -31,8 +31,8 @@ LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a program takes of rows of a kind; fitted to batches on an H100.
+class RowKind:
+    """How fast programs read rows of a kind; fitted to batches on an H100.
 
     Attributes:
         full_rate: programs that read all that the memory gives, if no two share a path to the L2.
@@ -47,7 +47,7 @@ class Rows:
     halves: bool
 
     @classmethod
-    def of(cls, head_size: int, kv_bytes: int, columns: int, block_size: int) -> Rows:
+    def of(cls, head_size: int, kv_bytes: int, columns: int, block_size: int) -> RowKind:
         """Tell them by their kind; `columns` are queries times heads of a group."""
         narrow, gathered, wide = head_size <= 64, block_size == 1, columns > 8
         full_rate = 76 if kv_bytes == 1 or wide or gathered else 66 if narrow else 57
@@ -78,7 +78,7 @@ class WholeRows:
         ranges: int,
         num_programs: int,
         kv_length: int,
-        kind: Rows,
+        kind: RowKind,
         *,
         programs: int = 1,
     ) -> WholeRows:
@@ -102,20 +102,21 @@ class WholeRows:
 
         """
         num_rows, ranges = max(1, num_rows), max(1, ranges)
-        missing, most_of_range = -num_rows % ranges, -(-num_rows // ranges)
-        as_come_out = of_range, more = divmod(num_rows, ranges)
+        of_range, more = divmod(num_rows, ranges)
         if programs > 1:
-            if FEW * missing <= num_rows:
-                return cls(*as_come_out, NO_LIMIT)
+            missing = -num_rows % ranges
+            if few_missing(num_rows, ranges):
+                return cls(of_range, more, NO_LIMIT)
             most_bytes = UNREAD_BYTES // (missing * heads) if missing <= num_rows else 0
-            return cls(*as_come_out, most_bytes)
+            return cls(of_range, more, most_bytes)
 
         def cost(with_work: int, each: int, rows: int) -> int:
             """1000 times the rows that all programs read while so many take longer for `rows`."""
-            lost = rows * kind.fewer_cost if 16 * with_work < 15 * num_programs else 0
+            idle = num_programs - with_work
+            lost = rows * kind.fewer_cost if FEW * idle > num_programs else 0
             return max(lost, 1000 * (each * kind.full_rate - rows))
 
-        every = num_rows * heads
+        every, most_of_range = num_rows * heads, -(-num_rows // ranges)
         fewer = cost(-(-num_rows // most_of_range) * heads, most_of_range, every)
         one_more = cost(more * heads, 1, more * heads) if more else 0
         ways = [(fewer, most_of_range, 0), (one_more, of_range, more)]
@@ -125,7 +126,7 @@ class WholeRows:
             kind.halves
             and kv_length >= HALVED_TOKENS
             and most_of_range < by_half
-            and FEW * (by_half * half - num_rows) <= num_rows
+            and few_missing(num_rows, half)
         ):
             ways.append((every * HALF_COST, by_half, 0))
         least, of_range, more = min(ways, key=lambda way: way[0])
@@ -193,7 +194,7 @@ def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_
 
 
 def clusters_of(
-    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int, kind: Rows
+    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int, kind: RowKind
 ) -> tuple[int, int]:
     """Return how many programs of a cluster add up a row of one length, and the row's parts.
 
@@ -259,7 +260,7 @@ def shares_paths_unevenly(
     num_programs: int,
     row_bytes: int,
     kv_length: int,
-    kind: Rows,
+    kind: RowKind,
 ) -> bool:
     """Return whether 2 to 4 of 5 pairs of multiprocessors have work for both, the others for one.
 

@@ -26,10 +26,10 @@ def the_current_gpu_stays():
     assert torch.cuda.current_device() == 0
 
 
-def made(num_blocks, *, num_kv_heads=2, head_size=64):
+def made(num_blocks):
     cache = KVCache(
-        num_layers=2, num_blocks=num_blocks, block_size=BLOCK, num_kv_heads=num_kv_heads,
-        head_size=head_size, dtype=torch.bfloat16, device=OTHER,
+        num_layers=2, num_blocks=num_blocks, block_size=BLOCK, num_kv_heads=2,
+        head_size=64, dtype=torch.bfloat16, device=OTHER,
     )  # fmt: skip
     cache.storage.normal_()
     return cache

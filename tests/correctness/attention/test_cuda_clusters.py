@@ -133,7 +133,7 @@ def clusters_for(num_sequences, num_kv_heads, kv_length, num_programs=132):
     heads = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     rows = num_sequences * num_kv_heads // heads
     row_bytes = 2 * kv_length * 128 * 2
-    kind = decode_division.Rows.of(128, 2, 4, 16)
+    kind = decode_division.RowKind.of(128, 2, 4, 16)
     sizes = rows, heads, num_programs, kv_length, row_bytes
     cluster, parts = decode_division.clusters_of(*sizes, kind)
     return cluster, parts, rows, heads

@@ -112,7 +112,7 @@ def test_many_short_rows_of_one_length_take_two_programs_even_if_these_do_not_en
 @pytest.mark.parametrize("programs", [1, 2])
 @pytest.mark.parametrize("kind", [(64, 2, 4, 16), (128, 2, 4, 16), (128, 1, 4, 16), (96, 2, 12, 1)])
 def test_whole_rows_all_have_a_range_and_those_that_come_out_even_have_no_limit(kind, programs):
-    rows = decode_division.Rows.of(*kind)
+    rows = decode_division.RowKind.of(*kind)
     for num_rows, heads, per_head, length in itertools.product(
         (*range(1, 70), 131, 132, 133, 500, 4000), (1, 3, 8, 32), (1, 33, 132), (100, 5000)
     ):
@@ -126,6 +126,31 @@ def test_whole_rows_all_have_a_range_and_those_that_come_out_even_have_no_limit(
         if num_rows % ranges == 0:
             assert whole.of_range * ranges == num_rows
             assert whole.most_bytes == decode_division.NO_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("kind", "full_rate", "fewer_cost"),
+    [
+        ((128, 2, 8, 16), 57, 31),
+        ((96, 2, 4, 2), 57, 31),
+        ((64, 2, 8, 16), 66, 87),
+        ((64, 1, 8, 16), 76, 87),
+        ((128, 1, 8, 16), 76, 31),
+        ((128, 2, 9, 16), 76, 10),
+        ((64, 2, 16, 16), 76, 10),
+        ((128, 2, 8, 1), 76, 10),
+    ],
+    ids=str,
+)
+def test_rows_are_cut_where_what_programs_lose_takes_longer_than_merging(
+    kind, full_rate, fewer_cost
+):
+    rows = decode_division.RowKind.of(*kind)
+    # 40 programs read less than the memory gives, 100 as much but for what is lost
+    for num_rows, cost in ((40, 1000 * (full_rate - 40)), (100, 100 * fewer_cost)):
+        whole = decode_division.WholeRows.of(num_rows, 1, 132, 132, 100, rows)
+        assert (whole.of_range, whole.more) == (1, 0)
+        assert whole.most_bytes == 1000 * 6_100_000 // cost
 
 
 def test_rows_of_1024_tokens_and_512_kib_may_stay_whole():

@@ -1,0 +1,124 @@
+"""What the decode kernel's own source makes of a batch, on the host."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pagedattn.attention.cuda import decode, decode_config, decode_division
+from pagedattn.testing.emulator import EmulatedKernel
+
+SOURCE = Path(__file__).with_name("divided.cu")
+TILE, HEAD_SIZE = 16, 64
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A batch, and what the kernel makes of it.
+
+    Attributes:
+        rows: of a group: each sequence as often as there are groups.
+        row: tiles of a row, or of the longest.
+        parallel_heads: of a group.
+        shares_paths: what the host takes it for.
+        begins: first tile of each range, and of the one after the last; [ranges + 1].
+        range_of: of each tile.
+        guessed: tiles that each program with work guesses, 0 where they are not what it has.
+
+    """
+
+    rows: int
+    row: int
+    parallel_heads: int
+    shares_paths: bool
+    begins: np.ndarray
+    range_of: np.ndarray
+    guessed: np.ndarray
+
+    @property
+    def sizes(self):
+        return np.diff(self.begins)
+
+
+def divide(
+    tiles, num_kv_heads, num_multiprocessors, on_each=1, cluster=1, *,
+    head_size=HEAD_SIZE, kv_bytes=2, columns=8, last_tokens=TILE,
+):  # fmt: skip
+    """Divide sequences of so many tiles, all as many as the longest as far as the host knows.
+
+    The last tile of each has `last_tokens`.
+    """
+    macros = decode_config.macros_of(
+        decode_config.DecodeConfig(columns, TILE, 4, on_each, cluster),
+        head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=False, block_size=TILE,
+    )  # fmt: skip
+    num_programs = num_multiprocessors * on_each
+    parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
+    ranges, groups = num_programs // parallel, num_kv_heads // parallel
+    tiles = np.array(tiles, np.int32)
+    if cluster > 1:
+        rows = len(tiles) * groups
+        ranges = ranges // rows // cluster * cluster * rows
+        num_programs = ranges * parallel
+    total, lengths = int(tiles.sum()) * groups, np.maximum(0, tiles * TILE - TILE + last_tokens)
+    rows, row, length = len(tiles) * groups, int(tiles.max()), int(lengths.max())
+    kind = decode_division.RowKind.of(head_size, kv_bytes, columns, TILE)
+    whole = decode_division.WholeRows.of(
+        rows, parallel, ranges, num_programs, length, kind, programs=on_each
+    )
+    tile_bytes = TILE * 2 * head_size * kv_bytes
+    out = np.full(num_programs + 1 + ranges + 1 + total, -7, np.int32)
+    parameters = decode._Parameters(
+        num_sequences=len(tiles),
+        num_kv_heads=num_kv_heads,
+        num_programs=num_programs,
+        parallel_heads=parallel,
+        groups=groups,
+        ranges=ranges,
+        max_kv_length=length,
+        max_query_length=1,
+        is_full=1,
+        whole_rows=whole.of_range,
+        whole_more=whole.more,
+        whole_tiles=min(whole.most_bytes // tile_bytes, 1 << 30),
+        kv_lengths=lengths.ctypes.data,
+        arrived=out.ctypes.data,
+    )
+    EmulatedKernel(SOURCE, "divide", macros).launch(num_programs, 32, 0, parameters)
+    guessed, told, begins, range_of = np.split(out, np.cumsum([num_programs, 1, ranges + 1]))
+    assert told == total
+    shares_paths = decode_division.shares_paths_unevenly(
+        len(tiles), num_kv_heads, num_programs, row * tile_bytes, length, kind
+    )
+    guessed = guessed[guessed >= 0]
+    return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed)
+
+
+def share_out(tiles, num_kv_heads, num_multiprocessors, on_each=1, *, head_size=256, window=None):
+    """Return tiles of each program, and parts of each sequence and head, if rows may stay whole."""
+    config = decode_config.DecodeConfig(8, TILE, 4, on_each, keeps_whole=True)
+    macros = decode_config.macros_of(
+        config, head_size=head_size, kv_bytes=2, group=4, bf16=False, block_size=TILE,
+        features=("window",) if window else (),
+    )  # fmt: skip
+    num_programs = num_multiprocessors * on_each
+    parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
+    lengths = np.array(tiles, np.int32) * TILE
+    starts = np.arange(lengths.size + 1, dtype=np.int32)
+    out = np.zeros(num_programs + lengths.size * num_kv_heads, np.int32)
+    parameters = decode._Parameters(
+        num_sequences=lengths.size,
+        num_kv_heads=num_kv_heads,
+        num_programs=num_programs,
+        parallel_heads=parallel,
+        groups=num_kv_heads // parallel,
+        ranges=num_programs // parallel,
+        max_kv_length=int(lengths.max()),
+        max_query_length=1,
+        kv_lengths=lengths.ctypes.data,
+        query_starts=starts.ctypes.data,
+        window=window or 0,
+        arrived=out.ctypes.data,
+    )
+    EmulatedKernel(SOURCE, "share_out", macros).launch(num_programs, 32, 0, parameters)
+    return out[:num_programs], out[num_programs:].reshape(lengths.size, num_kv_heads)
