@@ -12,7 +12,6 @@ from pagedattn.attention.cuda.decode_config import (
     MAX_COLUMNS,
     DecodeConfig,
     choose_config,
-    ends_rows_fast,
     programs_for,
 )
 from pagedattn.attention.cuda.decode_division import RowKind, keeps_whole, shares_paths_unevenly
@@ -116,11 +115,11 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
         programs=programs_for(
             *sizes,
             row_bytes=row_bytes,
-            tokens_a_program=tokens_a_program,
             is_even=batch.is_full,
             head_size=cache.head_size,
-            is_whole=is_whole,
-            ends_fast=ends_rows_fast(cache.head_size, columns, block_size),
+            kv_bytes=cache.key.element_size(),
+            columns=columns,
+            block_size=block_size,
         ),
         tokens_a_program=tokens_a_program,
         max_kv_length=kv_length,

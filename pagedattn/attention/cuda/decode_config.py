@@ -20,11 +20,9 @@ MORE_IN_FLIGHT = 196_608  # the same over heads of 64, for one program
 LESS_IN_FLIGHT = 65_536  # the same over heads of 128 where `shares_paths_unevenly`
 MAX_TILE = 64
 MAX_STAGES = 16
-MANY_ROWS = 256
-VERY_MANY_ROWS = 1024
-MANY_NARROW = 3  # rows of one length of heads of 64 for each multiprocessor
-LONG_SHARE = 1024  # KV tokens of one head that a multiprocessor has
-SHORT_ROW_BYTES = 64 << 10  # of K and V
+MANY_ROWS = 3  # of heads of 64 or over fp8, for each multiprocessor
+SHORT_ROW_BYTES = 64 << 10  # K and V of a head, where all sequences have as many tokens,
+SHORT_RAGGED_BYTES = 256 << 10  # and of the longest, where they have not
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
 MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
@@ -119,57 +117,50 @@ def programs_for(
     num_multiprocessors: int,
     *,
     row_bytes: int,
-    tokens_a_program: int,
     is_even: bool,
     head_size: int,
-    is_whole: bool = False,
-    ends_fast: bool = True,
+    kv_bytes: int,
+    columns: int,
+    block_size: int,
 ) -> int:
     """Return how many programs a multiprocessor is to have, 1 or 2; fitted to batches on an H100.
 
-    Two where rows are many, so that one reads while the other ends a row; one where they are few,
-    or where there is little for each, as fewer rows are then cut. Where rows are not cut, and so
-    short that ending them takes much of the time, two pay as soon as some multiprocessor has two of
-    them. Of longer ones of one length, two pay over heads of 64 if they are many; over larger ones
-    they take less time only if each has two rows or more, and rows come out even for them.
+    Two where rows are many or short, so that one reads while the other ends a row; one where they
+    are few, as fewer rows are then cut, or where registers would not hold what both need. Two pay
+    over short rows as soon as some multiprocessors have two of them; over rows of heads of 64, of
+    any length, where they are many; over those of fp8 too, if lengths differ; over other rows of
+    one length where each program has two or more, and rows come out even for them.
 
     Args:
         num_sequences: of the batch.
         num_kv_heads: of each.
         num_multiprocessors: of the GPU.
         row_bytes: K and V of a head of a sequence, at most.
-        tokens_a_program: KV tokens of one head that a program has at most, if each has a
-            multiprocessor.
         is_even: whether all sequences have as many tokens.
         head_size: elements of a head.
-        is_whole: whether rows are not cut though they are not even; see `keeps_whole`.
-        ends_fast: see `ends_rows_fast`.
-
-    """
-    num_rows = num_sequences * num_kv_heads
-    if is_whole or (is_even and row_bytes <= SHORT_ROW_BYTES and ends_fast):
-        return 2 if ends_fast and num_rows > num_multiprocessors else 1
-    if is_even and head_size <= 64:
-        return 2 if num_rows >= MANY_NARROW * num_multiprocessors else 1
-    if num_rows < (MANY_ROWS if tokens_a_program >= LONG_SHARE else VERY_MANY_ROWS):
-        return 1
-    heads = heads_in_parallel(num_kv_heads, 2 * num_multiprocessors)
-    rows, ranges = num_rows // heads, 2 * num_multiprocessors // heads
-    return 2 if not is_even or (rows > ranges and few_missing(rows, ranges)) else 1
-
-
-def ends_rows_fast(head_size: int, columns: int, block_size: int) -> bool:
-    """Return whether two programs on a multiprocessor end short rows sooner than one does.
-
-    They do where registers hold all that both need; measured on an H100.
-
-    Args:
-        head_size: elements of a head.
+        kv_bytes: bytes of an element of the cache.
         columns: queries times heads of a group.
         block_size: tokens a block; those of one token take warps that copy.
 
     """
-    return block_size > 1 and padded_columns(columns) * head_size < MAX_ACCUMULATORS // 2
+    num_rows = num_sequences * num_kv_heads
+    is_narrow = head_size <= 64
+    have_registers = padded_columns(columns) * head_size < MAX_ACCUMULATORS // 2
+    end_fast = have_registers and block_size > 1
+    are_many = num_rows >= MANY_ROWS * num_multiprocessors
+    if is_even:
+        if row_bytes <= SHORT_ROW_BYTES and end_fast:
+            return 2 if num_rows > num_multiprocessors else 1
+        if is_narrow:
+            return 2 if are_many else 1
+        heads = heads_in_parallel(num_kv_heads, 2 * num_multiprocessors)
+        rows, ranges = num_rows // heads, 2 * num_multiprocessors // heads
+        return 2 if have_registers and rows > ranges and few_missing(rows, ranges) else 1
+    if is_narrow:
+        return 2 if are_many else 1
+    if row_bytes <= SHORT_RAGGED_BYTES:
+        return 2 if end_fast and 3 * num_rows >= 4 * num_multiprocessors else 1
+    return 2 if end_fast and kv_bytes == 1 and are_many else 1
 
 
 def padded_columns(columns: int) -> int:

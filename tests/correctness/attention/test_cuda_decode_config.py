@@ -53,60 +53,48 @@ def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, b
 
 
 PROGRAMS = {
-    "short, of one length": ((8, 40, 64, True), 2),
-    "for one on each": ((33, 4, 64, True), 1),
-    "two for one of them": ((133, 1, 64, True), 2),
-    "not that short": ((8, 40, 129, True), 1),
-    "short, of any length": ((17, 8, 1024, False), 2),
-    "as many of any length": ((33, 4, 1024, False), 1),
-    "longer, of any length": ((17, 8, 1025, False), 1),
-    "long, of any length": ((40, 8, 1500, False), 2),
-    "few long ones": ((24, 8, 4000, True), 1),
-    "many that are not long": ((128, 8, 130, False), 2),
-    "even for two, of two rows each": ((64, 8, 4000, True), 2),
-    "even for two, of one row each": ((32, 8, 4000, True), 1),
-    "even for neither": ((40, 8, 1000, True), 1),
-    "even for one program alone": ((24, 16, 1000, True), 1),
-    "if they differ": ((24, 16, 1000, False), 2),
-    "not even where five heads are read side by side": ((79, 5, 1000, True), 1),
-    "even for two where five heads are read side by side": ((104, 5, 1000, True), 2),
-    "even for both, but too few of them": ((576, 1, 800, True), 1),
-    "even for both, of very many": ((1280, 1, 800, True), 2),
+    "short, of one length": ((8, 40, 128, True), {}, 2),
+    "one for each": ((33, 4, 64, True), {}, 1),
+    "two for one of them": ((133, 1, 128, True), {}, 2),
+    "not that short": ((133, 1, 129, True), {}, 1),
+    "short, in blocks of one": ((133, 1, 64, True), {"block_size": 1}, 1),
+    "short, of many columns": ((133, 1, 64, True), {"columns": 9}, 1),
+    "longer, even for two, of two rows each": ((64, 8, 4000, True), {}, 2),
+    "so in blocks of one": ((64, 8, 4000, True), {"block_size": 1}, 2),
+    "so, of many columns": ((64, 8, 4000, True), {"columns": 9}, 1),
+    "so over heads of 256": ((64, 8, 4000, True), {"head_size": 256}, 1),
+    "even for two, of one row each": ((32, 8, 4000, True), {}, 1),
+    "even for neither": ((40, 8, 1000, True), {}, 1),
+    "even for one program alone": ((24, 16, 1000, True), {}, 1),
+    "not even where five heads are read side by side": ((79, 5, 1000, True), {}, 1),
+    "even for two where five heads are read side by side": ((104, 5, 1000, True), {}, 2),
+    "many of heads of 64": ((396, 1, 300, True), {"head_size": 64}, 2),
+    "many long ones of heads of 64": ((396, 1, 4000, True), {"head_size": 64}, 2),
+    "not as many": ((395, 1, 4000, True), {"head_size": 64}, 1),
+    "short, of several lengths": ((176, 1, 512, False), {}, 2),
+    "fewer of them": ((175, 1, 512, False), {}, 1),
+    "of several lengths, in blocks of one": ((176, 1, 512, False), {"block_size": 1}, 1),
+    "of several lengths, of many columns": ((176, 1, 512, False), {"columns": 9}, 1),
+    "longer, of several lengths": ((900, 8, 513, False), {}, 1),
+    "fp8, of several lengths": ((176, 1, 1024, False), {"kv_bytes": 1}, 2),
+    "long, over fp8, of several lengths": ((396, 1, 1025, False), {"kv_bytes": 1}, 2),
+    "fewer long ones over fp8": ((395, 1, 1025, False), {"kv_bytes": 1}, 1),
+    "of heads of 64, of several lengths": ((396, 1, 4000, False), {"head_size": 64}, 2),
+    "fewer of heads of 64, of several lengths": ((395, 1, 400, False), {"head_size": 64}, 1),
 }
-"""Sequences, KV heads, tokens of a sequence, whether they are even; programs of each of 132
-multiprocessors, over 16-bit heads of 128."""
-
-
-def programs_for(case, head_size=128, **kinds):
-    num_sequences, num_kv_heads, tokens, is_even = case
-    row_bytes = tokens * 2 * head_size * 2
-    return decode_config.programs_for(
-        num_sequences, num_kv_heads, 132,
-        row_bytes=row_bytes,
-        tokens_a_program=num_sequences * num_kv_heads * tokens // 132,
-        is_even=is_even,
-        head_size=head_size,
-        is_whole=not is_even and decode_division.keeps_whole(tokens, row_bytes),
-        **kinds,
-    )  # fmt: skip
+"""Sequences, KV heads, tokens of a sequence, whether they are even; what is not as with 8 columns
+over 16-bit heads of 128 in blocks of 16; programs of each of 132 multiprocessors."""
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_rows_that_are_many_or_short_take_two_programs_on_a_multiprocessor(case):
-    of, expected = PROGRAMS[case]
-    assert programs_for(of) == expected
-    if case.startswith(("short", "two")):
-        assert programs_for(of, ends_fast=False) == 1
-
-
-@pytest.mark.parametrize("tokens", [300, 4000])
-def test_many_rows_of_one_length_of_narrow_heads_take_two_programs(tokens):
-    assert programs_for((395, 1, tokens, True), head_size=64) == 1
-    assert programs_for((396, 1, tokens, True), head_size=64) == 2
-
-
-def test_many_short_rows_of_one_length_take_two_programs_even_if_these_do_not_end_them_fast():
-    assert programs_for((256, 8, 128, True), ends_fast=False) == 2
+    (num_sequences, num_kv_heads, tokens, is_even), changes, expected = PROGRAMS[case]
+    kind = {"head_size": 128, "kv_bytes": 2, "columns": 8, "block_size": 16, **changes}
+    row_bytes = tokens * 2 * kind["head_size"] * kind["kv_bytes"]
+    programs = decode_config.programs_for(
+        num_sequences, num_kv_heads, 132, row_bytes=row_bytes, is_even=is_even, **kind
+    )
+    assert programs == expected
 
 
 @pytest.mark.parametrize("programs", [1, 2])
@@ -157,19 +145,6 @@ def test_rows_of_1024_tokens_and_512_kib_may_stay_whole():
     assert decode_division.keeps_whole(1024, 512 << 10)
     assert not decode_division.keeps_whole(1025, 256 << 10)
     assert not decode_division.keeps_whole(512, (512 << 10) + 1)
-
-
-@pytest.mark.parametrize(
-    ("head_size", "columns", "block_size", "expected"),
-    [
-        *((128, 8, 16, True), (192, 8, 2, True), (256, 8, 16, False), (128, 9, 16, False)),
-        *((96, 16, 16, True), (96, 17, 16, False), (128, 8, 1, False)),
-    ],
-)
-def test_two_programs_end_rows_fast_where_registers_suffice(
-    head_size, columns, block_size, expected
-):
-    assert decode_config.ends_rows_fast(head_size, columns, block_size) == expected
 
 
 def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_program():

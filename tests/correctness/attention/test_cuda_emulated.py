@@ -219,20 +219,22 @@ def test_a_guess_of_two_programs_on_a_multiprocessor_changes_no_result(lengths):
     ("kv_lengths", "window", "programs", "keeps_whole"),
     [
         *(((40,) * 4, None, 2, False), ((40,) * 3, None, 1, False)),
-        *(((40, 40, 40, 900), None, 2, True), ((40, 40, 900), None, 1, True)),
+        *(((40, 40, 40, 500), None, 2, True), ((40, 40, 500), None, 1, True)),
+        *(((40, 40, 40, 900), None, 1, True), ((40, 40, 40, 900), 64, 2, True)),
         *(((900,) * 4, None, 1, False), ((900,) * 4, 64, 2, False)),
         *(((40, 40, 40, 1100), None, 1, False), ((40, 40, 40, 1100), 64, 2, True)),
         ((40,), None, 1, False),
     ],
     ids=[
-        *("short", "one each", "ragged", "ragged, one each", "long", "long, seen in part"),
-        *("ragged, long", "ragged, seen in part", "one"),
+        *("short", "one each", "ragged", "ragged, one each", "ragged, not short"),
+        *("ragged, not short, seen in part", "long", "long, seen in part"),
+        *("ragged, long", "ragged, long, seen in part", "one"),
     ],
 )
 def test_a_launch_has_two_programs_on_a_multiprocessor_or_keeps_rows_whole_where_they_are_short(
     kv_lengths, window, programs, keeps_whole
 ):
-    call = inputs_of(kv_lengths, window=window).call()
+    call = inputs_of(kv_lengths, heads=(4, 2), head_size=128, window=window).call()
     with emulation(6):
         config = decode.DecodeLaunch(call).config
     assert config.programs == programs
