@@ -54,12 +54,16 @@ def test_the_probe_tells_a_clock_that_the_gpu_can_have(clock_probe):
 
 
 def test_a_round_costs_little_besides_what_it_measures(clock_probe):
-    graph = spinning(20_000)
-    begin = time.perf_counter()
-    rounds = time_interleaved({"it": graph}, StopRule(least=50, most=50), clock_probe)["it"]
-    whole = time.perf_counter() - begin
-    measured = sum(rounds.seconds) * graph.num_launches * 53 / 50
-    assert whole < measured + 53 * 0.8e-3  # the probe's 0.2 ms, as much to cover the host, events
+    graph, rounds = spinning(20_000), StopRule(least=50, most=50)
+
+    def unmeasured():
+        begin = time.perf_counter()
+        timed = time_interleaved({"it": graph}, rounds, clock_probe)["it"]
+        whole = time.perf_counter() - begin
+        return whole - sum(timed.seconds) * graph.num_launches * 53 / 50
+
+    # the probe's 0.2 ms, as much to cover the host, events; the host may be interrupted meanwhile
+    assert min(unmeasured() for _ in range(3)) < 53 * 0.8e-3
 
 
 def replay_after(seconds, monkeypatch):
