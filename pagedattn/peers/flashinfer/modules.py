@@ -66,7 +66,16 @@ class Build:
         self._thread = threading.Thread(target=self._run, name="flashinfer-build", daemon=True)
 
     def start(self) -> Build:
-        """Begin; returns at once."""
+        """Import what describes the modules, and begin; returns before any is compiled.
+
+        The import is not left to the thread: which warnings are errors holds for the whole process,
+        and tests that begin and end meanwhile would undo what FlashInfer's dependencies set.
+        """
+        try:
+            for module in sorted({spec.module for spec in self._specs}):
+                importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
+            self._error = error
         self._thread.start()
         return self
 
@@ -77,7 +86,7 @@ class Build:
             tell: called with a sentence about how far it is, every quarter of a minute.
 
         Raises:
-            Exception: what kept the compiler from running at all.
+            Exception: what kept FlashInfer from being imported, or the compiler from running.
 
         """
         self._thread.join(0 if tell is None else TELL_EVERY)
@@ -100,6 +109,8 @@ class Build:
         return done and not any(failed(spec) for spec in self._specs)
 
     def _run(self) -> None:
+        if self._error is not None or not self._specs:
+            return
         begin = time.perf_counter()
         try:
             compile_all(self._specs, self._jobs, self._note)
