@@ -75,6 +75,12 @@ class PrefixTree:
         """The nodes, parents before their children; see `find_shared_blocks`."""
         return _find(self.tables, self.counts)
 
+    @cached_property
+    def has_most(self) -> bool:
+        """Whether half of all K and V, or more, need not be read if blocks are read once."""
+        spared = sum((node.end - node.begin) * (node.members.size - 1) for node in self.nodes)
+        return 2 * spared >= int(self.counts.sum())
+
     def still_holds(self, later: PrefixTree) -> bool:
         """Whether a later batch has the same nodes, of the same physical blocks.
 

@@ -60,6 +60,9 @@ class AttentionBatch:
         likely_kv_length: tokens of the longest sequence as far as the host knows, where the bound
             is for others too; None is the bound. Kernels choose by it how to divide work; results
             do not depend on it.
+        likely_shared: whether the host knows of a batch without `sharing` that half of its K and V
+            or more is of blocks that other sequences read too, so that they come from the L2. It is
+            used as `likely_kv_length` is.
         mixture: what the host knew of short and long queries when the batch was made, or None if
             it mixes none. It is used as `likely_kv_length` is, and `advance` and `update` leave it
             as it was.
@@ -82,6 +85,7 @@ class AttentionBatch:
     memory: BatchMemory | None = field(default=None, repr=False)
     is_full: bool = False
     likely_kv_length: int | None = None
+    likely_shared: bool = False
     mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
@@ -189,6 +193,11 @@ class AttentionBatch:
         return self.max_kv_length if likely is None else likely
 
     @property
+    def expects_shared(self) -> bool:
+        """Whether most K and V are of blocks that several sequences read, as far as is known."""
+        return self.likely_shared or (self.sharing is not None and self.sharing.has_most)
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.block_tables.device
@@ -199,7 +208,7 @@ class AttentionBatch:
         What it is told by `advance` or `update` the batch that shares does not learn: that one's
         plans are of its own last step.
         """
-        return replace(self, sharing=None)
+        return replace(self, sharing=None, likely_shared=self.expects_shared)
 
     def counters(self, count: int) -> torch.Tensor:
         """Return int32 zeros for a kernel that leaves zeros: `arrivals`, or new ones.

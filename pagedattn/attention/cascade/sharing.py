@@ -121,6 +121,11 @@ class Sharing:
         return [] if self.now.tree is None else self.now.tree.nodes
 
     @property
+    def has_most(self) -> bool:
+        """Whether reading shared blocks once would spare half of all K and V, or more."""
+        return self.now.tree is not None and self.now.tree.has_most
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to share, and no plan that was made when there was."""
         return not self.always and not self._plans and self.now.tree is None

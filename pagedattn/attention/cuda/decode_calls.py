@@ -61,7 +61,21 @@ def kind_of(call: AttentionCall) -> RowKind:
     """Return of which kind the call's rows are."""
     cache = call.cache
     kv_bytes = cache.key.element_size()
-    return RowKind.of(cache.head_size, kv_bytes, columns_of(call), cache.block_size)
+    return RowKind.of(
+        cache.head_size,
+        kv_bytes,
+        columns_of(call),
+        cache.block_size,
+        is_shared=reads_again(call),
+    )
+
+
+def reads_again(call: AttentionCall) -> bool:
+    """Whether most K and V were read by another sequence, as far as is known, and are in the L2.
+
+    Of what a window leaves, most is a sequence's own.
+    """
+    return call.window is None and call.batch.expects_shared
 
 
 def is_crowded(call: AttentionCall) -> bool:
@@ -120,6 +134,7 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
             kv_bytes=cache.key.element_size(),
             columns=columns,
             block_size=block_size,
+            is_shared=reads_again(call),
         ),
         tokens_a_program=tokens_a_program,
         max_kv_length=kv_length,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda.decode_division import (
+    FEW,
     MIN_TILE,
     few_missing,
     heads_in_parallel,
@@ -122,6 +123,7 @@ def programs_for(
     kv_bytes: int,
     columns: int,
     block_size: int,
+    is_shared: bool = False,
 ) -> int:
     """Return how many programs a multiprocessor is to have, 1 or 2; fitted to batches on an H100.
 
@@ -129,7 +131,8 @@ def programs_for(
     are few, as fewer rows are then cut, or where registers would not hold what both need. Two pay
     over short rows as soon as some multiprocessors have two of them; over rows of heads of 64, of
     any length, where they are many; over those of fp8 too, if lengths differ; over other rows of
-    one length where each program has two or more, and rows come out even for them.
+    one length where each program has two or more, and rows come out even for them. What comes from
+    the L2 is read faster by two, as soon as few of them would have no row.
 
     Args:
         num_sequences: of the batch.
@@ -141,6 +144,7 @@ def programs_for(
         kv_bytes: bytes of an element of the cache.
         columns: queries times heads of a group.
         block_size: tokens a block; those of one token take warps that copy.
+        is_shared: whether most K and V come from the L2, as other sequences read them too.
 
     """
     num_rows = num_sequences * num_kv_heads
@@ -148,9 +152,12 @@ def programs_for(
     have_registers = padded_columns(columns) * head_size < MAX_ACCUMULATORS // 2
     end_fast = have_registers and block_size > 1
     are_many = num_rows >= MANY_ROWS * num_multiprocessors
+    if is_even and row_bytes <= SHORT_ROW_BYTES and end_fast:
+        return 2 if num_rows > num_multiprocessors else 1
+    if is_shared and end_fast:
+        some_missing = 2 * num_multiprocessors - num_rows
+        return 2 if FEW * some_missing <= num_rows else 1
     if is_even:
-        if row_bytes <= SHORT_ROW_BYTES and end_fast:
-            return 2 if num_rows > num_multiprocessors else 1
         if is_narrow:
             return 2 if are_many else 1
         heads = heads_in_parallel(num_kv_heads, 2 * num_multiprocessors)

@@ -12,6 +12,7 @@ MERGE_BYTES = 6_100_000  # K and V that are read in the time that it takes to me
 UNREAD_BYTES = 64 << 20  # that programs without work may leave, of two on a multiprocessor
 HALVED_TOKENS = 900  # of a row, from which on half of the programs may have all
 HALF_COST = 31  # parts of 1000 that these take longer
+SHARED_RATE = 71  # `full_rate` of what comes from the L2, at least
 NO_LIMIT = 1 << 62
 MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
 LEAST_OF_PART = 96  # KV tokens that make a part worth merging
@@ -34,8 +35,10 @@ LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
 class RowKind:
     """How fast programs read rows of a kind; fitted to batches on an H100.
 
+    What is shared is read from the L2, which gives more than the memory does, to more programs.
+
     Attributes:
-        full_rate: programs that read all that the memory gives, if no two share a path to the L2.
+        full_rate: programs that read all there is to get, if no two share a path to the L2.
         fewer_cost: how much longer all takes by fewer programs than there are multiprocessors, as
             some share a path and end last; parts of 1000.
         halves: whether half of the programs may have all, each with a path for itself.
@@ -47,12 +50,31 @@ class RowKind:
     halves: bool
 
     @classmethod
-    def of(cls, head_size: int, kv_bytes: int, columns: int, block_size: int) -> RowKind:
-        """Tell them by their kind; `columns` are queries times heads of a group."""
+    def of(
+        cls,
+        head_size: int,
+        kv_bytes: int,
+        columns: int,
+        block_size: int,
+        *,
+        is_shared: bool = False,
+    ) -> RowKind:
+        """Tell them by their kind.
+
+        Args:
+            head_size: elements of a head.
+            kv_bytes: bytes of an element of the cache.
+            columns: queries times heads of a group.
+            block_size: tokens a block.
+            is_shared: whether most K and V come from the L2, as other sequences read them too.
+
+        """
         narrow, gathered, wide = head_size <= 64, block_size == 1, columns > 8
         full_rate = 76 if kv_bytes == 1 or wide or gathered else 66 if narrow else 57
+        if is_shared:
+            full_rate = max(full_rate, SHARED_RATE)
         fewer_cost = 10 if wide or gathered else 87 if narrow else 31
-        return cls(full_rate, fewer_cost, narrow and kv_bytes > 1)
+        return cls(full_rate, fewer_cost, narrow and kv_bytes > 1 and not is_shared)
 
 
 @dataclass(frozen=True)

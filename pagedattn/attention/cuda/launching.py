@@ -37,6 +37,7 @@ def signature_of(call: AttentionCall) -> Hashable:
         (key.data_ptr() | value.data_ptr()) % 16,
         *(tables.shape, tables.stride(0), batch.max_query_length, batch.max_kv_length),
         *(batch.is_full, batch.expected_kv_length, batch.mixture, batch.has_tickets),
+        batch.expects_shared,
         *(call.scale, call.window, call.soft_cap, call.causal),
         *(call.lse is None, call.alibi_slopes is None, call.sinks is None),
         *(cache.key_scale is None, cache.value_scale is None),

@@ -244,3 +244,25 @@ def test_clusters_agree_with_float64_on_the_gpu(
         check_attention(out, inputs, lse)
     assert torch.equal(first, second)
     assert not inputs.batch.arrivals.any()
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("num_sequences", "length", "cluster", "programs"),
+    [(8, 768, 1, 1), (8, 2304, 2, 1), (16, 2304, 1, 1), (32, 2304, 1, 2)],
+)
+def test_rows_that_come_from_the_l2_are_added_up_by_clusters_or_read_by_two_programs(
+    num_sequences, length, cluster, programs
+):
+    inputs = inputs_of((40,) * num_sequences, heads=(32, 8), head_size=128)
+
+    def config_of(window=None, **hint):
+        batch = dataclasses.replace(inputs.batch, max_kv_length=length, is_full=True, **hint)
+        call = dataclasses.replace(inputs, batch=batch, window=window).call()
+        with emulation(132):
+            return decode.DecodeLaunch(call).config
+
+    config = config_of(likely_shared=True)
+    assert (config.cluster, config.programs) == (cluster, programs)
+    assert (config_of().cluster, config_of().programs) == (1, 1)
+    assert config_of(9000, likely_shared=True) == config_of()

@@ -80,6 +80,12 @@ PROGRAMS = {
     "long, over fp8, of several lengths": ((396, 1, 1025, False), {"kv_bytes": 1}, 2),
     "fewer long ones over fp8": ((395, 1, 1025, False), {"kv_bytes": 1}, 1),
     "of heads of 64, of several lengths": ((396, 1, 4000, False), {"head_size": 64}, 2),
+    "shared, one for each of nearly all": ((249, 1, 4000, True), {"is_shared": True}, 2),
+    "shared, but fewer": ((248, 1, 4000, True), {"is_shared": True}, 1),
+    "shared, even for neither": ((40, 8, 1000, True), {"is_shared": True}, 2),
+    "shared, of several lengths": ((40, 8, 1000, False), {"is_shared": True}, 2),
+    "shared, of many columns": ((40, 8, 1000, True), {"is_shared": True, "columns": 9}, 1),
+    "shared and short": ((133, 1, 128, True), {"is_shared": True}, 2),
     "fewer of heads of 64, of several lengths": ((395, 1, 400, False), {"head_size": 64}, 1),
 }
 """Sequences, KV heads, tokens of a sequence, whether they are even; what is not as with 8 columns
@@ -139,6 +145,16 @@ def test_rows_are_cut_where_what_programs_lose_takes_longer_than_merging(
         whole = decode_division.WholeRows.of(num_rows, 1, 132, 132, 100, rows)
         assert (whole.of_range, whole.more) == (1, 0)
         assert whole.most_bytes == 1000 * 6_100_000 // cost
+
+
+@pytest.mark.parametrize(
+    ("kind", "full_rate"), [((128, 2, 8, 16), 71), ((64, 2, 8, 16), 71), ((128, 1, 8, 16), 76)]
+)
+def test_more_programs_read_all_that_the_l2_gives(kind, full_rate):
+    shared = decode_division.RowKind.of(*kind, is_shared=True)
+    assert shared.full_rate == full_rate
+    assert shared.fewer_cost == decode_division.RowKind.of(*kind).fewer_cost
+    assert not shared.halves
 
 
 def test_rows_of_1024_tokens_and_512_kib_may_stay_whole():

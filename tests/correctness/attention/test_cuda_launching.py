@@ -80,6 +80,9 @@ def strided(call):
         "likely length": dataclasses.replace(
             call, batch=dataclasses.replace(call.batch, likely_kv_length=50)
         ),
+        "whether most is shared": dataclasses.replace(
+            call, batch=dataclasses.replace(call.batch, likely_shared=True)
+        ),
         "mixture": dataclasses.replace(
             call,
             batch=dataclasses.replace(
