@@ -31,13 +31,16 @@ def draw_trace(trace: LaunchTrace, title: str, subtitle: str) -> Figure:
     handles = [Patch(facecolor=colour, label=name) for name, colour in _COLOURS.items()]
     page = Page(_WIDTH, title, subtitle, [*handles])
     boundaries = trace.boundaries()
-    places = np.arange(len(boundaries))
+    edges = np.repeat(np.arange(len(boundaries) + 1) - 0.5, 2)[1:-1]  # of each bar, both
     height = min(max(_THIN * len(boundaries), _LEAST), _MOST)
     axes = page.axes(_LEFT, page.top, _WIDTH - _LEFT - _RIGHT, height)
     for begin, end, colour in zip(
         boundaries.T[:-1], boundaries.T[1:], _COLOURS.values(), strict=True
     ):
-        axes.barh(places, end - begin, 1.0, left=begin, color=colour, linewidth=0, zorder=3)
+        # as one shape: bars by themselves would be rounded to pixels, with gaps in between
+        axes.fill_betweenx(
+            edges, np.repeat(begin, 2), np.repeat(end, 2), color=colour, linewidth=0, zorder=3
+        )
     axes.set_xlim(0, trace.span_us)
     axes.set_ylim(len(boundaries) - 0.5, -0.5)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -27,12 +27,20 @@ SUBTITLE = (
 )
 
 
-def bars_of(trace):
+def drawn(trace):
+    """The axes, and a function that tells the phases that are drawn for a program at a time."""
     with plain_style():
         figure = draw_trace(trace, "decode-B1-8k", "a launch")
         figure.canvas.draw()
     (axes,) = figure.axes
-    return axes, [patch for patch in axes.patches if patch.get_width() >= 0]
+
+    def phases_at(place, time):
+        shapes = zip(PHASES, axes.collections, strict=True)
+        return [
+            name for name, shape in shapes if shape.get_paths()[0].contains_point((time, place))
+        ]
+
+    return axes, phases_at
 
 
 def test_phases_of_a_program_add_up_to_its_span():
@@ -77,8 +85,9 @@ def test_a_program_without_work_is_left_out_and_not_drawn():
     assert np.isnan(trace.of("first_there")[[3, 7]]).all()
     assert not np.isnan(trace.of("ended")).any()
     assert len(trace.boundaries()) == 10
-    _, bars = bars_of(trace)
-    assert len(bars) == 10 * len(PHASES)
+    axes, phases_at = drawn(trace)
+    assert sorted(axes.get_ylim()) == [-0.5, 9.5]
+    assert all(phases_at(place, trace.span_us / 2) for place in range(10))
 
 
 def test_a_moment_that_no_program_came_to_is_left_out_of_the_table():
@@ -117,15 +126,17 @@ def test_phases_share_all_of_the_programs_time():
 
 def test_bars_lie_end_to_end_from_the_top_in_the_order_in_which_programs_end():
     trace = trace_of()
-    axes, bars = bars_of(trace)
-    rows = {}
-    for bar in bars:
-        rows.setdefault(bar.get_y(), []).append((bar.get_x(), bar.get_x() + bar.get_width()))
-    assert len(rows) == 12
-    for row in rows.values():
-        assert [end for _, end in row[:-1]] == pytest.approx([begin for begin, _ in row[1:]])
-    ends = [rows[place][-1][1] for place in sorted(rows)]
-    assert ends == pytest.approx(sorted(trace.of("ended")))
+    axes, phases_at = drawn(trace)
+    boundaries = trace.boundaries()
+    assert len(boundaries) == 12
+    assert boundaries[:, -1].tolist() == sorted(trace.of("ended"))
+    for place, times in enumerate(boundaries):
+        for near in (-0.49, 0.0, 0.49):  # the whole height of a bar
+            middles = (times[1:] + times[:-1]) / 2
+            found = [phases_at(place + near, time) for time in middles]
+            assert found == [[name] for name in PHASES]
+            assert phases_at(place + near, times[0] - 1e-3) == []
+            assert phases_at(place + near, times[-1] + 1e-3) == []
     low, high = axes.get_ylim()
     assert low > high  # the first one is at the top
     assert axes.get_xlim() == pytest.approx((0, trace.span_us))
