@@ -62,7 +62,7 @@ class AttentionBatch:
             do not depend on it.
         likely_shared: whether the host knows of a batch without `sharing` that half of its K and V
             or more is of blocks that other sequences read too, so that they come from the L2. It is
-            used as `likely_kv_length` is.
+            used as `likely_kv_length` is, and `advance` and `update` leave it as it was.
         mixture: what the host knew of short and long queries when the batch was made, or None if
             it mixes none. It is used as `likely_kv_length` is, and `advance` and `update` leave it
             as it was.

@@ -15,6 +15,7 @@ from pagedattn.attention.cuda.decode_config import (
     programs_for,
 )
 from pagedattn.attention.cuda.decode_division import RowKind, keeps_whole, shares_paths_unevenly
+from pagedattn.attention.cuda.launching import reads_again
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -68,14 +69,6 @@ def kind_of(call: AttentionCall) -> RowKind:
         cache.block_size,
         is_shared=reads_again(call),
     )
-
-
-def reads_again(call: AttentionCall) -> bool:
-    """Whether most K and V were read by another sequence, as far as is known, and are in the L2.
-
-    Of what a window leaves, most is a sequence's own.
-    """
-    return call.window is None and call.batch.expects_shared
 
 
 def is_crowded(call: AttentionCall) -> bool:

@@ -37,11 +37,20 @@ def signature_of(call: AttentionCall) -> Hashable:
         (key.data_ptr() | value.data_ptr()) % 16,
         *(tables.shape, tables.stride(0), batch.max_query_length, batch.max_kv_length),
         *(batch.is_full, batch.expected_kv_length, batch.mixture, batch.has_tickets),
-        batch.expects_shared,
+        reads_again(call),
         *(call.scale, call.window, call.soft_cap, call.causal),
         *(call.lse is None, call.alibi_slopes is None, call.sinks is None),
         *(cache.key_scale is None, cache.value_scale is None),
     )
+
+
+def reads_again(call: AttentionCall) -> bool:
+    """Whether most K and V are read by other sequences too, as far as is known, and so in the L2.
+
+    Of what a window leaves, most is a sequence's own. Under ALiBi nothing is read once, so that no
+    plan has searched for what is shared, and it is not worth searching for.
+    """
+    return call.window is None and call.alibi_slopes is None and call.batch.expects_shared
 
 
 def set_scale(parameters: ctypes.Structure, call: AttentionCall) -> None:

@@ -109,6 +109,20 @@ def test_places_and_numbers_that_a_launch_depends_on_are_in_the_signature(name):
     assert signature_of(strided(call_of())[name]) != signature_of(call_of())
 
 
+def test_what_is_shared_is_not_searched_for_where_no_plan_does():
+    class Unsearched:
+        @property
+        def has_most(self):
+            raise AssertionError("it was searched for")
+
+    call = call_of()
+    call = dataclasses.replace(call, batch=dataclasses.replace(call.batch, sharing=Unsearched()))
+    signature_of(dataclasses.replace(call, window=100))
+    signature_of(dataclasses.replace(call, alibi_slopes=torch.ones(8)))
+    with pytest.raises(AssertionError, match="searched for"):
+        signature_of(call)
+
+
 class Recorder:
     """In place of a kernel: keeps what it is launched with."""
 
