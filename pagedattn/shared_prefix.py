@@ -76,10 +76,9 @@ class PrefixTree:
         return _find(self.tables, self.counts)
 
     @cached_property
-    def has_most(self) -> bool:
-        """Whether half of all K and V, or more, need not be read if blocks are read once."""
-        spared = sum((node.end - node.begin) * (node.members.size - 1) for node in self.nodes)
-        return 2 * spared >= int(self.counts.sum())
+    def num_spared(self) -> int:
+        """Blocks that need not be read, of those of all sequences, if each is read once."""
+        return sum((node.end - node.begin) * (node.members.size - 1) for node in self.nodes)
 
     def still_holds(self, later: PrefixTree) -> bool:
         """Whether a later batch has the same nodes, of the same physical blocks.

@@ -60,8 +60,8 @@ class AttentionBatch:
         likely_kv_length: tokens of the longest sequence as far as the host knows, where the bound
             is for others too; None is the bound. Kernels choose by it how to divide work; results
             do not depend on it.
-        likely_shared: whether the host knows of a batch without `sharing` that half of its K and V
-            or more is of blocks that other sequences read too, so that they come from the L2. It is
+        likely_shared: whether the host knows of a batch without `sharing` that reading shared
+            blocks once would spare half of its K and V or more, which then come from the L2. It is
             used as `likely_kv_length` is, and `advance` and `update` leave it as it was.
         mixture: what the host knew of short and long queries when the batch was made, or None if
             it mixes none. It is used as `likely_kv_length` is, and `advance` and `update` leave it
@@ -194,8 +194,8 @@ class AttentionBatch:
 
     @property
     def expects_shared(self) -> bool:
-        """Whether most K and V are of blocks that several sequences read, as far as is known."""
-        return self.likely_shared or (self.sharing is not None and self.sharing.has_most)
+        """Whether reading shared blocks once would spare half of K and V, as far as is known."""
+        return self.likely_shared or (self.sharing is not None and self.sharing.spares_half)
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +206,7 @@ class AttentionBatch:
         """Return the same batch, of the same tensors, that reads blocks for each sequence.
 
         What it is told by `advance` or `update` the batch that shares does not learn: that one's
-        plans are of its own last step.
+        plans are of its own last step. What is shared is searched for, if no plan has done it.
         """
         return replace(self, sharing=None, likely_shared=self.expects_shared)
 

@@ -68,6 +68,14 @@ class SharedNow:
         return PrefixTree.of(self._page_table, self.query_lengths)
 
     @cached_property
+    def spares_half(self) -> bool:
+        """Whether reading shared blocks once would spare half of all K and V, or more."""
+        if self.tree is None:
+            return False
+        spared = self.tree.num_spared * self.lengths.block_size
+        return bool(2 * spared >= (self.num_tokens - self.query_lengths).sum())
+
+    @cached_property
     def _unchanged(self) -> Unchanged | None:
         if self._page_table is None:
             return None
@@ -121,9 +129,9 @@ class Sharing:
         return [] if self.now.tree is None else self.now.tree.nodes
 
     @property
-    def has_most(self) -> bool:
-        """Whether reading shared blocks once would spare half of all K and V, or more."""
-        return self.now.tree is not None and self.now.tree.has_most
+    def spares_half(self) -> bool:
+        """Whether reading shared blocks once would spare half of all K and V now, or more."""
+        return self.now.spares_half
 
     @property
     def is_idle(self) -> bool:

@@ -35,8 +35,8 @@ begin in it, each of which counts for some tiles more, as ending it takes time t
 no more rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now,
 or is more than 256 KiB above a multiprocessor's share of the batch.
 
-Two programs share a multiprocessor where rows are many, or short, so that one reads while the other
-ends a row: see `decode_config.programs_for`.
+Two programs share a multiprocessor where rows are many, short, or in the L2, so that one reads
+while the other ends a row: see `decode_config.programs_for`.
 
 Where the host made the batch of sequences that all have as many tokens as it allows, a program asks
 for its first tiles before it has read a length, and does not wait for that and for finding out what

@@ -129,10 +129,10 @@ def programs_for(
 
     Two where rows are many or short, so that one reads while the other ends a row; one where they
     are few, as fewer rows are then cut, or where registers would not hold what both need. Two pay
-    over short rows as soon as some multiprocessors have two of them; over rows of heads of 64, of
-    any length, where they are many; over those of fp8 too, if lengths differ; over other rows of
-    one length where each program has two or more, and rows come out even for them. What comes from
-    the L2 is read faster by two, as soon as few of them would have no row.
+    over short rows as soon as some multiprocessors have two of them; over other rows of heads of 64
+    where they are many, whatever the registers; over those of fp8 too, if lengths differ; over
+    other rows of one length where each program has two or more, and rows come out even for them.
+    What comes from the L2 is read faster by two, as soon as few of them would have no row.
 
     Args:
         num_sequences: of the batch.
@@ -144,7 +144,7 @@ def programs_for(
         kv_bytes: bytes of an element of the cache.
         columns: queries times heads of a group.
         block_size: tokens a block; those of one token take warps that copy.
-        is_shared: whether most K and V come from the L2, as other sequences read them too.
+        is_shared: whether half of K and V or more come from the L2.
 
     """
     num_rows = num_sequences * num_kv_heads

@@ -66,7 +66,7 @@ class RowKind:
             kv_bytes: bytes of an element of the cache.
             columns: queries times heads of a group.
             block_size: tokens a block.
-            is_shared: whether most K and V come from the L2, as other sequences read them too.
+            is_shared: whether half of K and V or more come from the L2.
 
         """
         narrow, gathered, wide = head_size <= 64, block_size == 1, columns > 8

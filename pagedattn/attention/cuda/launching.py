@@ -45,7 +45,7 @@ def signature_of(call: AttentionCall) -> Hashable:
 
 
 def reads_again(call: AttentionCall) -> bool:
-    """Whether most K and V are read by other sequences too, as far as is known, and so in the L2.
+    """Whether half of K and V or more were read for another sequence, and come from the L2.
 
     Of what a window leaves, most is a sequence's own. Under ALiBi nothing is read once, so that no
     plan has searched for what is shared, and it is not worth searching for.

@@ -85,6 +85,16 @@ PROGRAMS = {
     "shared, even for neither": ((40, 8, 1000, True), {"is_shared": True}, 2),
     "shared, of several lengths": ((40, 8, 1000, False), {"is_shared": True}, 2),
     "shared, of many columns": ((40, 8, 1000, True), {"is_shared": True, "columns": 9}, 1),
+    "shared, in blocks of one": ((40, 8, 1000, True), {"is_shared": True, "block_size": 1}, 1),
+    "just one for each of two": ((264, 1, 1000, True), {}, 1),
+    "short, in blocks of two": ((133, 1, 128, True), {"block_size": 2}, 2),
+    "many of heads of 80": ((400, 1, 4000, True), {"head_size": 80}, 1),
+    "many over fp8 in blocks of one": ((396, 1, 1025, False), {"kv_bytes": 1, "block_size": 1}, 1),
+    "many of heads of 64 in blocks of one": (
+        (396, 1, 4000, False),
+        {"head_size": 64, "block_size": 1},
+        2,
+    ),
     "shared and short": ((133, 1, 128, True), {"is_shared": True}, 2),
     "fewer of heads of 64, of several lengths": ((395, 1, 400, False), {"head_size": 64}, 1),
 }

@@ -112,7 +112,7 @@ def test_places_and_numbers_that_a_launch_depends_on_are_in_the_signature(name):
 def test_what_is_shared_is_not_searched_for_where_no_plan_does():
     class Unsearched:
         @property
-        def has_most(self):
+        def spares_half(self):
             raise AssertionError("it was searched for")
 
     call = call_of()
