@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda.decode_division import (
-    FEW,
     MIN_TILE,
     few_missing,
     heads_in_parallel,
@@ -132,7 +131,8 @@ def programs_for(
     over short rows as soon as some multiprocessors have two of them; over other rows of heads of 64
     where they are many, whatever the registers; over those of fp8 too, if lengths differ; over
     other rows of one length where each program has two or more, and rows come out even for them.
-    What comes from the L2 is read faster by two, as soon as few of them would have no row.
+    What comes from the L2 is taken to be read faster by two, as soon as few of them would have no
+    row; that alone was not fitted.
 
     Args:
         num_sequences: of the batch.
@@ -155,8 +155,8 @@ def programs_for(
     if is_even and row_bytes <= SHORT_ROW_BYTES and end_fast:
         return 2 if num_rows > num_multiprocessors else 1
     if is_shared and end_fast:
-        some_missing = 2 * num_multiprocessors - num_rows
-        return 2 if FEW * some_missing <= num_rows else 1
+        programs = 2 * num_multiprocessors
+        return 2 if num_rows >= programs or few_missing(num_rows, programs) else 1
     if is_even:
         if is_narrow:
             return 2 if are_many else 1

@@ -95,8 +95,23 @@ def test_what_describes_modules_is_imported_by_the_thread_whose_warnings_tests_s
     assert sys.modules["describing"].THREAD is threading.current_thread()
 
 
-def test_what_keeps_flashinfer_from_being_imported_is_raised_to_who_waits(compiler, described):
-    compiler.set()
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """A compiler that must not be called."""
+
+    def compile_all(*_):
+        raise AssertionError("it was called")
+
+    monkeypatch.setattr(modules, "compile_all", compile_all)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_where_nothing_is_needed_nothing_is_compiled():
+    Build([]).start().wait()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_what_keeps_flashinfer_from_being_imported_is_raised_to_who_waits(described):
     build = Build([described("raise ValueError('it is for another version')\n")]).start()
     assert not build.is_ready(within=60)
     with pytest.raises(ValueError, match="it is for another version"):
