@@ -241,6 +241,24 @@ def test_a_launch_has_two_programs_on_a_multiprocessor_or_keeps_rows_whole_where
     assert config.keeps_whole == keeps_whole
 
 
+@pytest.mark.parametrize(
+    ("kv_lengths", "kind", "programs"),
+    [
+        ((1100,) + (40,) * 8, {"fp8": True}, 2),
+        ((1100,) + (40,) * 8, {}, 1),
+        ((40, 40, 40, 500), {"heads": (32, 2)}, 1),
+        ((40, 40, 40, 500), {"block_size": 1}, 1),
+    ],
+    ids=["fp8", "16 bits", "16 columns", "blocks of one"],
+)
+def test_the_kind_of_a_launch_decides_how_many_programs_a_multiprocessor_has(
+    kv_lengths, kind, programs
+):
+    call = inputs_of(kv_lengths, head_size=128, **{"heads": (4, 2), **kind}).call()
+    with emulation(6):
+        assert decode.DecodeLaunch(call).config.programs == programs
+
+
 @pytest.mark.parametrize("kv_lengths", [(1024, 900), (1024,) + (900,) * 7], ids=len)
 def test_few_rows_that_may_stay_whole_are_not_cut_for_all_programs(kv_lengths):
     call = inputs_of(kv_lengths, heads=(4, 1), head_size=128).call()
