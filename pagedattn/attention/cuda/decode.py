@@ -20,11 +20,11 @@ If all sequences have equally many tiles, the first of these that fits is done i
   that this takes less time: see `decode_division.clusters_of`. If not all clusters would run at
   once on the device, there are none.
 - Ranges end where rows do, if the host estimates that merging parts would take longer, by rates
-  that were fitted to batches on an H100: see `decode_division.WholeRows`. Where rows do not come
-  out even, as few programs as can have all, or the first have one row more, or, over 16-bit heads
-  of 64, half of the programs have all, each with its path to the L2 for itself. What these take
-  longer grows with the size of a row. So the host tells up to which size rows stay whole, and the
-  lengths of now decide.
+  that were fitted to batches on an H100 and on an H200: see `decode_division.WholeRows` and
+  `decode_fits`, as for the clusters' rates. Where rows do not come out even, as few programs as can
+  have all, or the first have one row more, or, over 16-bit heads of 64, half of the programs have
+  all, each with its path to the L2 for itself. What these take longer grows with the size of a row.
+  So the host tells up to which size rows stay whole, and the lengths of now decide.
 - Where rows are fewer than programs, each is cut by itself into as many ranges, if at most one
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
@@ -44,8 +44,9 @@ is whose. The lengths decide all the same: if they are others by now, what comes
 
 In a program one warp does nothing but have the tensor memory accelerator (TMA) bring blocks through
 the page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows:
-192 over 16-bit heads of 64 where one program has it, and 64 over those of 128, in blocks of 16 or
-more, where some pairs of multiprocessors have work for both and the others for one. A block's K of
+192 over heads of 64 where one program has it, on an H200 over those of 80 too; on an H100, 64 over
+16-bit heads of 128, in blocks of 16 or more, where some pairs of multiprocessors have work for both
+and the others for one. A block's K of
 one head is one instruction and one contiguous piece of memory. One lane asks for a whole tile, K
 and V of a block by turns. Blocks of one token would be too many instructions: four warps copy them
 by threads, or two where two programs share a multiprocessor and registers do not suffice for more.
@@ -104,6 +105,7 @@ from pagedattn.attention.cuda.decode_division import (
     heads_in_parallel,
     ranges_of,
 )
+from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import launch, macros_of_trace, marks_of, set_scale
 from pagedattn.attention.cuda.module import (
     TensorMap,
@@ -321,7 +323,8 @@ class DecodeLaunch:
                 raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
         if cluster > 1:
             return heads, parts * rows, cluster
-        return heads, ranges_of(rows, heads, num_programs, length, row_bytes), 1
+        read_rate = fit_for(call.query.device).read_rate
+        return heads, ranges_of(rows, heads, num_programs, length, row_bytes, read_rate), 1
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""

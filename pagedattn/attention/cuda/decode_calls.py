@@ -15,6 +15,7 @@ from pagedattn.attention.cuda.decode_config import (
     programs_for,
 )
 from pagedattn.attention.cuda.decode_division import RowKind, keeps_whole, shares_paths_unevenly
+from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import reads_again
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def kind_of(call: AttentionCall) -> RowKind:
         columns_of(call),
         cache.block_size,
         is_shared=reads_again(call),
+        fit=fit_for(call.query.device),
     )
 
 
@@ -114,6 +116,7 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
     with_work = num_programs // heads * heads if is_whole else ranges * heads
     tokens_a_program = batch.num_sequences * kv_length * cache.num_kv_heads // with_work
     sizes = batch.num_sequences, cache.num_kv_heads, num_programs
+    fit = fit_for(call.query.device)
     config = choose_config(
         cache.head_size,
         cache.key.element_size(),
@@ -131,7 +134,9 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
         ),
         tokens_a_program=tokens_a_program,
         max_kv_length=kv_length,
-        shares_paths=batch.is_full
+        shares_paths=fit.spares_paths
+        and batch.is_full
         and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind_of(call)),
+        fit=fit,
     )
     return replace(config, keeps_whole=is_whole)

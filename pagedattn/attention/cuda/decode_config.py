@@ -10,13 +10,14 @@ from pagedattn.attention.cuda.decode_division import (
     few_missing,
     heads_in_parallel,
 )
+from pagedattn.attention.cuda.decode_fits import H100, Fit
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 WARPS = 4  # of a program, that multiply
 IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
-MORE_IN_FLIGHT = 196_608  # the same over heads of 64, for one program
+MORE_IN_FLIGHT = 196_608  # the same over small heads, for one program
 LESS_IN_FLIGHT = 65_536  # the same over heads of 128 where `shares_paths_unevenly`
 MAX_TILE = 64
 MAX_STAGES = 16
@@ -68,10 +69,11 @@ def choose_config(
     tokens_a_program: int = 1 << 30,
     max_kv_length: int = 1 << 30,
     shares_paths: bool = False,
+    fit: Fit = H100,
 ) -> DecodeConfig:
-    """Pick how to cut, from bounds that the host knows; measured on an H100.
+    """Pick how to cut, from bounds that the host knows; measured on an H100 and an H200.
 
-    128 KiB in flight keep the memory busy, and more helps only over heads of 64, with one program
+    128 KiB in flight keep the memory busy, and more helps only over small heads, with one program
     on a multiprocessor. Where some multiprocessors share a path to the L2 and others do not, half
     of it, over 16-bit heads of 128 in blocks of 16 or more, leaves more of the memory to the first,
     with which a launch ends. Where a program or a row has little, tiles are small enough for each
@@ -87,22 +89,26 @@ def choose_config(
         tokens_a_program: KV tokens of one head that a program has at most, if each has a
             multiprocessor.
         max_kv_length: KV tokens that a sequence has at most.
-        shares_paths: whether the batch `shares_paths_unevenly`.
+        shares_paths: whether the batch `shares_paths_unevenly`, and the fit heeds it.
+        fit: of the GPU.
 
     """
     padded = padded_columns(columns)
     if padded * head_size > MAX_ACCUMULATORS // 2:
         programs = 1
-    in_flight, tiles_of_warp = IN_FLIGHT, 1
-    if programs == 1 and head_size <= 64:
+    in_flight, tiles_of_warp, most_tokens = IN_FLIGHT, 1, MAX_TILE
+    if programs == 1 and head_size <= fit.more_to:
         in_flight = MORE_IN_FLIGHT
-    elif programs == 1 and (head_size, kv_bytes) == (128, 2) and block_size >= 16 and shares_paths:
-        in_flight, tiles_of_warp = LESS_IN_FLIGHT, 2
+    elif programs == 1 and (head_size, kv_bytes) == (128, 2) and block_size >= 16:
+        if shares_paths:
+            in_flight, tiles_of_warp = LESS_IN_FLIGHT, 2
+        if padded == 8:
+            most_tokens = fit.plain_tile
     most = in_flight // programs // WARPS
     tile = MIN_TILE
     while (
         2 * 2 * tile * head_size * kv_bytes * tiles_of_warp <= most
-        and tile < (MAX_TILE if block_size == 1 else min(MAX_TILE, MAX_BOXES * block_size))
+        and tile < (most_tokens if block_size == 1 else min(most_tokens, MAX_BOXES * block_size))
         and tile * padded < 1024
         and tile * WARPS < min(tokens_a_program, max_kv_length)
     ):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pagedattn.attention.cuda.decode_fits import H100, Fit
+
 MIN_TILE = 16  # tokens
 WHOLE_TOKENS, WHOLE_ROW_BYTES = 1024, 512 << 10  # see decode_shape.cuh
 FEW = 16  # one row in so many may be missing
-MERGE_BYTES = 6_100_000  # K and V that are read in the time that it takes to merge parts
 UNREAD_BYTES = 64 << 20  # that programs without work may leave, of two on a multiprocessor
 HALVED_TOKENS = 900  # of a row, from which on half of the programs may have all
 HALF_COST = 31  # parts of 1000 that these take longer
@@ -18,11 +19,10 @@ MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
 LEAST_OF_PART = 96  # KV tokens that make a part worth merging
 FEW_BYTES = 12 << 20  # K and V, of which half as many parts are made
 PATH_RATE = 65e9  # bytes a second that come by a path to the L2 to one multiprocessor
-READ_RATE = 3.1e12  # bytes a second of the memory
 ALONE_RATE = 88e9  # bytes a second that come to one multiprocessor, if others are idle,
 HALVED_BY = 80  # and half of it if so many others read, each by a path of its own
 PAIRED_RATE = 36e9  # bytes a second to each where paths to the L2 are shared,
-CLUSTERED_RATE = 31e9  # and where programs of clusters share them
+CLUSTERED_RATE = 31e9  # and where programs of clusters of more than two share them
 SPREAD_OUT = 50  # programs of clusters of more than two that all have a path of their own
 CLUSTERS = {2: 66, 4: 30, 5: 20, 6: 16, 8: 15}  # programs of a cluster, and how many run at once
 ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 2.1e-6  # seconds that merging takes
@@ -33,7 +33,7 @@ LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
 
 @dataclass(frozen=True)
 class RowKind:
-    """How fast programs read rows of a kind; fitted to batches on an H100.
+    """How fast programs read rows of a kind on a GPU; see `decode_fits`.
 
     What is shared is read from the L2, which gives more than the memory does, to more programs.
 
@@ -42,12 +42,14 @@ class RowKind:
         fewer_cost: how much longer all takes by fewer programs than there are multiprocessors, as
             some share a path and end last; parts of 1000.
         halves: whether half of the programs may have all, each with a path for itself.
+        fit: of the GPU.
 
     """
 
     full_rate: int
     fewer_cost: int
     halves: bool
+    fit: Fit = H100
 
     @classmethod
     def of(
@@ -58,6 +60,7 @@ class RowKind:
         block_size: int,
         *,
         is_shared: bool = False,
+        fit: Fit = H100,
     ) -> RowKind:
         """Tell them by their kind.
 
@@ -67,14 +70,23 @@ class RowKind:
             columns: queries times heads of a group.
             block_size: tokens a block.
             is_shared: whether half of K and V or more come from the L2.
+            fit: of the GPU.
 
         """
-        narrow, gathered, wide = head_size <= 64, block_size == 1, columns > 8
-        full_rate = 76 if kv_bytes == 1 or wide or gathered else 66 if narrow else 57
+        rates, narrow, gathered = fit.full_rates, head_size <= 64, block_size == 1
+        if gathered:
+            full_rate = rates.gathered
+        elif columns > rates.wide_from:
+            full_rate = rates.wide
+        elif kv_bytes == 1:
+            full_rate = rates.fp8
+        else:
+            full_rate = rates.narrow if head_size <= rates.narrow_to else rates.others
         if is_shared:
             full_rate = max(full_rate, SHARED_RATE)
-        fewer_cost = 10 if wide or gathered else 87 if narrow else 31
-        return cls(full_rate, fewer_cost, narrow and kv_bytes > 1 and not is_shared)
+        of_wide, of_narrow, of_others = fit.fewer_costs
+        fewer_cost = of_wide if columns > 8 or gathered else of_narrow if narrow else of_others
+        return cls(full_rate, fewer_cost, narrow and kv_bytes > 1 and not is_shared, fit)
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ class WholeRows:
         ):
             ways.append((every * HALF_COST, by_half, 0))
         least, of_range, more = min(ways, key=lambda way: way[0])
-        return cls(of_range, more, 1000 * MERGE_BYTES // least if least else NO_LIMIT)
+        return cls(of_range, more, 1000 * kind.fit.merge_bytes // least if least else NO_LIMIT)
 
 
 def keeps_whole(kv_length: int, row_bytes: int) -> bool:
@@ -182,13 +194,15 @@ def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
     )
 
 
-def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int) -> int:
+def ranges_of(
+    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int, read_rate: float
+) -> int:
     """Return into how many ranges the work is cut, each for `heads` programs, one a multiprocessor.
 
     As many as there are programs for, where rows are many. Few rows would be cut into more parts
     than are merged at once, or than are loaded at two places at a time, or into parts of few
     tokens. Then fewer programs work, unless reading takes longer for it than merging would: each
-    has a path to the L2 alone, and less than half of the programs take all that the memory gives.
+    has a path to the L2 alone, and half of the programs or fewer take all that the memory gives.
     Measured on an H100.
 
     Args:
@@ -197,6 +211,7 @@ def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_
         num_programs: of the launch, one on each multiprocessor.
         kv_length: tokens that a sequence has at most, or that its window has.
         row_bytes: K and V of a head of them.
+        read_rate: bytes a second that the memory gives.
 
     """
     ranges = num_programs // heads
@@ -209,8 +224,8 @@ def ranges_of(num_rows: int, heads: int, num_programs: int, kv_length: int, row_
         fewer = num_rows * min(parts, max(1, kv_length // LEAST_OF_PART))
         if fewer >= ranges:
             break
-        rate = min(fewer * heads * PATH_RATE, READ_RATE)
-        if num_bytes <= most_bytes and num_bytes / rate - num_bytes / READ_RATE < saved:
+        rate = min(fewer * heads * PATH_RATE, read_rate)
+        if num_bytes <= most_bytes and num_bytes / rate - num_bytes / read_rate < saved:
             return fewer
     return ranges
 
@@ -240,14 +255,14 @@ def clusters_of(
     """
     num_bytes = num_rows * heads * row_bytes
     most = num_programs // heads
-    ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes)
+    ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes, kind.fit.read_rate)
     whole = WholeRows.of(num_rows, heads, ranges, num_programs, kv_length, kind)
     if row_bytes <= whole.most_bytes:
         ranges = num_rows
     parts = ranges / num_rows
     merging = next(seconds for limit, seconds in _MERGING if parts <= limit)
     programs = min(ranges * heads, num_programs)
-    best = num_bytes / _rate_of(programs, num_programs) + merging - LEAST_GAIN
+    best = num_bytes / _rate_of(programs, num_programs, kind.fit) + merging - LEAST_GAIN
     found = 1, 0
     for cluster, at_once in CLUSTERS.items():
         several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
@@ -255,20 +270,21 @@ def clusters_of(
             if not 0 < count <= several or count * cluster * MIN_TILE > kv_length:
                 continue
             programs = count * cluster * num_rows * heads
-            reading = num_bytes / _rate_of(programs, num_programs, cluster)
+            reading = num_bytes / _rate_of(programs, num_programs, kind.fit, cluster)
             seconds = reading + (ONE_CLUSTER if count == 1 else SEVERAL_CLUSTERS)
             if seconds < best:
                 best, found = seconds, (cluster, count * cluster)
     return found
 
 
-def _rate_of(programs: int, num_programs: int, cluster: int = 1) -> float:
+def _rate_of(programs: int, num_programs: int, fit: Fit, cluster: int = 1) -> float:
     """Estimate what so many programs read, in bytes a second: see `clusters_of`."""
     if programs <= (num_programs // 2 if cluster <= 2 else SPREAD_OUT):
         rate = programs * ALONE_RATE / (1 + programs / HALVED_BY)
     else:
-        rate = programs * (PAIRED_RATE if cluster == 1 else CLUSTERED_RATE)
-    return min(rate, READ_RATE)
+        rates = {1: PAIRED_RATE, 2: fit.paired_rate}
+        rate = programs * rates.get(cluster, CLUSTERED_RATE)
+    return min(rate, fit.read_rate)
 
 
 def few_missing(num_rows: int, ranges: int) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda import decode, decode_calls, prefill
-from pagedattn.attention.cuda.decode_division import READ_RATE
+from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE, Items, merge_seconds, splits_of
 from pagedattn.kv_cache import FP8
 
@@ -54,7 +54,8 @@ def pays(call: AttentionCall) -> bool:
         tokens = min(tokens, mixture.num_short * call.window)
     head_elements = 2 * cache.head_size
     head_bytes = head_elements * cache.key.element_size()
-    reading = tokens * cache.num_kv_heads * head_bytes / READ_RATE
+    read_rate = fit_for(call.query.device).read_rate
+    reading = tokens * cache.num_kv_heads * head_bytes / read_rate
     multiplying = 2 * head_elements * call.query.shape[1] * mixture.visible_pairs / PRODUCT_RATE
     splits, of_long = (splits_of(call, NUM_PROGRAMS, each) for each in (None, mixture))
     two = reading + multiplying + LAUNCH_SECONDS + merge_seconds(call, of_long)

@@ -201,6 +201,18 @@ def num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def memory_rate(device: torch.device) -> float:
+    """Return how many bytes a second a device's memory is made for, by its clock and its bus.
+
+    0 where the driver does not tell, or on a CPU.
+    """
+    if device.type != "cuda":
+        return 0.0
+    properties = torch.cuda.get_device_properties(device)
+    # kHz, of which both edges count, and bits
+    return 2e3 * properties.memory_clock_rate * properties.memory_bus_width / 8
+
+
 @functools.cache
 def load_kernel(
     source: str, name: str, macros: tuple[tuple[str, int | str], ...], device: int
@@ -274,6 +286,9 @@ def tensor_map(
 ) -> TensorMap:
     """Describe a tensor and the box of it that one TMA instruction moves.
 
+    What is missing in the L2 comes by 128 bytes. By 256, an H200 read at most 92 % of what it reads
+    by 128, and by less, rows of 192 bytes took longer.
+
     Args:
         address: of the first element; a multiple of 16.
         itemsize: bytes an element, 1 or 2.
@@ -313,7 +328,7 @@ def tensor_map(
             [driver.cuuint32_t(1)] * len(sizes),
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
             pattern,
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     )

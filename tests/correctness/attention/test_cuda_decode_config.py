@@ -6,6 +6,9 @@ from functools import partial
 import pytest
 
 from pagedattn.attention.cuda import decode_calls, decode_config, decode_division
+from pagedattn.attention.cuda.decode_fits import H100, H200
+
+EITHER_FIT = pytest.mark.parametrize("fit", [H100, H200], ids=["H100", "H200"])
 
 
 def shared_bytes_of(config, head_size, kv_bytes, block_size):
@@ -26,9 +29,10 @@ def shared_bytes_of(config, head_size, kv_bytes, block_size):
     )
 
 
+@EITHER_FIT
 @pytest.mark.parametrize("block_size", [2**i for i in range(9)])
 @pytest.mark.parametrize("head_size", decode_calls.HEAD_SIZES)
-def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, block_size):
+def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, block_size, fit):
     for kv_bytes, columns, programs, tokens_a_program, max_kv_length in itertools.product(
         (1, 2), range(1, 33), (1, 2), (0, 64, 1000, 1 << 30), (1, 100, 1 << 30)
     ):
@@ -39,7 +43,7 @@ def test_every_cut_of_every_block_size_is_one_that_the_kernel_takes(head_size, b
         config = decode_config.choose_config(
             head_size, kv_bytes, columns,
             block_size=block_size, programs=programs,
-            tokens_a_program=tokens_a_program, max_kv_length=max_kv_length,
+            tokens_a_program=tokens_a_program, max_kv_length=max_kv_length, fit=fit,
         )  # fmt: skip
         assert columns <= config.columns
         assert config.tile in (16, 32, 64)
@@ -113,10 +117,13 @@ def test_rows_that_are_many_or_short_take_two_programs_on_a_multiprocessor(case)
     assert programs == expected
 
 
+@EITHER_FIT
 @pytest.mark.parametrize("programs", [1, 2])
 @pytest.mark.parametrize("kind", [(64, 2, 4, 16), (128, 2, 4, 16), (128, 1, 4, 16), (96, 2, 12, 1)])
-def test_whole_rows_all_have_a_range_and_those_that_come_out_even_have_no_limit(kind, programs):
-    rows = decode_division.RowKind.of(*kind)
+def test_whole_rows_all_have_a_range_and_those_that_come_out_even_have_no_limit(
+    kind, programs, fit
+):
+    rows = decode_division.RowKind.of(*kind, fit=fit)
     for num_rows, heads, per_head, length in itertools.product(
         (*range(1, 70), 131, 132, 133, 500, 4000), (1, 3, 8, 32), (1, 33, 132), (100, 5000)
     ):
@@ -133,28 +140,36 @@ def test_whole_rows_all_have_a_range_and_those_that_come_out_even_have_no_limit(
 
 
 @pytest.mark.parametrize(
-    ("kind", "full_rate", "fewer_cost"),
+    ("fit", "kind", "full_rate", "fewer_cost"),
     [
-        ((128, 2, 8, 16), 57, 31),
-        ((96, 2, 4, 2), 57, 31),
-        ((64, 2, 8, 16), 66, 87),
-        ((64, 1, 8, 16), 76, 87),
-        ((128, 1, 8, 16), 76, 31),
-        ((128, 2, 9, 16), 76, 10),
-        ((64, 2, 16, 16), 76, 10),
-        ((128, 2, 8, 1), 76, 10),
+        (H100, (128, 2, 8, 16), 57, 31),
+        (H100, (96, 2, 4, 2), 57, 31),
+        (H100, (64, 2, 8, 16), 66, 87),
+        (H100, (64, 1, 8, 16), 76, 87),
+        (H100, (128, 1, 8, 16), 76, 31),
+        (H100, (128, 2, 9, 16), 76, 10),
+        (H100, (64, 2, 16, 16), 76, 10),
+        (H100, (128, 2, 8, 1), 76, 10),
+        (H200, (128, 2, 8, 16), 66, 87),
+        (H200, (128, 2, 16, 16), 66, 87),
+        (H200, (96, 2, 4, 2), 90, 87),
+        (H200, (64, 2, 8, 16), 90, 87),
+        (H200, (128, 1, 16, 16), 90, 87),
+        (H200, (128, 2, 17, 16), 110, 87),
+        (H200, (128, 2, 8, 1), 110, 87),
     ],
-    ids=str,
+    ids=lambda value: {H100: "H100", H200: "H200"}.get(value, str(value)),
 )
 def test_rows_are_cut_where_what_programs_lose_takes_longer_than_merging(
-    kind, full_rate, fewer_cost
+    fit, kind, full_rate, fewer_cost
 ):
-    rows = decode_division.RowKind.of(*kind)
+    rows = decode_division.RowKind.of(*kind, fit=fit)
     # 40 programs read less than the memory gives, 100 as much but for what is lost
-    for num_rows, cost in ((40, 1000 * (full_rate - 40)), (100, 100 * fewer_cost)):
+    too_few = 1000 * max(0, full_rate - 100)
+    for num_rows, cost in ((40, 1000 * (full_rate - 40)), (100, max(100 * fewer_cost, too_few))):
         whole = decode_division.WholeRows.of(num_rows, 1, 132, 132, 100, rows)
         assert (whole.of_range, whole.more) == (1, 0)
-        assert whole.most_bytes == 1000 * 6_100_000 // cost
+        assert whole.most_bytes == 1000 * fit.merge_bytes // cost
 
 
 @pytest.mark.parametrize(
@@ -238,7 +253,8 @@ def ranges_of(num_sequences, num_kv_heads, kv_length, num_programs=132):
     heads = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     rows = num_sequences * num_kv_heads // heads
     row_bytes = 2 * kv_length * 128 * 2
-    return decode_division.ranges_of(rows, heads, num_programs, kv_length, row_bytes), rows, heads
+    sizes = rows, heads, num_programs, kv_length, row_bytes
+    return decode_division.ranges_of(*sizes, H100.read_rate), rows, heads
 
 
 @pytest.mark.parametrize("num_programs", [114, 132])
@@ -258,7 +274,7 @@ def test_few_rows_are_cut_into_no_more_parts_than_are_merged_at_once_nor_into_ti
         # who works must not take much longer to read
         paths = ranges * heads * decode_division.PATH_RATE
         slower = rows * heads * 512 * kv_length / paths
-        assert paths >= decode_division.READ_RATE or slower < 4e-6
+        assert paths >= H100.read_rate or slower < 4e-6
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""What the division of decode takes a GPU to do, as fitted to times of batches on it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pagedattn.attention.cuda.module import memory_rate
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class FullRates:
+    """How many programs read all that the memory gives, if no two share a path to the L2.
+
+    Attributes:
+        gathered: over blocks of one token, which threads copy.
+        wide: of more than `wide_from` queries and heads of a group.
+        fp8: over e4m3.
+        narrow: of heads of at most `narrow_to` elements.
+        others: than these; of what fits several, the first counts.
+        wide_from: columns of the score tile.
+        narrow_to: elements.
+
+    """
+
+    gathered: int
+    wide: int
+    fp8: int
+    narrow: int
+    others: int
+    wide_from: int
+    narrow_to: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Rates and times of one GPU; another is taken to be like the one with the nearest memory.
+
+    Multiprocessors and L2 of Hopper GPUs are alike, and their memories are not. One that gives more
+    is kept busy by more programs, makes it worse if some share a path to the L2, and leaves less to
+    be gained by cutting rows for fewer.
+
+    Attributes:
+        memory_rate: bytes a second that the memory is made for; see `module.memory_rate`.
+        read_rate: bytes a second that are read.
+        full_rates: see there.
+        fewer_costs: how much longer all takes by fewer programs than there are multiprocessors, as
+            some share a path and end last, in parts of 1000: of wide rows of more than 8 columns
+            and gathered ones, of heads of 64 and less, and of others.
+        merge_bytes: K and V that are read in the time that it takes to merge parts.
+        paired_rate: bytes a second to each program of clusters of two that share a path.
+        more_to: head size up to which a program has more in flight.
+        plain_tile: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
+            8 columns, by one program on a multiprocessor.
+        spares_paths: whether less is in flight where `shares_paths_unevenly`.
+
+    """
+
+    memory_rate: float
+    read_rate: float
+    full_rates: FullRates
+    fewer_costs: tuple[int, int, int]
+    merge_bytes: int
+    paired_rate: float
+    more_to: int
+    plain_tile: int
+    spares_paths: bool
+
+
+H100 = Fit(
+    memory_rate=3.352e12,
+    read_rate=3.1e12,
+    full_rates=FullRates(
+        gathered=76, wide=76, fp8=76, narrow=66, others=57, wide_from=8, narrow_to=64
+    ),
+    fewer_costs=(10, 87, 31),
+    merge_bytes=6_100_000,
+    paired_rate=31e9,
+    more_to=64,
+    plain_tile=64,
+    spares_paths=True,
+)
+"""With HBM3: 1,900 batches."""
+
+H200 = Fit(
+    memory_rate=4.815e12,
+    read_rate=4.45e12,
+    full_rates=FullRates(
+        gathered=110, wide=110, fp8=90, narrow=90, others=66, wide_from=16, narrow_to=96
+    ),
+    fewer_costs=(87, 87, 87),
+    merge_bytes=8_000_000,
+    paired_rate=40e9,
+    more_to=80,
+    plain_tile=32,
+    spares_paths=False,
+)
+"""With HBM3e: 262 batches."""
+
+
+@functools.cache
+def fit_for(device: torch.device) -> Fit:
+    """Return the fit of the GPU whose memory is made for about as much as the device's."""
+    rate = memory_rate(device)
+    return min((H100, H200), key=lambda fit: abs(fit.memory_rate - rate))

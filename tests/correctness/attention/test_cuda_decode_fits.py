@@ -1,0 +1,96 @@
+"""Which GPU's fit decode is divided by, and what an H200's changes."""
+
+import dataclasses
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+from pagedattn.attention.cuda import decode, decode_calls, decode_config, decode_division
+from pagedattn.attention.cuda.decode_fits import H100, H200, fit_for
+from pagedattn.attention.cuda.module import memory_rate
+from pagedattn.testing.emulator import unavailable
+
+from .emulated import check, inputs_of
+
+MEMORIES = {  # kHz and bits, as the driver tells them
+    "H100 SXM": (2_619_000, 5120, H100),
+    "H100 PCIe": (1_593_000, 5120, H100),
+    "H200": (3_201_000, 6016, H200),
+    "unknown": (0, 0, H100),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_the_fit_is_of_the_gpu_whose_memory_is_most_alike(name, monkeypatch):
+    clock, bus, fit = MEMORIES[name]
+    told = SimpleNamespace(memory_clock_rate=clock, memory_bus_width=bus)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: told)
+    device = torch.device("cuda", 0)
+    assert memory_rate(device) == pytest.approx(2 * clock * 1e3 * bus / 8)
+    if name in ("H100 SXM", "H200"):
+        assert memory_rate(device) == pytest.approx(fit.memory_rate, rel=1e-3)
+    assert fit_for.__wrapped__(device) is fit
+
+
+def test_what_is_no_gpu_is_an_h100():
+    assert fit_for(torch.device("cpu")) is H100
+
+
+def test_a_fit_reads_most_of_what_its_memory_is_made_for():
+    for fit in (H100, H200):
+        assert 0.9 * fit.memory_rate < fit.read_rate < fit.memory_rate
+
+
+def test_a_memory_that_gives_more_is_read_by_more_programs_and_smaller_tiles():
+    for kind in (
+        (128, 2, 4, 16),
+        (64, 2, 8, 16),
+        (128, 1, 8, 16),
+        (128, 2, 8, 1),
+        (128, 2, 32, 16),
+    ):
+        of_h100, of_h200 = (decode_division.RowKind.of(*kind, fit=fit) for fit in (H100, H200))
+        assert of_h200.full_rate > of_h100.full_rate
+        assert of_h200.fewer_cost >= of_h100.fewer_cost
+    tiles = [decode_config.choose_config(128, 2, 4, fit=fit).tile for fit in (H100, H200)]
+    assert tiles == [64, 32]
+
+
+def test_pairs_of_programs_are_clustered_over_long_rows_where_they_read_fast():
+    slow = dataclasses.replace(H200, paired_rate=H100.paired_rate)
+    for fit, expected in ((H200, (2, 2)), (slow, (1, 0)), (H100, (2, 2))):
+        kind = decode_division.RowKind.of(128, 2, 4, 16, fit=fit)
+        found = decode_division.clusters_of(8, 8, 132, 8192, 4 << 20, kind)
+        assert found == expected
+
+
+BATCHES = {
+    "d128, cut": ((700, 700, 700), (8, 2), 128),
+    "d128, ragged": ((500, 33, 1), (8, 2), 128),
+    "d80": ((300,) * 2, (4, 4), 80),
+}
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
+@pytest.mark.parametrize("batch", BATCHES)
+def test_decode_as_it_is_cut_for_an_h200_gives_what_attention_gives(batch):
+    kv_lengths, heads, head_size = BATCHES[batch]
+    configs = []
+
+    def launch_of(call):
+        launch = decode.DecodeLaunch(call)
+        configs.append(launch.config)
+        return launch
+
+    def fit_of(device):
+        del device
+        return H200
+
+    with (
+        mock.patch.object(decode, "fit_for", fit_of),
+        mock.patch.object(decode_calls, "fit_for", fit_of),
+    ):
+        check(inputs_of(kv_lengths, heads=heads, head_size=head_size), launch_of, multiprocessors=7)
+    assert configs[0].tile == (32 if head_size == 128 else 64)
