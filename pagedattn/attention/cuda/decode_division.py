@@ -22,7 +22,6 @@ PATH_RATE = 65e9  # bytes a second that come by a path to the L2 to one multipro
 ALONE_RATE = 88e9  # bytes a second that come to one multiprocessor, if others are idle,
 HALVED_BY = 80  # and half of it if so many others read, each by a path of its own
 PAIRED_RATE = 36e9  # bytes a second to each where paths to the L2 are shared,
-CLUSTERED_RATE = 31e9  # and where programs of clusters of more than two share them
 SPREAD_OUT = 50  # programs of clusters of more than two that all have a path of their own
 CLUSTERS = {2: 66, 4: 30, 5: 20, 6: 16, 8: 15}  # programs of a cluster, and how many run at once
 ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 2.1e-6  # seconds that merging takes
@@ -86,7 +85,8 @@ class RowKind:
             full_rate = max(full_rate, SHARED_RATE)
         of_wide, of_narrow, of_others = fit.fewer_costs
         fewer_cost = of_wide if columns > 8 or gathered else of_narrow if narrow else of_others
-        return cls(full_rate, fewer_cost, narrow and kv_bytes > 1 and not is_shared, fit)
+        halves = fit.halves and narrow and kv_bytes > 1 and not is_shared
+        return cls(full_rate, fewer_cost, halves, fit)
 
 
 @dataclass(frozen=True)
@@ -282,8 +282,7 @@ def _rate_of(programs: int, num_programs: int, fit: Fit, cluster: int = 1) -> fl
     if programs <= (num_programs // 2 if cluster <= 2 else SPREAD_OUT):
         rate = programs * ALONE_RATE / (1 + programs / HALVED_BY)
     else:
-        rates = {1: PAIRED_RATE, 2: fit.paired_rate}
-        rate = programs * rates.get(cluster, CLUSTERED_RATE)
+        rate = programs * (PAIRED_RATE if cluster == 1 else fit.clustered_rate)
     return min(rate, fit.read_rate)
 
 

@@ -58,12 +58,20 @@ def test_a_memory_that_gives_more_is_read_by_more_programs_and_smaller_tiles():
     assert tiles == [64, 32]
 
 
-def test_pairs_of_programs_are_clustered_over_long_rows_where_they_read_fast():
-    slow = dataclasses.replace(H200, paired_rate=H100.paired_rate)
+def test_long_rows_go_to_clusters_where_their_programs_read_fast():
+    slow = dataclasses.replace(H200, clustered_rate=H100.clustered_rate)
     for fit, expected in ((H200, (2, 2)), (slow, (1, 0)), (H100, (2, 2))):
         kind = decode_division.RowKind.of(128, 2, 4, 16, fit=fit)
         found = decode_division.clusters_of(8, 8, 132, 8192, 4 << 20, kind)
         assert found == expected
+
+
+def test_half_of_the_programs_have_all_rows_only_where_they_read_all_there_is():
+    for fit, halves in ((H100, True), (H200, False)):
+        kind = decode_division.RowKind.of(64, 2, 3, 16, fit=fit)
+        whole = decode_division.WholeRows.of(64, 3, 44, 132, 2048, kind)
+        assert kind.halves is halves
+        assert (whole.of_range == 3) is halves
 
 
 BATCHES = {
