@@ -10,6 +10,7 @@ import torch
 from pagedattn.attention import get_implementation
 from pagedattn.benchmarking import DeviceClock, LaunchGraph, Roofs, rotation_size
 from pagedattn.benchmarking.attention_rows import AttentionCase
+from pagedattn.benchmarking.roofs import ROW_ELEMENTS, ways_to_read
 from pagedattn.testing import ErrorBudget
 from pagedattn.workloads import AttentionShape
 
@@ -43,6 +44,15 @@ def test_a_row_faster_than_its_limit_is_refused():
     assert row["share_of_bandwidth"] == pytest.approx(row["gb_per_s"] / 1000)
     with pytest.raises(AssertionError, match="is less than the limit"):
         case.describe("torch", ErrorBudget(0.0, 0.0), 1e-9, None)
+
+
+def test_each_way_to_read_sees_the_first_and_the_last_element():
+    source = torch.zeros(3 * ROW_ELEMENTS)
+    for at in (0, -1):
+        source[at] = 1.0
+        assert all(way().max() == 1 for way in ways_to_read(source))
+        source[at] = 0.0
+    assert not any(way().any() for way in ways_to_read(source))
 
 
 def test_who_rounds_to_fp8_multiplies_at_twice_the_rate_and_moves_as_many_bytes():
