@@ -88,7 +88,7 @@ H100 = Fit(
     plain_tile=64,
     spares_paths=True,
 )
-"""With HBM3: 1,900 batches."""
+"""With HBM3."""
 
 H200 = Fit(
     memory_rate=4.815e12,
@@ -104,7 +104,7 @@ H200 = Fit(
     plain_tile=32,
     spares_paths=False,
 )
-"""With HBM3e: 335 batches."""
+"""With HBM3e."""
 
 
 @functools.cache
