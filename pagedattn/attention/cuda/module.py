@@ -204,13 +204,14 @@ def num_multiprocessors(device: torch.device) -> int:
 def memory_rate(device: torch.device) -> float:
     """Return how many bytes a second a device's memory is made for, by its clock and its bus.
 
-    0 where the driver does not tell, or on a CPU.
+    0 on a CPU, and where neither the driver nor an older PyTorch tells.
     """
     if device.type != "cuda":
         return 0.0
     properties = torch.cuda.get_device_properties(device)
-    # kHz, of which both edges count, and bits
-    return 2e3 * properties.memory_clock_rate * properties.memory_bus_width / 8
+    kilohertz = getattr(properties, "memory_clock_rate", 0)
+    bits = getattr(properties, "memory_bus_width", 0)
+    return 2e3 * kilohertz * bits / 8  # both edges of the clock count
 
 
 @functools.cache

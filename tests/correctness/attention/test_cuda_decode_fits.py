@@ -34,8 +34,10 @@ def test_the_fit_is_of_the_gpu_whose_memory_is_most_alike(name, monkeypatch):
     assert fit_for.__wrapped__(device) is fit
 
 
-def test_what_is_no_gpu_is_an_h100():
+def test_what_is_no_gpu_is_an_h100_and_what_an_older_pytorch_does_not_tell(monkeypatch):
     assert fit_for(torch.device("cpu")) is H100
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace())
+    assert fit_for.__wrapped__(torch.device("cuda", 0)) is H100
 
 
 def test_a_fit_reads_most_of_what_its_memory_is_made_for():
