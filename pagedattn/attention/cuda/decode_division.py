@@ -267,9 +267,10 @@ def clusters_of(
     for cluster, at_once in CLUSTERS.items():
         several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
         for count in (1, several) if cluster == max(CLUSTERS) else (1,):
-            if not 0 < count <= several or count * cluster * MIN_TILE > kv_length:
+            parts = count * cluster
+            if not 0 < count <= several or parts * kind.fit.clustered_tokens > kv_length:
                 continue
-            programs = count * cluster * num_rows * heads
+            programs = parts * num_rows * heads
             reading = num_bytes / _rate_of(programs, num_programs, kind.fit, cluster)
             seconds = reading + (ONE_CLUSTER if count == 1 else SEVERAL_CLUSTERS)
             if seconds < best:

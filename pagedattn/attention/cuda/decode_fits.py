@@ -55,6 +55,7 @@ class Fit:
         halves: whether half of the programs, each with a path for itself, read all that the memory
             gives of 16-bit heads of 64.
         clustered_rate: bytes a second to each program of clusters where they share paths.
+        clustered_tokens: KV tokens that each program of a cluster has, at least.
         more_to: head size up to which a program has more in flight.
         plain_tile: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
             8 columns, by one program on a multiprocessor.
@@ -69,6 +70,7 @@ class Fit:
     merge_bytes: int
     halves: bool
     clustered_rate: float
+    clustered_tokens: int
     more_to: int
     plain_tile: int
     spares_paths: bool
@@ -84,6 +86,7 @@ H100 = Fit(
     merge_bytes=6_100_000,
     halves=True,
     clustered_rate=31e9,
+    clustered_tokens=16,
     more_to=64,
     plain_tile=64,
     spares_paths=True,
@@ -100,6 +103,7 @@ H200 = Fit(
     merge_bytes=8_000_000,
     halves=False,
     clustered_rate=42e9,
+    clustered_tokens=64,
     more_to=80,
     plain_tile=32,
     spares_paths=False,

@@ -68,6 +68,16 @@ def test_long_rows_go_to_clusters_where_their_programs_read_fast():
         assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("fit", "kv_length", "expected"),
+    [(H100, 256, (6, 6)), (H200, 255, (1, 0)), (H200, 256, (4, 4)), (H200, 384, (6, 6))],
+)
+def test_each_program_of_a_cluster_has_some_tokens(fit, kv_length, expected):
+    kind = decode_division.RowKind.of(128, 2, 4, 16, fit=fit)
+    found = decode_division.clusters_of(2, 8, 132, kv_length, 512 * kv_length, kind)
+    assert found == expected
+
+
 def test_half_of_the_programs_have_all_rows_only_where_they_read_all_there_is():
     for fit, halves in ((H100, True), (H200, False)):
         kind = decode_division.RowKind.of(64, 2, 3, 16, fit=fit)
