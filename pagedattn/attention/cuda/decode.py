@@ -46,10 +46,10 @@ In a program one warp does nothing but have the tensor memory accelerator (TMA) 
 the page table into shared memory, up to 128 KiB ahead a multiprocessor, and on into the next rows:
 192 over heads of 64 where one program has it, on an H200 over those of 80 too; on an H100, 64 over
 16-bit heads of 128, in blocks of 16 or more, where some pairs of multiprocessors have work for both
-and the others for one. A block's K of
-one head is one instruction and one contiguous piece of memory. One lane asks for a whole tile, K
-and V of a block by turns. Blocks of one token would be too many instructions: four warps copy them
-by threads, or two where two programs share a multiprocessor and registers do not suffice for more.
+and the others for one. A block's K of one head is one instruction and one contiguous piece of
+memory. One lane asks for a whole tile, K and V of a block by turns. Blocks of one token would be
+too many instructions: four warps copy them by threads, or two where two programs share a
+multiprocessor and registers do not suffice for more.
 
 Four warps take the tiles by turns. Scores are K times Q transposed, tokens by queries, since a
 product's first factor has 16 rows and its second 8 columns: a group of 4 heads fills half of the

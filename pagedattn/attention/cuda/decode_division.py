@@ -48,7 +48,7 @@ class RowKind:
     full_rate: int
     fewer_cost: int
     halves: bool
-    fit: Fit = H100
+    fit: Fit
 
     @classmethod
     def of(
@@ -239,7 +239,7 @@ def clusters_of(
     of the L2, but not as many of them run at once, and they share paths to it. So what each way
     takes is estimated: reading by the rate that so many programs get together, and merging. A row
     has one cluster; or several, and one trip to the L2 is left. Rates and times were fitted to
-    batches on an H100.
+    batches on an H100, and what depends on the memory to each GPU of `decode_fits`.
 
     Args:
         num_rows: sequences times groups of `heads` KV heads.
@@ -267,14 +267,14 @@ def clusters_of(
     for cluster, at_once in CLUSTERS.items():
         several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
         for count in (1, several) if cluster == max(CLUSTERS) else (1,):
-            parts = count * cluster
-            if not 0 < count <= several or parts * kind.fit.clustered_tokens > kv_length:
+            num_parts = count * cluster
+            if not 0 < count <= several or num_parts * kind.fit.clustered_tokens > kv_length:
                 continue
-            programs = parts * num_rows * heads
+            programs = num_parts * num_rows * heads
             reading = num_bytes / _rate_of(programs, num_programs, kind.fit, cluster)
             seconds = reading + (ONE_CLUSTER if count == 1 else SEVERAL_CLUSTERS)
             if seconds < best:
-                best, found = seconds, (cluster, count * cluster)
+                best, found = seconds, (cluster, num_parts)
     return found
 
 
