@@ -1,4 +1,4 @@
-"""What reading shared blocks once costs and saves: the one place with constants of hardware."""
+"""What reading shared blocks once costs and saves: all that it takes a GPU to do."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ GPU = Costs(
     margin=1.1,
 )
 """An H100 SXM: fitted to both ways over prefixes of 128 to 16 k tokens and batches of 2 to 256.
+
+An H200 is taken to be alike.
 
 32 query heads on 8 KV heads of size 128, bfloat16, 256 tokens of each sequence its own.
 `bench_shared_prefix_gpu.py` times both ways on either side of where they cross, and fails where the

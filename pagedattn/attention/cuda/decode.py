@@ -323,8 +323,8 @@ class DecodeLaunch:
                 raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
         if cluster > 1:
             return heads, parts * rows, cluster
-        read_rate = fit_for(call.query.device).read_rate
-        return heads, ranges_of(rows, heads, num_programs, length, row_bytes, read_rate), 1
+        fit = fit_for(call.query.device)
+        return heads, ranges_of(rows, heads, num_programs, length, row_bytes, fit), 1
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""

@@ -134,8 +134,7 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
         ),
         tokens_a_program=tokens_a_program,
         max_kv_length=kv_length,
-        shares_paths=fit.spares_paths
-        and batch.is_full
+        shares_paths=batch.is_full
         and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind_of(call)),
         fit=fit,
     )

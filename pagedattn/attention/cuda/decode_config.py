@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pagedattn.attention.cuda.decode_division import (
-    MIN_TILE,
-    few_missing,
-    heads_in_parallel,
-)
-from pagedattn.attention.cuda.decode_fits import H100, Fit
+from pagedattn.attention.cuda.decode_division import few_missing, heads_in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from pagedattn.attention.cuda.decode_fits import Fit
 
 WARPS = 4  # of a program, that multiply
 IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
 MORE_IN_FLIGHT = 196_608  # the same over small heads, for one program
 LESS_IN_FLIGHT = 65_536  # the same over heads of 128 where `shares_paths_unevenly`
-MAX_TILE = 64
+MIN_TILE, MAX_TILE = 16, 64  # tokens
 MAX_STAGES = 16
 MANY_ROWS = 3  # of heads of 64 or over fp8, for each multiprocessor
 SHORT_ROW_BYTES = 64 << 10  # K and V of a head, where all sequences have as many tokens,
@@ -69,15 +66,15 @@ def choose_config(
     tokens_a_program: int = 1 << 30,
     max_kv_length: int = 1 << 30,
     shares_paths: bool = False,
-    fit: Fit = H100,
+    fit: Fit,
 ) -> DecodeConfig:
     """Pick how to cut, from bounds that the host knows; measured on an H100 and an H200.
 
     128 KiB in flight keep the memory busy, and more helps only over small heads, with one program
     on a multiprocessor. Where some multiprocessors share a path to the L2 and others do not, half
     of it, over 16-bit heads of 128 in blocks of 16 or more, leaves more of the memory to the first,
-    with which a launch ends. Where a program or a row has little, tiles are small enough for each
-    warp to have one, and over small blocks for few instructions.
+    with which a launch ends, if the fit says so. Where a program or a row has little, tiles are
+    small enough for each warp to have one, and over small blocks for few instructions.
 
     Args:
         head_size: elements of a head.
@@ -89,7 +86,7 @@ def choose_config(
         tokens_a_program: KV tokens of one head that a program has at most, if each has a
             multiprocessor.
         max_kv_length: KV tokens that a sequence has at most.
-        shares_paths: whether the batch `shares_paths_unevenly`, and the fit heeds it.
+        shares_paths: whether the batch `shares_paths_unevenly`.
         fit: of the GPU.
 
     """
@@ -100,7 +97,7 @@ def choose_config(
     if programs == 1 and head_size <= fit.more_to:
         in_flight = MORE_IN_FLIGHT
     elif programs == 1 and (head_size, kv_bytes) == (128, 2) and block_size >= 16:
-        if shares_paths:
+        if shares_paths and fit.spares_paths:
             in_flight, tiles_of_warp = LESS_IN_FLIGHT, 2
         if padded == 8:
             most_tokens = fit.plain_tile

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pagedattn.attention.cuda.decode_fits import H100, Fit
+if TYPE_CHECKING:
+    from pagedattn.attention.cuda.decode_fits import Fit
 
-MIN_TILE = 16  # tokens
 WHOLE_TOKENS, WHOLE_ROW_BYTES = 1024, 512 << 10  # see decode_shape.cuh
 FEW = 16  # one row in so many may be missing
 UNREAD_BYTES = 64 << 20  # that programs without work may leave, of two on a multiprocessor
@@ -59,7 +60,7 @@ class RowKind:
         block_size: int,
         *,
         is_shared: bool = False,
-        fit: Fit = H100,
+        fit: Fit,
     ) -> RowKind:
         """Tell them by their kind.
 
@@ -83,8 +84,11 @@ class RowKind:
             full_rate = rates.narrow if head_size <= rates.narrow_to else rates.others
         if is_shared:
             full_rate = max(full_rate, SHARED_RATE)
-        of_wide, of_narrow, of_others = fit.fewer_costs
-        fewer_cost = of_wide if columns > 8 or gathered else of_narrow if narrow else of_others
+        costs = fit.fewer_costs
+        if columns > 8 or gathered:
+            fewer_cost = costs.wide
+        else:
+            fewer_cost = costs.narrow if narrow else costs.others
         halves = fit.halves and narrow and kv_bytes > 1 and not is_shared
         return cls(full_rate, fewer_cost, halves, fit)
 
@@ -195,15 +199,15 @@ def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
 
 
 def ranges_of(
-    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int, read_rate: float
+    num_rows: int, heads: int, num_programs: int, kv_length: int, row_bytes: int, fit: Fit
 ) -> int:
     """Return into how many ranges the work is cut, each for `heads` programs, one a multiprocessor.
 
     As many as there are programs for, where rows are many. Few rows would be cut into more parts
     than are merged at once, or than are loaded at two places at a time, or into parts of few
     tokens. Then fewer programs work, unless reading takes longer for it than merging would: each
-    has a path to the L2 alone, and half of the programs or fewer take all that the memory gives.
-    Measured on an H100.
+    has a path to the L2 alone, and about half of the programs take all that the memory gives: less
+    on an H100, by which the limits were measured, and a bit more on an H200.
 
     Args:
         num_rows: sequences times groups of `heads` KV heads.
@@ -211,7 +215,7 @@ def ranges_of(
         num_programs: of the launch, one on each multiprocessor.
         kv_length: tokens that a sequence has at most, or that its window has.
         row_bytes: K and V of a head of them.
-        read_rate: bytes a second that the memory gives.
+        fit: of the GPU.
 
     """
     ranges = num_programs // heads
@@ -224,8 +228,8 @@ def ranges_of(
         fewer = num_rows * min(parts, max(1, kv_length // LEAST_OF_PART))
         if fewer >= ranges:
             break
-        rate = min(fewer * heads * PATH_RATE, read_rate)
-        if num_bytes <= most_bytes and num_bytes / rate - num_bytes / read_rate < saved:
+        rate = min(fewer * heads * PATH_RATE, fit.read_rate)
+        if num_bytes <= most_bytes and num_bytes / rate - num_bytes / fit.read_rate < saved:
             return fewer
     return ranges
 
@@ -255,7 +259,7 @@ def clusters_of(
     """
     num_bytes = num_rows * heads * row_bytes
     most = num_programs // heads
-    ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes, kind.fit.read_rate)
+    ranges = ranges_of(num_rows, heads, num_programs, kv_length, row_bytes, kind.fit)
     whole = WholeRows.of(num_rows, heads, ranges, num_programs, kv_length, kind)
     if row_bytes <= whole.most_bytes:
         ranges = num_rows

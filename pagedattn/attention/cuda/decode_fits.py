@@ -18,7 +18,7 @@ class FullRates:
 
     Attributes:
         gathered: over blocks of one token, which threads copy.
-        wide: of more than `wide_from` queries and heads of a group.
+        wide: of more than `wide_from` queries times heads of a group.
         fp8: over e4m3.
         narrow: of heads of at most `narrow_to` elements.
         others: than these; of what fits several, the first counts.
@@ -37,20 +37,37 @@ class FullRates:
 
 
 @dataclass(frozen=True)
+class FewerCosts:
+    """How much longer all takes by fewer programs than there are multiprocessors.
+
+    Some of them share a path to the L2, and end last. In parts of 1000.
+
+    Attributes:
+        wide: over rows of more than 8 columns, and blocks of one token.
+        narrow: over heads of 64 and less.
+        others: over others.
+
+    """
+
+    wide: int
+    narrow: int
+    others: int
+
+
+@dataclass(frozen=True)
 class Fit:
     """Rates and times of one GPU; another is taken to be like the one with the nearest memory.
 
     Multiprocessors and L2 of Hopper GPUs are alike, and their memories are not. One that gives more
-    is kept busy by more programs, makes it worse if some share a path to the L2, and leaves less to
-    be gained by cutting rows for fewer.
+    is kept busy by more programs, and more is lost if some share a path to the L2. What is not here
+    was fitted to an H100, and an H200 has it too: how many programs a multiprocessor has, how fast
+    programs read that share no path or are in no cluster, and what merging takes.
 
     Attributes:
         memory_rate: bytes a second that the memory is made for; see `module.memory_rate`.
         read_rate: bytes a second that are read.
         full_rates: see there.
-        fewer_costs: how much longer all takes by fewer programs than there are multiprocessors, as
-            some share a path and end last, in parts of 1000: of wide rows of more than 8 columns
-            and gathered ones, of heads of 64 and less, and of others.
+        fewer_costs: see there.
         merge_bytes: K and V that are read in the time that it takes to merge parts.
         halves: whether half of the programs, each with a path for itself, read all that the memory
             gives of 16-bit heads of 64.
@@ -66,7 +83,7 @@ class Fit:
     memory_rate: float
     read_rate: float
     full_rates: FullRates
-    fewer_costs: tuple[int, int, int]
+    fewer_costs: FewerCosts
     merge_bytes: int
     halves: bool
     clustered_rate: float
@@ -82,7 +99,7 @@ H100 = Fit(
     full_rates=FullRates(
         gathered=76, wide=76, fp8=76, narrow=66, others=57, wide_from=8, narrow_to=64
     ),
-    fewer_costs=(10, 87, 31),
+    fewer_costs=FewerCosts(wide=10, narrow=87, others=31),
     merge_bytes=6_100_000,
     halves=True,
     clustered_rate=31e9,
@@ -99,7 +116,7 @@ H200 = Fit(
     full_rates=FullRates(
         gathered=110, wide=110, fp8=90, narrow=90, others=66, wide_from=16, narrow_to=96
     ),
-    fewer_costs=(87, 87, 87),
+    fewer_costs=FewerCosts(wide=87, narrow=87, others=87),
     merge_bytes=8_000_000,
     halves=False,
     clustered_rate=42e9,

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
     from pagedattn.attention.mixture import Mixture
 
-# fitted to times on an H100, of mixed batches whose lengths are even, log-normal, or even but one
+# fitted to times on an H100, of mixed batches whose lengths are even, log-normal, or even but one;
+# the rate at which decode reads is each GPU's own
 ITEM_RATE = 27.5e9  # elements of K and V a second, of a decode, by a program of the prefill kernel
 # what reading decodes' keys adds to one launch, in times of what the decode kernel takes for it
 READ_BESIDE = 0.8  # while chunks multiply, unless keys are shared out

@@ -204,7 +204,7 @@ def num_multiprocessors(device: torch.device) -> int:
 def memory_rate(device: torch.device) -> float:
     """Return how many bytes a second a device's memory is made for, by its clock and its bus.
 
-    0 on a CPU, and where neither the driver nor an older PyTorch tells.
+    0 on a CPU, and where PyTorch does not tell, as older ones do not.
     """
     if device.type != "cuda":
         return 0.0

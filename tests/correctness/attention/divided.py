@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pagedattn.attention.cuda import decode, decode_config, decode_division
+from pagedattn.attention.cuda.decode_fits import H100
 from pagedattn.testing.emulator import EmulatedKernel
 
 SOURCE = Path(__file__).with_name("divided.cu")
@@ -62,7 +63,7 @@ def divide(
         num_programs = ranges * parallel
     total, lengths = int(tiles.sum()) * groups, np.maximum(0, tiles * TILE - TILE + last_tokens)
     rows, row, length = len(tiles) * groups, int(tiles.max()), int(lengths.max())
-    kind = decode_division.RowKind.of(head_size, kv_bytes, columns, TILE)
+    kind = decode_division.RowKind.of(head_size, kv_bytes, columns, TILE, fit=H100)
     whole = decode_division.WholeRows.of(
         rows, parallel, ranges, num_programs, length, kind, programs=on_each
     )

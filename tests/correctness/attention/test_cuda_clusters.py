@@ -11,6 +11,7 @@ from pagedattn.workloads import AttentionShape
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import decode, decode_config, decode_division
+from pagedattn.attention.cuda.decode_fits import H100
 from pagedattn.testing.emulator import EmulatedKernel, emulation, unavailable
 
 from .bounds import with_bound
@@ -133,7 +134,7 @@ def clusters_for(num_sequences, num_kv_heads, kv_length, num_programs=132):
     heads = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     rows = num_sequences * num_kv_heads // heads
     row_bytes = 2 * kv_length * 128 * 2
-    kind = decode_division.RowKind.of(128, 2, 4, 16)
+    kind = decode_division.RowKind.of(128, 2, 4, 16, fit=H100)
     sizes = rows, heads, num_programs, kv_length, row_bytes
     cluster, parts = decode_division.clusters_of(*sizes, kind)
     return cluster, parts, rows, heads
@@ -172,7 +173,7 @@ def test_clusters_are_of_one_row_and_have_work_for_each_program(num_kv_heads, nu
                 continue
             assert parts % cluster == 0
             assert parts * rows * heads <= num_programs
-            assert parts * decode_division.MIN_TILE <= kv_length
+            assert parts * decode_config.MIN_TILE <= kv_length
             assert parts // cluster <= decode_division.MOST_PARTS
     assert 1 in seen
     # rows of 40 heads are whole, or cut for all programs
@@ -189,7 +190,7 @@ def test_launches_that_share_the_gpu_do_not_wait_for_each_other():
     inputs = [make_inputs(shape, device="cuda") for shape in shapes]
     outs = [torch.empty_like(each.query) for each in inputs]
     calls = [each.call(out) for each, out in zip(inputs, outs, strict=True)]
-    config = dataclasses.replace(decode_config.choose_config(128, 2, 8), cluster=2)
+    config = dataclasses.replace(decode_config.choose_config(128, 2, 8, fit=H100), cluster=2)
     launches = [decode.DecodeLaunch(calls[0]), decode.DecodeLaunch(calls[1], config)]
     assert [launch.config.cluster for launch in launches] == [8, 2]
     streams = [torch.cuda.Stream() for _ in launches]
@@ -233,7 +234,7 @@ def test_clusters_agree_with_float64_on_the_gpu(
     if columns * head_size > decode_config.MAX_ACCUMULATORS:
         pytest.skip("not taken")
     config = decode_config.choose_config(
-        head_size, 1 if kv_dtype else 2, columns, block_size=block_size
+        head_size, 1 if kv_dtype else 2, columns, block_size=block_size, fit=H100
     )
     config = dataclasses.replace(config, cluster=cluster)
     first, second = torch.full((2, *inputs.query.shape), torch.nan, device="cuda").bfloat16()

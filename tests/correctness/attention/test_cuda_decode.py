@@ -20,6 +20,7 @@ from pagedattn.attention.cuda import (
     launcher_of,
     prefill,
 )
+from pagedattn.attention.cuda.decode_fits import H100
 
 from .bounds import with_bound
 
@@ -45,7 +46,9 @@ def shape(**changes):
     ],
 )
 def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns, many):
-    config = decode_config.choose_config(head_size, kv_bytes, columns, programs=2 if many else 1)
+    config = decode_config.choose_config(
+        head_size, kv_bytes, columns, programs=2 if many else 1, fit=H100
+    )
     macros = decode_config.macros_of(
         config, head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=True, block_size=16
     )
@@ -64,7 +67,9 @@ def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns,
     ids=str,
 )
 def test_features_and_block_sizes_compile(cache_folder, block_size, features, programs):
-    config = decode_config.choose_config(128, 2, 4, block_size=block_size, programs=programs)
+    config = decode_config.choose_config(
+        128, 2, 4, block_size=block_size, programs=programs, fit=H100
+    )
     assert config.programs == programs
     macros = decode_config.macros_of(
         config,
@@ -79,7 +84,7 @@ def test_features_and_block_sizes_compile(cache_folder, block_size, features, pr
 @pytest.mark.usefixtures("nvrtc")
 def test_a_compiled_kernel_is_read_from_the_cache(cache_folder):
     macros = decode_config.macros_of(
-        decode_config.choose_config(64, 2, 4),
+        decode_config.choose_config(64, 2, 4, fit=H100),
         head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
     )  # fmt: skip
     compiler.compile_kernel("decode.cu", dict(macros))
@@ -95,7 +100,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path / "file" / "kernels"))
     macros = decode_config.macros_of(
-        decode_config.choose_config(64, 2, 4),
+        decode_config.choose_config(64, 2, 4, fit=H100),
         head_size=64, kv_bytes=2, group=1, bf16=True, block_size=16,
     )  # fmt: skip
     assert compiler.compile_kernel("decode.cu", dict(macros)).startswith(b"\x7fELF")
@@ -176,7 +181,7 @@ def test_rows_cut_between_any_number_of_programs_agree_with_float64(kv_lengths, 
         AttentionShape("test", (1,) * len(kv_lengths), kv_lengths, *heads, 64), device="cuda"
     )
     call = inputs.call()
-    config = decode_config.choose_config(64, 2, heads[0] // heads[1], programs=programs)
+    config = decode_config.choose_config(64, 2, heads[0] // heads[1], programs=programs, fit=H100)
     assert config.programs == programs
     for _ in range(2):  # the counters are left as they were found
         call.out.fill_(torch.nan)
@@ -201,7 +206,7 @@ def test_what_is_asked_for_before_lengths_are_known_changes_no_result(
     inputs = with_bound(inputs, max(kv_lengths) if bound is None else bound)
     call = inputs.call()
     for programs in (1, 2):
-        config = decode_config.choose_config(128, 2, 4, programs=programs)
+        config = decode_config.choose_config(128, 2, 4, programs=programs, fit=H100)
         assert config.programs == programs
         launch = decode.DecodeLaunch(call, config)
         for _ in range(2):

@@ -8,7 +8,13 @@ import pytest
 from pagedattn.attention.cuda import decode_calls, decode_config, decode_division
 from pagedattn.attention.cuda.decode_fits import H100, H200
 
-EITHER_FIT = pytest.mark.parametrize("fit", [H100, H200], ids=["H100", "H200"])
+
+def name_of(value):
+    """Return a fit's name, or what else a case has."""
+    return {H100: "H100", H200: "H200"}.get(value, str(value))
+
+
+EITHER_FIT = pytest.mark.parametrize("fit", [H100, H200], ids=name_of)
 
 
 def shared_bytes_of(config, head_size, kv_bytes, block_size):
@@ -158,7 +164,7 @@ def test_whole_rows_all_have_a_range_and_those_that_come_out_even_have_no_limit(
         (H200, (128, 2, 17, 16), 110, 87),
         (H200, (128, 2, 8, 1), 110, 87),
     ],
-    ids=lambda value: {H100: "H100", H200: "H200"}.get(value, str(value)),
+    ids=name_of,
 )
 def test_rows_are_cut_where_what_programs_lose_takes_longer_than_merging(
     fit, kind, full_rate, fewer_cost
@@ -176,9 +182,9 @@ def test_rows_are_cut_where_what_programs_lose_takes_longer_than_merging(
     ("kind", "full_rate"), [((128, 2, 8, 16), 71), ((64, 2, 8, 16), 71), ((128, 1, 8, 16), 76)]
 )
 def test_more_programs_read_all_that_the_l2_gives(kind, full_rate):
-    shared = decode_division.RowKind.of(*kind, is_shared=True)
+    shared = decode_division.RowKind.of(*kind, is_shared=True, fit=H100)
     assert shared.full_rate == full_rate
-    assert shared.fewer_cost == decode_division.RowKind.of(*kind).fewer_cost
+    assert shared.fewer_cost == decode_division.RowKind.of(*kind, fit=H100).fewer_cost
     assert not shared.halves
 
 
@@ -188,12 +194,34 @@ def test_rows_of_1024_tokens_and_512_kib_may_stay_whole():
     assert not decode_division.keeps_whole(512, (512 << 10) + 1)
 
 
-def test_more_is_in_flight_over_heads_of_64_where_a_multiprocessor_has_one_program():
-    assert decode_config.choose_config(64, 2, 4) == decode_config.DecodeConfig(8, 64, 12, 1)
-    assert decode_config.choose_config(64, 2, 4, programs=2) == decode_config.DecodeConfig(
-        8, 64, 4, 2
-    )
-    assert decode_config.choose_config(128, 2, 4) == decode_config.DecodeConfig(8, 64, 4, 1)
+@pytest.mark.parametrize(
+    ("fit", "kind", "programs", "tile", "stages"),
+    [
+        (H100, (64, 2, 4), 1, 64, 12),
+        (H100, (64, 2, 4), 2, 64, 4),
+        (H100, (80, 2, 4), 1, 64, 4),
+        (H100, (128, 2, 4), 1, 64, 4),
+        (H200, (64, 2, 4), 1, 64, 12),
+        (H200, (80, 2, 4), 1, 64, 8),
+        (H200, (80, 2, 4), 2, 32, 4),
+        (H200, (96, 2, 4), 1, 64, 4),
+        (H200, (128, 2, 4), 1, 32, 8),
+        (H200, (128, 2, 9), 1, 64, 4),
+        (H200, (128, 1, 4), 1, 64, 8),
+    ],
+    ids=name_of,
+)
+def test_more_is_in_flight_over_small_heads_where_a_multiprocessor_has_one_program(
+    fit, kind, programs, tile, stages
+):
+    config = decode_config.choose_config(*kind, programs=programs, fit=fit)
+    assert (config.tile, config.stages, config.programs) == (tile, stages, programs)
+
+
+def test_less_is_in_flight_where_paths_are_shared_unevenly_on_an_h100_alone():
+    for fit, expected in ((H100, (16, 8)), (H200, (32, 8))):
+        config = decode_config.choose_config(128, 2, 4, shares_paths=True, fit=fit)
+        assert (config.tile, config.stages) == expected
 
 
 @pytest.mark.parametrize(
@@ -210,7 +238,7 @@ def test_warps_that_copy_blocks_of_one_leave_registers_to_those_that_multiply(
     columns, head_size, kv_bytes, programs, copying
 ):
     config = decode_config.choose_config(
-        head_size, kv_bytes, columns, block_size=1, programs=programs
+        head_size, kv_bytes, columns, block_size=1, programs=programs, fit=H100
     )
     assert config.programs == programs
     for block_size, expected in ((1, copying), (2, 1), (16, 1)):
@@ -220,14 +248,14 @@ def test_warps_that_copy_blocks_of_one_leave_registers_to_those_that_multiply(
 
 
 def test_less_is_in_flight_over_heads_of_128_where_some_multiprocessors_share_a_path():
-    choose = partial(decode_config.choose_config, 128, 2, 4, max_kv_length=2048)
+    choose = partial(decode_config.choose_config, 128, 2, 4, max_kv_length=2048, fit=H100)
     assert choose(shares_paths=True) == decode_config.DecodeConfig(8, 16, 8, 1)
     assert choose(shares_paths=False) == decode_config.DecodeConfig(8, 64, 4, 1)
     assert choose(shares_paths=True, block_size=1) == choose(block_size=1)
     many = partial(choose, programs=2)
     assert many(shares_paths=True) == many()
     for head_size, kv_bytes in ((64, 2), (96, 2), (256, 2), (128, 1), (256, 1)):
-        other = partial(decode_config.choose_config, head_size, kv_bytes, 4)
+        other = partial(decode_config.choose_config, head_size, kv_bytes, 4, fit=H100)
         assert other(shares_paths=True) == other()
 
 
@@ -249,22 +277,23 @@ def test_as_many_heads_as_possible_are_read_side_by_side(num_kv_heads, num_progr
     assert decode_division.heads_in_parallel(num_kv_heads, num_programs) == parallel
 
 
-def ranges_of(num_sequences, num_kv_heads, kv_length, num_programs=132):
+def ranges_of(num_sequences, num_kv_heads, kv_length, num_programs=132, fit=H100):
     heads = decode_division.heads_in_parallel(num_kv_heads, num_programs)
     rows = num_sequences * num_kv_heads // heads
     row_bytes = 2 * kv_length * 128 * 2
     sizes = rows, heads, num_programs, kv_length, row_bytes
-    return decode_division.ranges_of(*sizes, H100.read_rate), rows, heads
+    return decode_division.ranges_of(*sizes, fit), rows, heads
 
 
+@EITHER_FIT
 @pytest.mark.parametrize("num_programs", [114, 132])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 4, 5, 8, 40])
 @pytest.mark.parametrize("num_sequences", [1, 2, 3, 7, 200])
 def test_few_rows_are_cut_into_no_more_parts_than_are_merged_at_once_nor_into_tiny_ones(
-    num_sequences, num_kv_heads, num_programs
+    num_sequences, num_kv_heads, num_programs, fit
 ):
     for kv_length in (1, 95, 300, 1000, 5000, 40_000, 10**6):
-        ranges, rows, heads = ranges_of(num_sequences, num_kv_heads, kv_length, num_programs)
+        ranges, rows, heads = ranges_of(num_sequences, num_kv_heads, kv_length, num_programs, fit)
         all_ranges = num_programs // heads
         assert 1 <= ranges <= all_ranges
         if ranges == all_ranges:
@@ -274,7 +303,7 @@ def test_few_rows_are_cut_into_no_more_parts_than_are_merged_at_once_nor_into_ti
         # who works must not take much longer to read
         paths = ranges * heads * decode_division.PATH_RATE
         slower = rows * heads * 512 * kv_length / paths
-        assert paths >= H100.read_rate or slower < 4e-6
+        assert paths >= fit.read_rate or slower < 4e-6
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ from .emulated import check, inputs_of
 MEMORIES = {  # kHz and bits, as the driver tells them
     "H100 SXM": (2_619_000, 5120, H100),
     "H100 PCIe": (1_593_000, 5120, H100),
+    "H100 NVL": (2_619_000, 6016, H100),
+    "GH200 with HBM3": (2_619_000, 6144, H100),
     "H200": (3_201_000, 6016, H200),
+    "GH200 with HBM3e": (3_201_000, 6144, H200),
     "unknown": (0, 0, H100),
 }
 
@@ -43,6 +46,11 @@ def test_what_is_no_gpu_is_an_h100_and_what_an_older_pytorch_does_not_tell(monke
 def test_a_fit_reads_most_of_what_its_memory_is_made_for():
     for fit in (H100, H200):
         assert 0.9 * fit.memory_rate < fit.read_rate < fit.memory_rate
+
+
+def test_each_program_of_a_cluster_has_a_tile():
+    for fit in (H100, H200):
+        assert fit.clustered_tokens >= decode_config.MIN_TILE
 
 
 def test_a_memory_that_gives_more_is_read_by_more_programs_and_smaller_tiles():
@@ -113,4 +121,4 @@ def test_decode_as_it_is_cut_for_an_h200_gives_what_attention_gives(batch):
         mock.patch.object(decode_calls, "fit_for", fit_of),
     ):
         check(inputs_of(kv_lengths, heads=heads, head_size=head_size), launch_of, multiprocessors=7)
-    assert configs[0].tile == (32 if head_size == 128 else 64)
+    assert (configs[0].tile, configs[0].stages) == (32 if head_size == 128 else 64, 8)

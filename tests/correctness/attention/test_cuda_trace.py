@@ -13,6 +13,7 @@ pytest.importorskip("cuda.bindings.nvrtc")
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import compiler, decode_config, launching, prefill
+from pagedattn.attention.cuda.decode_fits import H100
 from pagedattn.benchmarking.launch_trace import MOMENTS, LaunchTrace
 from pagedattn.benchmarking.tracing import launch_of
 
@@ -26,7 +27,9 @@ def cache_folder(tmp_path, monkeypatch):
 
 
 def macros_of_decode(head_size, kv_bytes, columns, block_size=16, features=()):
-    config = decode_config.choose_config(head_size, kv_bytes, columns, block_size=block_size)
+    config = decode_config.choose_config(
+        head_size, kv_bytes, columns, block_size=block_size, fit=H100
+    )
     return decode_config.macros_of(
         config, head_size=head_size, kv_bytes=kv_bytes, group=min(4, columns), bf16=True,
         block_size=block_size, features=features,
