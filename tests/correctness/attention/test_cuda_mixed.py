@@ -11,6 +11,7 @@ from pagedattn.workloads import AttentionShape
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import decode, decode_calls, launcher_of, mixed, prefill
+from pagedattn.attention.cuda.decode_fits import H100, H200
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import ALL, check, inputs_of, nightly
@@ -58,6 +59,13 @@ LONG_DECODE = ((512, *(1,) * 4), (K, 2 * K, 2 * K, 2 * K, 16 * K))
 )
 def test_a_batch_goes_to_two_kernels_where_one_takes_longer(lengths, changes, launcher):
     assert launcher_of(call_of(*lengths, **changes)) is launcher
+
+
+def test_decodes_that_a_memory_brings_sooner_go_to_two_kernels_sooner(monkeypatch):
+    call = call_of((512, *(1,) * 8), (K, *(2 * K,) * 7, 5 * K))
+    for fit, launcher in ((H100, prefill.PrefillLaunch), (H200, mixed.MixedLaunch)):
+        monkeypatch.setattr(mixed, "fit_for", {call.query.device: fit}.get)
+        assert launcher_of(call) is launcher
 
 
 def test_a_batch_whose_mixture_nobody_knows_goes_to_one_kernel():
