@@ -1,4 +1,4 @@
-"""What reading shared blocks once costs and saves: all that it takes a GPU to do."""
+"""What reading shared blocks once costs and saves, by rates that a GPU is taken to have."""
 
 from __future__ import annotations
 

@@ -105,7 +105,6 @@ from pagedattn.attention.cuda.decode_division import (
     heads_in_parallel,
     ranges_of,
 )
-from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import launch, macros_of_trace, marks_of, set_scale
 from pagedattn.attention.cuda.module import (
     TensorMap,
@@ -311,20 +310,19 @@ class DecodeLaunch:
         heads = heads_in_parallel(cache.num_kv_heads, num_programs)
         rows, most = batch.num_sequences * cache.num_kv_heads // heads, num_programs // heads
         length, row_bytes = longest_row(call)
-        parts = 0
+        kind, parts = kind_of(call), 0
         if cluster is None:
             cluster = 1
             if rows > 0 and (batch.is_full or batch.num_sequences == 1):
                 sizes = rows, heads, num_programs, length, row_bytes
-                cluster, parts = clusters_of(*sizes, kind_of(call))
+                cluster, parts = clusters_of(*sizes, kind)
         elif cluster > 1:
             parts = min(most // rows // cluster, MOST_PARTS) * cluster
             if not parts:
                 raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
         if cluster > 1:
             return heads, parts * rows, cluster
-        fit = fit_for(call.query.device)
-        return heads, ranges_of(rows, heads, num_programs, length, row_bytes, fit), 1
+        return heads, ranges_of(rows, heads, num_programs, length, row_bytes, kind.fit), 1
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""

@@ -116,7 +116,7 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
     with_work = num_programs // heads * heads if is_whole else ranges * heads
     tokens_a_program = batch.num_sequences * kv_length * cache.num_kv_heads // with_work
     sizes = batch.num_sequences, cache.num_kv_heads, num_programs
-    fit = fit_for(call.query.device)
+    kind = kind_of(call)
     config = choose_config(
         cache.head_size,
         cache.key.element_size(),
@@ -134,8 +134,7 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
         ),
         tokens_a_program=tokens_a_program,
         max_kv_length=kv_length,
-        shares_paths=batch.is_full
-        and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind_of(call)),
-        fit=fit,
+        shares_paths=batch.is_full and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind),
+        fit=kind.fit,
     )
     return replace(config, keeps_whole=is_whole)

@@ -94,13 +94,13 @@ def choose_config(
     if padded * head_size > MAX_ACCUMULATORS // 2:
         programs = 1
     in_flight, tiles_of_warp, most_tokens = IN_FLIGHT, 1, MAX_TILE
-    if programs == 1 and head_size <= fit.more_to:
+    if programs == 1 and head_size <= fit.more_in_flight_to:
         in_flight = MORE_IN_FLIGHT
     elif programs == 1 and (head_size, kv_bytes) == (128, 2) and block_size >= 16:
         if shares_paths and fit.spares_paths:
             in_flight, tiles_of_warp = LESS_IN_FLIGHT, 2
         if padded == 8:
-            most_tokens = fit.plain_tile
+            most_tokens = fit.tile_of_128
     most = in_flight // programs // WARPS
     tile = MIN_TILE
     while (

@@ -73,8 +73,9 @@ class Fit:
             gives of 16-bit heads of 64.
         clustered_rate: bytes a second to each program of clusters where they share paths.
         clustered_tokens: KV tokens that each program of a cluster has, at least.
-        more_to: head size up to which a program has more in flight.
-        plain_tile: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
+        more_in_flight_to: elements of a head up to which a program alone on a multiprocessor has
+            more in flight.
+        tile_of_128: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
             8 columns, by one program on a multiprocessor.
         spares_paths: whether less is in flight where `shares_paths_unevenly`.
 
@@ -88,8 +89,8 @@ class Fit:
     halves: bool
     clustered_rate: float
     clustered_tokens: int
-    more_to: int
-    plain_tile: int
+    more_in_flight_to: int
+    tile_of_128: int
     spares_paths: bool
 
 
@@ -104,8 +105,8 @@ H100 = Fit(
     halves=True,
     clustered_rate=31e9,
     clustered_tokens=16,
-    more_to=64,
-    plain_tile=64,
+    more_in_flight_to=64,
+    tile_of_128=64,
     spares_paths=True,
 )
 """With HBM3."""
@@ -121,8 +122,8 @@ H200 = Fit(
     halves=False,
     clustered_rate=42e9,
     clustered_tokens=64,
-    more_to=80,
-    plain_tile=32,
+    more_in_flight_to=80,
+    tile_of_128=32,
     spares_paths=False,
 )
 """With HBM3e."""

@@ -287,8 +287,7 @@ def tensor_map(
 ) -> TensorMap:
     """Describe a tensor and the box of it that one TMA instruction moves.
 
-    What is missing in the L2 comes by 128 bytes. By 256 an H200's memory gives less, and by less
-    than 128, rows of 192 bytes take longer.
+    What is missing in the L2 comes by 128 bytes. By 256 an H200's memory gave less.
 
     Args:
         address: of the first element; a multiple of 16.

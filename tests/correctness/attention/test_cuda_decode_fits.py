@@ -116,9 +116,6 @@ def test_decode_as_it_is_cut_for_an_h200_gives_what_attention_gives(batch):
         del device
         return H200
 
-    with (
-        mock.patch.object(decode, "fit_for", fit_of),
-        mock.patch.object(decode_calls, "fit_for", fit_of),
-    ):
+    with mock.patch.object(decode_calls, "fit_for", fit_of):
         check(inputs_of(kv_lengths, heads=heads, head_size=head_size), launch_of, multiprocessors=7)
     assert (configs[0].tile, configs[0].stages) == (32 if head_size == 128 else 64, 8)
