@@ -25,10 +25,20 @@ HALVED_BY = 80  # and half of it if so many others read, each by a path of its o
 PAIRED_RATE = 36e9  # bytes a second to each where paths to the L2 are shared,
 SPREAD_OUT = 50  # programs of clusters of more than two that all have a path of their own
 CLUSTERS = {2: 66, 4: 30, 5: 20, 6: 16, 8: 15}  # programs of a cluster, and how many run at once
-ONE_CLUSTER, SEVERAL_CLUSTERS = 0.7e-6, 2.1e-6  # seconds that merging takes
-_MERGING = ((1, 0.0), (10, 2.1e-6), (20, 2.6e-6), (40, 3.1e-6), (math.inf, 4.3e-6))
+ONE_CLUSTER, OF_CLUSTER = 0.25e-6, 0.08e-6  # seconds that merging takes, and more for a program
+SEVERAL_CLUSTERS = 1.8e-6  # seconds that merging by way of the last takes
+_MERGING = (
+    (1, 0.0),
+    (4, 1.4e-6),
+    (10, 2.1e-6),
+    (20, 2.9e-6),
+    (40, 3.1e-6),
+    (math.inf, 4.3e-6),
+)
 """Parts of a row, and seconds that merging as many by way of the L2 takes."""
-LEAST_GAIN = 0.3e-6  # seconds that clusters are to save
+TOKEN, GATHERED_TOKEN = 5.5e-9, 16e-9  # seconds that a program takes for a KV token, at least
+BESIDE = 12e-9  # seconds later that all begin for each program that shares a path to the L2
+LEAST_TOKENS = 16  # that a program of a cluster has: the smallest tile
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class RowKind:
         fewer_cost: how much longer all takes by fewer programs than there are multiprocessors, as
             some share a path and end last; parts of 1000.
         halves: whether half of the programs may have all, each with a path for itself.
+        token_seconds: that a program takes for a KV token of a head, at least.
         fit: of the GPU.
 
     """
@@ -49,6 +60,7 @@ class RowKind:
     full_rate: int
     fewer_cost: int
     halves: bool
+    token_seconds: float
     fit: Fit
 
     @classmethod
@@ -90,7 +102,8 @@ class RowKind:
         else:
             fewer_cost = costs.narrow if narrow else costs.others
         halves = fit.halves and narrow and kv_bytes > 1 and not is_shared
-        return cls(full_rate, fewer_cost, halves, fit)
+        token_seconds = GATHERED_TOKEN if gathered else TOKEN
+        return cls(full_rate, fewer_cost, halves, token_seconds, fit)
 
 
 @dataclass(frozen=True)
@@ -241,9 +254,10 @@ def clusters_of(
 
     Programs of a cluster send each other what they have, which takes less time than merging by way
     of the L2, but not as many of them run at once, and they share paths to it. So what each way
-    takes is estimated: reading by the rate that so many programs get together, and merging. A row
-    has one cluster; or several, and one trip to the L2 is left. Rates and times were fitted to
-    batches on an H100, and what depends on the memory to each GPU of `decode_fits`.
+    takes is estimated: reading by the rate that so many programs get together, or as fast as one
+    asks for its tokens, beginning, and merging. A row has one cluster; or several, and one trip to
+    the L2 is left. Rates and times were fitted to batches on an H100 and an H200, and what depends
+    on the memory to each of them.
 
     Args:
         num_rows: sequences times groups of `heads` KV heads.
@@ -263,28 +277,38 @@ def clusters_of(
     whole = WholeRows.of(num_rows, heads, ranges, num_programs, kv_length, kind)
     if row_bytes <= whole.most_bytes:
         ranges = num_rows
-    parts = ranges / num_rows
+    parts = max(1.0, ranges / num_rows)
+
+    def reading(programs: int, tokens: float, cluster: int = 1) -> float:
+        rate = _rate_of(programs, num_programs, kind.fit, cluster)
+        beside = max(0, programs - _spread_out(num_programs, cluster))
+        return max(num_bytes / rate, tokens * kind.token_seconds) + beside * BESIDE
+
     merging = next(seconds for limit, seconds in _MERGING if parts <= limit)
-    programs = min(ranges * heads, num_programs)
-    best = num_bytes / _rate_of(programs, num_programs, kind.fit) + merging - LEAST_GAIN
+    best = reading(min(ranges * heads, num_programs), kv_length / parts) + merging
     found = 1, 0
     for cluster, at_once in CLUSTERS.items():
         several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
         for count in (1, several) if cluster == max(CLUSTERS) else (1,):
             num_parts = count * cluster
-            if not 0 < count <= several or num_parts * kind.fit.clustered_tokens > kv_length:
+            if not 0 < count <= several or num_parts * LEAST_TOKENS > kv_length:
                 continue
+            adding = ONE_CLUSTER + cluster * OF_CLUSTER if count == 1 else SEVERAL_CLUSTERS
             programs = num_parts * num_rows * heads
-            reading = num_bytes / _rate_of(programs, num_programs, kind.fit, cluster)
-            seconds = reading + (ONE_CLUSTER if count == 1 else SEVERAL_CLUSTERS)
+            seconds = reading(programs, kv_length / num_parts, cluster) + adding
             if seconds < best:
                 best, found = seconds, (cluster, num_parts)
     return found
 
 
-def _rate_of(programs: int, num_programs: int, fit: Fit, cluster: int = 1) -> float:
+def _spread_out(num_programs: int, cluster: int) -> int:
+    """Return how many programs of clusters of this size, at most, share no path to the L2."""
+    return num_programs // 2 if cluster <= 2 else SPREAD_OUT
+
+
+def _rate_of(programs: int, num_programs: int, fit: Fit, cluster: int) -> float:
     """Estimate what so many programs read, in bytes a second: see `clusters_of`."""
-    if programs <= (num_programs // 2 if cluster <= 2 else SPREAD_OUT):
+    if programs <= _spread_out(num_programs, cluster):
         rate = programs * ALONE_RATE / (1 + programs / HALVED_BY)
     else:
         rate = programs * (PAIRED_RATE if cluster == 1 else fit.clustered_rate)

@@ -72,7 +72,6 @@ class Fit:
         halves: whether half of the programs, each with a path for itself, read all that the memory
             gives of 16-bit heads of 64.
         clustered_rate: bytes a second to each program of clusters where they share paths.
-        clustered_tokens: KV tokens that each program of a cluster has, at least.
         more_in_flight_to: elements of a head up to which a program alone on a multiprocessor has
             more in flight.
         tile_of_128: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
@@ -88,7 +87,6 @@ class Fit:
     merge_bytes: int
     halves: bool
     clustered_rate: float
-    clustered_tokens: int
     more_in_flight_to: int
     tile_of_128: int
     spares_paths: bool
@@ -104,7 +102,6 @@ H100 = Fit(
     merge_bytes=6_100_000,
     halves=True,
     clustered_rate=31e9,
-    clustered_tokens=16,
     more_in_flight_to=64,
     tile_of_128=64,
     spares_paths=True,
@@ -121,7 +118,6 @@ H200 = Fit(
     merge_bytes=8_000_000,
     halves=False,
     clustered_rate=42e9,
-    clustered_tokens=64,
     more_in_flight_to=80,
     tile_of_128=32,
     spares_paths=False,

@@ -14,6 +14,7 @@ from pagedattn.testing.emulator import unavailable
 
 from .emulated import check, inputs_of
 
+EITHER = pytest.mark.parametrize("fit", [H100, H200], ids=["H100", "H200"])
 MEMORIES = {  # kHz and bits, as the driver tells them
     "H100 SXM": (2_619_000, 5120, H100),
     "H100 PCIe": (1_593_000, 5120, H100),
@@ -49,8 +50,7 @@ def test_a_fit_reads_most_of_what_its_memory_is_made_for():
 
 
 def test_each_program_of_a_cluster_has_a_tile():
-    for fit in (H100, H200):
-        assert fit.clustered_tokens >= decode_config.MIN_TILE
+    assert decode_division.LEAST_TOKENS >= decode_config.MIN_TILE
 
 
 def test_a_memory_that_gives_more_is_read_by_more_programs_and_smaller_tiles():
@@ -76,13 +76,28 @@ def test_long_rows_go_to_clusters_where_their_programs_read_fast():
         assert found == expected
 
 
+@EITHER
 @pytest.mark.parametrize(
-    ("fit", "kv_length", "expected"),
-    [(H100, 256, (6, 6)), (H200, 255, (1, 0)), (H200, 256, (4, 4)), (H200, 384, (6, 6))],
+    ("num_sequences", "kv_length", "head_size", "block_size", "expected"),
+    [
+        (1, 128, 128, 16, (1, 0)),
+        (1, 160, 128, 16, (4, 4)),
+        (1, 160, 64, 16, (4, 4)),
+        (1, 128, 128, 1, (5, 5)),
+        # 16 rows of 4 programs would share paths, and all of them begin later
+        (2, 160, 128, 16, (2, 2)),
+        (8, 256, 128, 16, (1, 0)),
+        (8, 256, 128, 1, (2, 2)),
+        # cut for all programs into few parts, which are swapped by twos
+        (5, 1432, 128, 16, (1, 0)),
+    ],
 )
-def test_each_program_of_a_cluster_has_some_tokens(fit, kv_length, expected):
-    kind = decode_division.RowKind.of(128, 2, 4, 16, fit=fit)
-    found = decode_division.clusters_of(2, 8, 132, kv_length, 512 * kv_length, kind)
+def test_short_rows_go_to_clusters_where_one_program_would_ask_for_their_tokens_for_longer(
+    fit, num_sequences, kv_length, head_size, block_size, expected
+):
+    kind = decode_division.RowKind.of(head_size, 2, 4, block_size, fit=fit)
+    row_bytes = 4 * head_size * kv_length
+    found = decode_division.clusters_of(num_sequences, 8, 132, kv_length, row_bytes, kind)
     assert found == expected
 
 
