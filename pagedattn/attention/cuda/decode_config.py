@@ -133,7 +133,8 @@ def programs_for(
     are few, as fewer rows are then cut, or where registers would not hold what both need. Two pay
     over short rows as soon as some multiprocessors have two of them; over other rows of heads of 64
     where they are many, whatever the registers; over those of fp8 too, if lengths differ; over
-    other rows of one length where each program has two or more, and rows come out even for them.
+    other rows of one length where each program has two or more, and rows come out even for them;
+    and over all where each has just one, and they would not come out even for one program.
     What comes from the L2 is taken to be read faster by two, as soon as few of them would have no
     row; that alone was not fitted.
 
@@ -161,16 +162,25 @@ def programs_for(
         programs = 2 * num_multiprocessors
         return 2 if num_rows >= programs or few_missing(num_rows, programs) else 1
     if is_even:
+        rows, ranges = _rows_and_ranges(num_rows, num_kv_heads, num_multiprocessors)
+        of_two, ranges_of_two = _rows_and_ranges(num_rows, num_kv_heads, 2 * num_multiprocessors)
+        if have_registers and of_two == ranges_of_two and not few_missing(rows, ranges):
+            return 2
         if is_narrow:
             return 2 if are_many else 1
-        heads = heads_in_parallel(num_kv_heads, 2 * num_multiprocessors)
-        rows, ranges = num_rows // heads, 2 * num_multiprocessors // heads
-        return 2 if have_registers and rows > ranges and few_missing(rows, ranges) else 1
+        has_two = of_two > ranges_of_two and few_missing(of_two, ranges_of_two)
+        return 2 if have_registers and has_two else 1
     if is_narrow:
         return 2 if are_many else 1
     if row_bytes <= SHORT_RAGGED_BYTES:
         return 2 if end_fast and 3 * num_rows >= 4 * num_multiprocessors else 1
     return 2 if end_fast and kv_bytes == 1 and are_many else 1
+
+
+def _rows_and_ranges(num_rows: int, num_kv_heads: int, num_programs: int) -> tuple[int, int]:
+    """Return how many rows there are for each of the heads read side by side, and ranges."""
+    heads = heads_in_parallel(num_kv_heads, num_programs)
+    return num_rows // heads, num_programs // heads
 
 
 def padded_columns(columns: int) -> int:
