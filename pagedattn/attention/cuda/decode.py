@@ -120,6 +120,8 @@ if TYPE_CHECKING:
 
     from pagedattn.attention.call import AttentionCall
 
+LINE_BYTES = 128  # that the L2 keeps together
+
 
 class _Parameters(ctypes.Structure):
     """`Parameters` of decode.cu; its size is a multiple of the tensor maps' alignment."""
@@ -215,6 +217,7 @@ class DecodeLaunch:
             group=group,
             bf16=query.dtype == torch.bfloat16,
             block_size=cache.block_size,
+            lines=_comes_by_lines(cache.key),
             features=call.features,
             out_f32=call.out.dtype == torch.float32,
             among_longer=among_longer,
@@ -359,17 +362,43 @@ class DecodeLaunch:
         return parameters
 
 
+def _comes_by_lines(part: torch.Tensor) -> bool:
+    """Return whether boxes of K or V are lines of 128 bytes, whatever a token's bytes.
+
+    A row that no swizzle spans would be asked for in pieces of lines: so rows of 160 bytes, of
+    16-bit heads of 80, and of 96. Where tokens of a block follow each other in memory, as they do
+    in shared memory, a box is as well described as so many lines.
+    """
+    _, _, block_size, head_size = part.shape
+    row_bytes = head_size * part.element_size()
+    follow = part.stride()[2:] == (head_size, 1)
+    return row_bytes % 64 != 0 and follow and block_size * row_bytes % LINE_BYTES == 0
+
+
 def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
     """Describe K or V so that one instruction moves one head's tokens of a block.
 
     Dimensions: a span of a row, tokens of a block, spans of a row, heads, blocks. A span is what
-    the swizzle covers, or a whole row without one; see decode_shape.cuh.
+    the swizzle covers, or a whole row without one; see decode_shape.cuh. Or a line, lines of a
+    block, one, heads, blocks: see `_comes_by_lines`.
     """
     num_blocks, num_kv_heads, block_size, head_size = part.shape
     size = part.element_size()
     row_bytes = head_size * size
-    span = next(span for span in (128, 64, row_bytes) if row_bytes % span == 0)
     block_stride, head_stride, token_stride = (stride * size for stride in part.stride()[:3])
+    if _comes_by_lines(part):
+        lines, box_lines = (
+            tokens * row_bytes // LINE_BYTES for tokens in (block_size, min(block_size, tile))
+        )
+        return tensor_map(
+            part.data_ptr(),
+            size,
+            (LINE_BYTES // size, lines, 1, num_kv_heads, num_blocks),
+            (LINE_BYTES, LINE_BYTES, head_stride, block_stride),
+            (LINE_BYTES // size, box_lines, 1, 1, 1),
+            16,
+        )
+    span = next(span for span in (128, 64, row_bytes) if row_bytes % span == 0)
     return tensor_map(
         part.data_ptr(),
         size,

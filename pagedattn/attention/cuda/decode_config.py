@@ -215,11 +215,16 @@ def macros_of(
     group: int,
     bf16: bool,
     block_size: int,
+    lines: bool = False,
     features: Collection[str] = (),
     out_f32: bool = False,
     among_longer: bool = False,
 ) -> tuple[tuple[str, int], ...]:
-    """Return what decode.cu is specialised for; `features` as in `pagedattn.attention.call`."""
+    """Return what decode.cu is specialised for.
+
+    `lines` tells that the TMA counts lines of 128 bytes and not tokens of a block; `features` are
+    as in `pagedattn.attention.call`.
+    """
     producers = producers_of(config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size)
     return (
         ("HEAD_SIZE", head_size),
@@ -228,6 +233,7 @@ def macros_of(
         ("BF16", int(bf16)),
         ("COLUMNS", config.columns),
         ("BLOCK_SIZE", block_size),
+        ("LINES", int(lines)),
         ("TILE", config.tile),
         ("STAGES", config.stages),
         ("WARPS", WARPS),

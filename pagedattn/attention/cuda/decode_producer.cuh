@@ -70,11 +70,12 @@ struct Producer {
     // lanes: else it has the lanes ask in a loop, one by one. K and V go by turns, so that the first tile is
     // whole before others come.
     DEVICE void ask(const int (&block)[BLOCKS], int blocks, int offset, int head, u32 to, u32 full) {
+        int row = LINES ? offset * ROW_BYTES / 128 : offset;  // of the block
 #pragma unroll
         for (int box = 0; box < BLOCKS; ++box) {
             if (box >= blocks) break;
-            tma_load(to + box * BOX_BYTES, &p.key, 0, offset, 0, head, block[box], full, policy);
-            tma_load(to + TILE_BYTES + box * BOX_BYTES, &p.value, 0, offset, 0, head, block[box], full, policy);
+            tma_load(to + box * BOX_BYTES, &p.key, 0, row, 0, head, block[box], full, policy);
+            tma_load(to + TILE_BYTES + box * BOX_BYTES, &p.value, 0, row, 0, head, block[box], full, policy);
         }
     }
 

@@ -6,7 +6,8 @@ constexpr int CHUNKS_OF_16 = HEAD_SIZE / 16;
 constexpr int ROW_BYTES = HEAD_SIZE * KV_BYTES;
 // Bytes of a row that lie together in shared memory: what the TMA's swizzle spans, or whole rows
 // without one where that would be 32 bytes. Eight such rows meet in the same banks by twos, which
-// costs less than moving 32 bytes at a time.
+// costs less than moving 32 bytes at a time. Those rows follow each other, and come as LINES of 128 bytes if
+// they do so in memory too.
 constexpr int SPAN = ROW_BYTES % 128 == 0 ? 128 : ROW_BYTES % 64 == 0 ? 64 : ROW_BYTES;
 constexpr int SWIZZLE = SPAN == ROW_BYTES && SPAN % 64 ? 16 : SPAN;  // 16: none
 // where the TMA would need an instruction for each token, the producer's lanes copy 16 bytes each

@@ -20,6 +20,8 @@ CASES = {
     "guessed wrong": ((1,) * 5, (1, 15, 700, 333, 300), {}, 700),
     "guessed wrong of many": ((1,) * 200, (100, 20) * 100, {"head_size": 64}, 400),
     "gather": ((1,) * 3, (7, 33, 1500), {"block_size": 1}),
+    "lines": ((1,) * 3, (7, 33, 1500), {"head_size": 80}),
+    "lines of large blocks": ((1,) * 3, (7, 133, 1500), {"head_size": 80, "block_size": 128}),
     "short": ((1,) * 3, (7, 33, 500), {}),
     "many short": ((1,) * 80, tuple(range(1, 401, 5)), {}),
     "of one length": ((1,) * 4, (600,) * 4, {}),

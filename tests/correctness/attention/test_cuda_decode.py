@@ -165,6 +165,28 @@ def test_queries_whose_sums_do_not_fit_in_registers_are_prefill_s_if_it_takes_th
         assert launcher_of(dataclasses.replace(call, causal=False)) is decode.DecodeLaunch
 
 
+@pytest.mark.parametrize(
+    ("head_size", "kv_dtype", "block_size", "row", "rows"),
+    [
+        *((80, None, 16, 128, 20), (80, None, 4, 128, 5), (96, "float8_e4m3", 16, 128, 12)),
+        *((80, None, 64, 128, 40), (96, None, 16, 64, 16), (128, None, 16, 128, 16)),
+    ],
+)
+def test_boxes_are_whole_lines_but_where_a_swizzle_spans_half_a_line(
+    head_size, kv_dtype, block_size, row, rows, monkeypatch
+):
+    boxes = []
+
+    def note(address, itemsize, sizes, strides, box, swizzle):
+        del address, sizes, strides, swizzle
+        boxes.append((box[0] * itemsize, box[1]))
+
+    monkeypatch.setattr(decode, "tensor_map", note)
+    cut = {"head_size": head_size, "kv_dtype": kv_dtype, "block_size": block_size}
+    decode._map_of(make_inputs(shape(**cut)).cache.key, 32)
+    assert boxes == [(row, rows)]
+
+
 @pytest.mark.gpu
 @pytest.mark.pairs(
     kv_lengths={

@@ -136,6 +136,9 @@ def test_decode_counts_only_where_it_says_that_it_does(monkeypatch):
 
 KINDS = {
     "d80": {"head_size": 80},
+    "d80 b4": {"head_size": 80, "block_size": 4},
+    "d80 b64": {"head_size": 80, "block_size": 64, "dtype": "bfloat16"},
+    "d96 fp8 b128": {"head_size": 96, "block_size": 128, "fp8": True},
     "d128 b64": {"head_size": 128, "block_size": 64, "dtype": "bfloat16"},
     "d256 b256": {"head_size": 256, "block_size": 256, "heads": (4, 2)},
     "b1": {"block_size": 1},
@@ -161,6 +164,19 @@ def test_decode_takes_every_kind_of_call(kind):
     longest = 700 if options.get("block_size", 16) < 8 else 200
     inputs = inputs_of((longest, 8, 77, 31), **options)
     check(inputs, launch_of, lse=kind in ("all", "not causal"))
+
+
+@pytest.mark.parametrize("kind", [{"head_size": 80}, {"head_size": 96, "fp8": True}], ids=str)
+def test_tokens_that_do_not_follow_each_other_in_memory_are_not_read_as_if_they_did(kind):
+    inputs = inputs_of((100, 8, 77), **kind)
+
+    def apart(part):
+        return part.transpose(1, 2).contiguous().transpose(1, 2)
+
+    cache = inputs.cache
+    strided = dataclasses.replace(cache, key=apart(cache.key), value=apart(cache.value))
+    assert strided.key.stride(2) == cache.num_kv_heads * cache.head_size
+    check(dataclasses.replace(inputs, cache=strided), small_tiles)
 
 
 GUESSED = {
