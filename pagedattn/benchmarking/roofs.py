@@ -107,8 +107,7 @@ def measure_bus(device: torch.device | str = "cuda") -> Bus:
 def ways_to_read(source: torch.Tensor) -> list[Callable[[], torch.Tensor]]:
     """Return sums that read all of a tensor and write next to nothing.
 
-    PyTorch's, and one that is there to read: on an H200 PyTorch's takes 4 % longer, and attention
-    would be faster than it allows.
+    PyTorch's, and one that is there to read, as on an H200 attention was faster than PyTorch's.
 
     Args:
         source: float32 [a multiple of `STRETCH_BYTES`].
