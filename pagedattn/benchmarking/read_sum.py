@@ -35,13 +35,14 @@ def sum_stretches(source: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Add up stretches of elements that follow each other, as many as there are in `out`.
 
     Args:
-        source: float32 [as often a multiple of `PIECE` as there are stretches].
+        source: float32 [stretches * a multiple of `PIECE`].
         out: float32 [stretches]; written.
 
     Returns:
         `out`.
 
     """
-    pieces = source.numel() // (len(out) * PIECE)
+    pieces, rest = divmod(source.numel(), len(out) * PIECE)
+    assert rest == 0 < pieces, "all is to be read"
     _sum_kernel[(len(out),)](source, out, PIECE, pieces, num_warps=_NUM_WARPS)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -107,20 +108,21 @@ def measure_bus(device: torch.device | str = "cuda") -> Bus:
 def ways_to_read(source: torch.Tensor) -> list[Callable[[], torch.Tensor]]:
     """Return sums that read all of a tensor and write next to nothing.
 
-    PyTorch's, and one that is there to read, as on an H200 attention was faster than PyTorch's.
+    PyTorch's, and one that is there to read, as on an H200 attention was faster than PyTorch's; or
+    PyTorch's alone where there is no Triton.
 
     Args:
         source: float32 [a multiple of `STRETCH_BYTES`].
 
     """
-    from pagedattn.benchmarking.read_sum import sum_stretches  # Triton may be missing
-
     one = torch.empty((), device=source.device)
-    for_each = torch.empty(source.nbytes // STRETCH_BYTES, device=source.device)
-    return [
-        lambda: torch.sum(source, dim=0, out=one),
-        lambda: sum_stretches(source, for_each),
-    ]
+    ways = [lambda: torch.sum(source, dim=0, out=one)]
+    if importlib.util.find_spec("triton") is not None:
+        from pagedattn.benchmarking.read_sum import sum_stretches
+
+        for_each = torch.empty(source.nbytes // STRETCH_BYTES, device=source.device)
+        ways.append(lambda: sum_stretches(source, for_each))
+    return ways
 
 
 def _read_and_copy_seconds(num_bytes: int, device: torch.device | str) -> tuple[float, float]:

@@ -57,11 +57,18 @@ def test_each_way_to_read_sees_the_first_and_the_last_element():
     assert not any(way().any() for way in ways_to_read(source))
 
 
-def test_the_read_bandwidth_is_that_of_the_fastest_way(monkeypatch):
+@pytest.mark.parametrize("of_ways", [(5.0, 3.0), (3.0, 5.0)], ids=str)
+def test_the_read_bandwidth_is_that_of_the_faster_way(of_ways, monkeypatch):
     pytest.importorskip("triton")
-    seconds = iter([9.0, 5.0, 3.0])
+    seconds = iter([9.0, *of_ways])
     monkeypatch.setattr(timed_roofs, "_median_seconds", lambda _: next(seconds))
     assert timed_roofs._read_and_copy_seconds(2 * STRETCH_BYTES, "cpu") == (3.0, 9.0)
+
+
+def test_without_triton_pytorch_s_sum_is_the_way_to_read(monkeypatch):
+    monkeypatch.setattr(timed_roofs.importlib.util, "find_spec", lambda _: None)
+    (way,) = ways_to_read(torch.ones(STRETCH_BYTES // 4))
+    assert way() == STRETCH_BYTES // 4
 
 
 def test_who_rounds_to_fp8_multiplies_at_twice_the_rate_and_moves_as_many_bytes():
