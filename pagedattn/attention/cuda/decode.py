@@ -105,13 +105,13 @@ from pagedattn.attention.cuda.decode_division import (
     heads_in_parallel,
     ranges_of,
 )
+from pagedattn.attention.cuda.decode_map import comes_by_lines, map_of
 from pagedattn.attention.cuda.launching import launch, macros_of_trace, marks_of, set_scale
 from pagedattn.attention.cuda.module import (
     TensorMap,
     load_kernel,
     maps_of,
     num_multiprocessors,
-    tensor_map,
 )
 
 if TYPE_CHECKING:
@@ -119,8 +119,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pagedattn.attention.call import AttentionCall
-
-LINE_BYTES = 128  # that the L2 keeps together
 
 
 class _Parameters(ctypes.Structure):
@@ -188,7 +186,7 @@ class DecodeLaunch:
         self._prepare(call, config, cluster, **flags)
         if not self._run_at_once():
             self._prepare(call, config, 1, **flags)
-        self._maps = maps_of(_map_of, self._config.tile, call.cache.key)
+        self._maps = maps_of(map_of, self._config.tile, call.cache.key)
         self._fixed = bytes(self._parameters(call))
 
     def _prepare(
@@ -209,6 +207,8 @@ class DecodeLaunch:
         self._heads, self._ranges, cluster = self._divide(call, num_programs, cluster)
         if config is None:
             config = config_for(call, num_programs, self._heads, self._ranges)
+        if config.programs > 1:  # clusters are for few rows
+            cluster = 1
         config = replace(config, cluster=cluster)
         macros = macros_of(
             config,
@@ -217,7 +217,7 @@ class DecodeLaunch:
             group=group,
             bf16=query.dtype == torch.bfloat16,
             block_size=cache.block_size,
-            lines=_comes_by_lines(cache.key),
+            lines=comes_by_lines(cache.key),
             features=call.features,
             out_f32=call.out.dtype == torch.float32,
             among_longer=among_longer,
@@ -360,50 +360,3 @@ class DecodeLaunch:
         if query.is_contiguous():
             parameters.query_lines = query.numel() // 64
         return parameters
-
-
-def _comes_by_lines(part: torch.Tensor) -> bool:
-    """Return whether boxes of K or V are lines of 128 bytes, whatever a token's bytes.
-
-    A row that no swizzle spans would be asked for in pieces of lines: so rows of 160 bytes, of
-    16-bit heads of 80, and of 96. Where tokens of a block follow each other in memory, as they do
-    in shared memory, a box is as well described as so many lines.
-    """
-    _, _, block_size, head_size = part.shape
-    row_bytes = head_size * part.element_size()
-    follow = part.stride()[2:] == (head_size, 1)
-    return row_bytes % 64 != 0 and follow and block_size * row_bytes % LINE_BYTES == 0
-
-
-def _map_of(part: torch.Tensor, tile: int) -> TensorMap:
-    """Describe K or V so that one instruction moves one head's tokens of a block.
-
-    Dimensions: a span of a row, tokens of a block, spans of a row, heads, blocks. A span is what
-    the swizzle covers, or a whole row without one; see decode_shape.cuh. Or a line, lines of a
-    block, one, heads, blocks: see `_comes_by_lines`.
-    """
-    num_blocks, num_kv_heads, block_size, head_size = part.shape
-    size = part.element_size()
-    row_bytes = head_size * size
-    block_stride, head_stride, token_stride = (stride * size for stride in part.stride()[:3])
-    if _comes_by_lines(part):
-        lines, box_lines = (
-            tokens * row_bytes // LINE_BYTES for tokens in (block_size, min(block_size, tile))
-        )
-        return tensor_map(
-            part.data_ptr(),
-            size,
-            (LINE_BYTES // size, lines, 1, num_kv_heads, num_blocks),
-            (LINE_BYTES, LINE_BYTES, head_stride, block_stride),
-            (LINE_BYTES // size, box_lines, 1, 1, 1),
-            16,
-        )
-    span = next(span for span in (128, 64, row_bytes) if row_bytes % span == 0)
-    return tensor_map(
-        part.data_ptr(),
-        size,
-        (span // size, block_size, row_bytes // span, num_kv_heads, num_blocks),
-        (token_stride, span, head_stride, block_stride),
-        (span // size, min(block_size, tile), row_bytes // span, 1, 1),
-        span if span % 64 == 0 else 16,
-    )

@@ -70,7 +70,7 @@ struct Producer {
     // lanes: else it has the lanes ask in a loop, one by one. K and V go by turns, so that the first tile is
     // whole before others come.
     DEVICE void ask(const int (&block)[BLOCKS], int blocks, int offset, int head, u32 to, u32 full) {
-        int row = LINES ? offset * ROW_BYTES / 128 : offset;  // of the block
+        int row = LINES ? offset / 16 * (ROW_BYTES / 8) : offset;  // of the block
 #pragma unroll
         for (int box = 0; box < BLOCKS; ++box) {
             if (box >= blocks) break;

@@ -10,6 +10,7 @@ constexpr int ROW_BYTES = HEAD_SIZE * KV_BYTES;
 // they do so in memory too.
 constexpr int SPAN = ROW_BYTES % 128 == 0 ? 128 : ROW_BYTES % 64 == 0 ? 64 : ROW_BYTES;
 constexpr int SWIZZLE = SPAN == ROW_BYTES && SPAN % 64 ? 16 : SPAN;  // 16: none
+static_assert(!LINES || SWIZZLE == 16, "what is swizzled comes by rows");
 // where the TMA would need an instruction for each token, the producer's lanes copy 16 bytes each
 constexpr bool GATHER = BLOCK_SIZE == 1;
 constexpr int BOX_TOKENS = BLOCK_SIZE < TILE && !GATHER ? BLOCK_SIZE : TILE;

@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from pagedattn.attention.cuda import CudaImplementation, decode, decode_calls, prefill
+from pagedattn.attention.cuda import CudaImplementation, decode, decode_calls, decode_map, prefill
 from pagedattn.attention.triton import TritonImplementation
 from pagedattn.testing.emulator.kernel import EmulatedKernel, tensor_map, unavailable
 
@@ -43,13 +43,10 @@ def emulation(num_multiprocessors: int = 6, seed: int = 0) -> Iterator[None]:
     with contextlib.ExitStack() as replaced:
         for module in (decode, prefill):
             replaced.enter_context(
-                mock.patch.multiple(
-                    module,
-                    load_kernel=load,
-                    tensor_map=tensor_map,
-                    num_multiprocessors=count,
-                )
+                mock.patch.multiple(module, load_kernel=load, num_multiprocessors=count)
             )
+        for module in (decode_map, prefill):
+            replaced.enter_context(mock.patch.object(module, "tensor_map", tensor_map))
         was_deterministic = torch.are_deterministic_algorithms_enabled()
         replaced.callback(torch.use_deterministic_algorithms, was_deterministic)
         torch.use_deterministic_algorithms(True)  # which fills what is not initialised

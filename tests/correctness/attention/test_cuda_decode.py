@@ -17,6 +17,7 @@ from pagedattn.attention.cuda import (
     decode,
     decode_calls,
     decode_config,
+    decode_map,
     launcher_of,
     prefill,
 )
@@ -38,20 +39,22 @@ def shape(**changes):
 
 @pytest.mark.usefixtures("cache_folder", "nvrtc")
 @pytest.mark.parametrize(
-    ("head_size", "kv_bytes", "columns", "many"),
+    ("head_size", "kv_bytes", "columns", "many", "lines"),
     [
-        *((head_size, 2, 4, True) for head_size in decode_calls.HEAD_SIZES),
-        *((64, 2, 4, False), (64, 1, 4, False), (96, 1, 4, False), (256, 1, 16, False)),
-        *((128, 2, 16, True), (128, 2, 32, False), (128, 1, 32, False)),
+        *((head_size, 2, 4, True, False) for head_size in decode_calls.HEAD_SIZES),
+        *((64, 2, 4, False, False), (64, 1, 4, False, False), (96, 1, 4, False, False)),
+        *((256, 1, 16, False, False), (128, 2, 16, True, False), (128, 2, 32, False, False)),
+        *((128, 1, 32, False, False), (80, 2, 4, True, True), (96, 1, 4, False, True)),
     ],
 )
-def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns, many):
+def test_every_cut_compiles_and_fits_shared_memory(head_size, kv_bytes, columns, many, lines):
     config = decode_config.choose_config(
         head_size, kv_bytes, columns, programs=2 if many else 1, fit=H100
     )
     macros = decode_config.macros_of(
-        config, head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=True, block_size=16
-    )
+        config, head_size=head_size, kv_bytes=kv_bytes, group=4, bf16=True, block_size=16,
+        lines=lines,
+    )  # fmt: skip
     # shared memory that is too small is a failed assertion of the source
     assert compiler.compile_kernel("decode.cu", dict(macros)).startswith(b"\x7fELF")
 
@@ -181,9 +184,9 @@ def test_boxes_are_whole_lines_but_where_a_swizzle_spans_half_a_line(
         del address, sizes, strides, swizzle
         boxes.append((box[0] * itemsize, box[1]))
 
-    monkeypatch.setattr(decode, "tensor_map", note)
+    monkeypatch.setattr(decode_map, "tensor_map", note)
     cut = {"head_size": head_size, "kv_dtype": kv_dtype, "block_size": block_size}
-    decode._map_of(make_inputs(shape(**cut)).cache.key, 32)
+    decode_map.map_of(make_inputs(shape(**cut)).cache.key, 32)
     assert boxes == [(row, rows)]
 
 
