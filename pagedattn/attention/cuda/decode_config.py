@@ -21,6 +21,8 @@ MAX_STAGES = 16
 MANY_ROWS = 3  # of heads of 64 or over fp8, for each multiprocessor
 SHORT_ROW_BYTES = 64 << 10  # K and V of a head, where all sequences have as many tokens,
 SHORT_RAGGED_BYTES = 256 << 10  # and of the longest, where they have not
+MUCH_SHARED = 64 << 20  # K and V of all sequences, of which most come from the L2,
+LEAST_SHARED = 6  # where there is a row for one multiprocessor in so many
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
 MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
@@ -133,10 +135,9 @@ def programs_for(
     are few, as fewer rows are then cut, or where registers would not hold what both need. Two pay
     over short rows as soon as some multiprocessors have two of them; over other rows of heads of 64
     where they are many, whatever the registers; over those of fp8 too, if lengths differ; over
-    other rows of one length where each program has two or more, and rows come out even for them;
-    and over all where each has just one, and they would not come out even for one program.
-    What comes from the L2 is taken to be read faster by two, as soon as few of them would have no
-    row; that alone was not fitted.
+    other rows of one length where each program has two or more, and rows come out even for them.
+    What comes from the L2 is read faster by two, if rows are more than multiprocessors, or not few
+    and much together; that was fitted to batches on an H200.
 
     Args:
         num_sequences: of the batch.
@@ -159,28 +160,21 @@ def programs_for(
     if is_even and row_bytes <= SHORT_ROW_BYTES and end_fast:
         return 2 if num_rows > num_multiprocessors else 1
     if is_shared and end_fast:
-        programs = 2 * num_multiprocessors
-        return 2 if num_rows >= programs or few_missing(num_rows, programs) else 1
+        is_much = (
+            num_rows * row_bytes >= MUCH_SHARED and LEAST_SHARED * num_rows >= num_multiprocessors
+        )
+        return 2 if num_rows > num_multiprocessors or is_much else 1
     if is_even:
-        rows, ranges = _rows_and_ranges(num_rows, num_kv_heads, num_multiprocessors)
-        of_two, ranges_of_two = _rows_and_ranges(num_rows, num_kv_heads, 2 * num_multiprocessors)
-        if have_registers and of_two == ranges_of_two and not few_missing(rows, ranges):
-            return 2
         if is_narrow:
             return 2 if are_many else 1
-        has_two = of_two > ranges_of_two and few_missing(of_two, ranges_of_two)
-        return 2 if have_registers and has_two else 1
+        heads = heads_in_parallel(num_kv_heads, 2 * num_multiprocessors)
+        rows, ranges = num_rows // heads, 2 * num_multiprocessors // heads
+        return 2 if have_registers and rows > ranges and few_missing(rows, ranges) else 1
     if is_narrow:
         return 2 if are_many else 1
     if row_bytes <= SHORT_RAGGED_BYTES:
         return 2 if end_fast and 3 * num_rows >= 4 * num_multiprocessors else 1
     return 2 if end_fast and kv_bytes == 1 and are_many else 1
-
-
-def _rows_and_ranges(num_rows: int, num_kv_heads: int, num_programs: int) -> tuple[int, int]:
-    """Return how many rows there are for each of the heads read side by side, and ranges."""
-    heads = heads_in_parallel(num_kv_heads, num_programs)
-    return num_rows // heads, num_programs // heads
 
 
 def padded_columns(columns: int) -> int:

@@ -35,7 +35,10 @@ _MERGING = (
     (40, 3.1e-6),
     (math.inf, 4.3e-6),
 )
-"""Parts of a row, and seconds that merging as many by way of the L2 takes."""
+"""Parts of a row, and seconds that merging as many by way of the L2 takes.
+
+Up to 4 are taken to be swapped by twos, though parts of many columns are not.
+"""
 TOKEN, GATHERED_TOKEN = 5.5e-9, 16e-9  # seconds that a program takes for a KV token, at least
 BESIDE = 12e-9  # seconds later that all begin for each program that shares a path to the L2
 LEAST_TOKENS = 16  # that a program of a cluster has: the smallest tile
@@ -256,8 +259,8 @@ def clusters_of(
     of the L2, but not as many of them run at once, and they share paths to it. So what each way
     takes is estimated: reading by the rate that so many programs get together, or as fast as one
     asks for its tokens, beginning, and merging. A row has one cluster; or several, and one trip to
-    the L2 is left. Rates and times were fitted to batches on an H100 and an H200, and what depends
-    on the memory to each of them.
+    the L2 is left. Times were fitted to batches on both an H100 and an H200. Rates are of
+    `decode_fits` where they depend on the memory.
 
     Args:
         num_rows: sequences times groups of `heads` KV heads.

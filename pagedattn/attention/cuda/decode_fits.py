@@ -60,9 +60,9 @@ class Fit:
 
     Multiprocessors and L2 of Hopper GPUs are alike, and their memories are not. One that gives more
     is kept busy by more programs, and more is lost if some share a path to the L2. What is not here
-    was fitted to an H100, and an H200 has it too: how many programs a multiprocessor has, and how
-    fast programs read that share no path or are in no cluster; or to both, as what beginning and
-    merging take.
+    is the same for both. How many programs a multiprocessor has, but for shared blocks, and how
+    fast programs read that share no path or are in no cluster, was fitted to an H100; what
+    beginning and merging take, to both.
 
     Attributes:
         memory_rate: bytes a second that the memory is made for; see `module.memory_rate`.
