@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pagedattn.attention.cuda.decode_division import few_missing, heads_in_parallel
+from pagedattn.attention.cuda.decode_division import MIN_TILE, few_missing, heads_in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -16,13 +16,13 @@ WARPS = 4  # of a program, that multiply
 IN_FLIGHT = 131_072  # bytes of K and V that a multiprocessor has on their way
 MORE_IN_FLIGHT = 196_608  # the same over small heads, for one program
 LESS_IN_FLIGHT = 65_536  # the same over heads of 128 where `shares_paths_unevenly`
-MIN_TILE, MAX_TILE = 16, 64  # tokens
+MAX_TILE = 64  # tokens
 MAX_STAGES = 16
 MANY_ROWS = 3  # of heads of 64 or over fp8, for each multiprocessor
 SHORT_ROW_BYTES = 64 << 10  # K and V of a head, where all sequences have as many tokens,
 SHORT_RAGGED_BYTES = 256 << 10  # and of the longest, where they have not
-MUCH_SHARED = 64 << 20  # K and V of all sequences, of which most come from the L2,
-LEAST_SHARED = 6  # where there is a row for one multiprocessor in so many
+MUCH_SHARED_BYTES = 64 << 20  # K and V of all sequences, of which most come from the L2
+FEW_SHARED_ROWS = 6  # there are, if not one row for so many multiprocessors
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
 MAX_BOXES = 16  # blocks of a tile that the TMA brings, an instruction each
 SHARED_BYTES = 232_448  # of a multiprocessor, for one program
@@ -160,10 +160,9 @@ def programs_for(
     if is_even and row_bytes <= SHORT_ROW_BYTES and end_fast:
         return 2 if num_rows > num_multiprocessors else 1
     if is_shared and end_fast:
-        is_much = (
-            num_rows * row_bytes >= MUCH_SHARED and LEAST_SHARED * num_rows >= num_multiprocessors
-        )
-        return 2 if num_rows > num_multiprocessors or is_much else 1
+        is_much = num_rows * row_bytes >= MUCH_SHARED_BYTES
+        are_few = FEW_SHARED_ROWS * num_rows < num_multiprocessors
+        return 2 if num_rows > num_multiprocessors or (is_much and not are_few) else 1
     if is_even:
         if is_narrow:
             return 2 if are_many else 1

@@ -25,8 +25,9 @@ HALVED_BY = 80  # and half of it if so many others read, each by a path of its o
 PAIRED_RATE = 36e9  # bytes a second to each where paths to the L2 are shared,
 SPREAD_OUT = 50  # programs of clusters of more than two that all have a path of their own
 CLUSTERS = {2: 66, 4: 30, 5: 20, 6: 16, 8: 15}  # programs of a cluster, and how many run at once
-ONE_CLUSTER, OF_CLUSTER = 0.25e-6, 0.08e-6  # seconds that merging takes, and more for a program
-SEVERAL_CLUSTERS = 1.8e-6  # seconds that merging by way of the last takes
+ONE_CLUSTER = 0.25e-6  # seconds that merging takes in one cluster,
+ONE_CLUSTER_PROGRAM = 0.08e-6  # and more for each program of it,
+SEVERAL_CLUSTERS = 1.8e-6  # and by way of the last of several
 _MERGING = (
     (1, 0.0),
     (4, 1.4e-6),
@@ -39,9 +40,10 @@ _MERGING = (
 
 Up to 4 are taken to be swapped by twos, though parts of many columns are not.
 """
-TOKEN, GATHERED_TOKEN = 5.5e-9, 16e-9  # seconds that a program takes for a KV token, at least
-BESIDE = 12e-9  # seconds later that all begin for each program that shares a path to the L2
-LEAST_TOKENS = 16  # that a program of a cluster has: the smallest tile
+TOKEN_SECONDS = 5.5e-9  # that a program takes for a KV token of a head, at least,
+GATHERED_TOKEN_SECONDS = 16e-9  # and in blocks of one token
+SHARED_PATH_DELAY = 12e-9  # seconds for each program that shares a path to the L2: all begin later
+MIN_TILE = 16  # tokens, which each program of a cluster has
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class RowKind:
         else:
             fewer_cost = costs.narrow if narrow else costs.others
         halves = fit.halves and narrow and kv_bytes > 1 and not is_shared
-        token_seconds = GATHERED_TOKEN if gathered else TOKEN
+        token_seconds = GATHERED_TOKEN_SECONDS if gathered else TOKEN_SECONDS
         return cls(full_rate, fewer_cost, halves, token_seconds, fit)
 
 
@@ -284,8 +286,8 @@ def clusters_of(
 
     def reading(programs: int, tokens: float, cluster: int = 1) -> float:
         rate = _rate_of(programs, num_programs, kind.fit, cluster)
-        beside = max(0, programs - _spread_out(num_programs, cluster))
-        return max(num_bytes / rate, tokens * kind.token_seconds) + beside * BESIDE
+        sharing = max(0, programs - _spread_out(num_programs, cluster))
+        return max(num_bytes / rate, tokens * kind.token_seconds) + sharing * SHARED_PATH_DELAY
 
     merging = next(seconds for limit, seconds in _MERGING if parts <= limit)
     best = reading(min(ranges * heads, num_programs), kv_length / parts) + merging
@@ -294,9 +296,9 @@ def clusters_of(
         several = min(most // num_rows // cluster, at_once // (num_rows * heads), MOST_PARTS)
         for count in (1, several) if cluster == max(CLUSTERS) else (1,):
             num_parts = count * cluster
-            if not 0 < count <= several or num_parts * LEAST_TOKENS > kv_length:
+            if not 0 < count <= several or num_parts * MIN_TILE > kv_length:
                 continue
-            adding = ONE_CLUSTER + cluster * OF_CLUSTER if count == 1 else SEVERAL_CLUSTERS
+            adding = ONE_CLUSTER + cluster * ONE_CLUSTER_PROGRAM if count == 1 else SEVERAL_CLUSTERS
             programs = num_parts * num_rows * heads
             seconds = reading(programs, kv_length / num_parts, cluster) + adding
             if seconds < best:

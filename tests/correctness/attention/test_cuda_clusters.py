@@ -145,6 +145,7 @@ def clusters_for(num_sequences, num_kv_heads, kv_length, num_programs=132):
     [
         *((16, 1, 8192, 6, 6), (1, 1, 131_072, 8, 120), (1, 8, 1024, 6, 6), (4, 8, 2048, 2, 2)),
         *((8, 8, 8192, 2, 2), (1, 4, 4096, 8, 8), (20, 1, 4096, 5, 5), (3, 8, 1024, 2, 2)),
+        (1, 8, 8192, 6, 6),
         # several, where one would read for too long
         *((1, 4, 8192, 8, 24), (3, 1, 8192, 8, 40), (2, 2, 8192, 8, 24), (4, 1, 16_384, 8, 24)),
         # rows stay whole; a third of the programs would have nothing; nothing to share out
@@ -250,7 +251,7 @@ def test_clusters_agree_with_float64_on_the_gpu(
 @emulated
 @pytest.mark.parametrize(
     ("num_sequences", "length", "cluster", "programs"),
-    [(8, 768, 1, 1), (8, 2000, 2, 1), (8, 2304, 1, 2), (17, 600, 1, 2)],
+    [(8, 768, 1, 1), (8, 2000, 2, 1), (8, 2304, 1, 2), (8, 4352, 1, 2), (17, 600, 1, 2)],
 )
 def test_rows_that_come_from_the_l2_are_added_up_by_clusters_or_read_by_two_programs(
     num_sequences, length, cluster, programs

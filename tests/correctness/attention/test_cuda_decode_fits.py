@@ -49,10 +49,6 @@ def test_a_fit_reads_most_of_what_its_memory_is_made_for():
         assert 0.9 * fit.memory_rate < fit.read_rate < fit.memory_rate
 
 
-def test_each_program_of_a_cluster_has_a_tile():
-    assert decode_division.LEAST_TOKENS >= decode_config.MIN_TILE
-
-
 def test_a_memory_that_gives_more_is_read_by_more_programs_and_smaller_tiles():
     for kind in (
         (128, 2, 4, 16),
