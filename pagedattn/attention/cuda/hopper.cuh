@@ -69,6 +69,11 @@ DEVICE void named_barrier(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// Come to it as one of its warps, and go on.
+DEVICE void named_barrier_arrive(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 // ---- copies by threads
 
 // From memory to shared memory; `policy` is what `evict_first` returns.

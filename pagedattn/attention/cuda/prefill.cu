@@ -26,6 +26,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
     int lane = thread % 32;
     Place place{0, 0};
     Consumer consumer{p, shared, lane, warpgroup * 64 + thread / 32 * 16, {0, 0}, {0, 0}};
+    if (Consumer::TURNS && warpgroup == WARPGROUPS - 1) named_barrier_arrive(FIRST_TURN, 2 * 128);
     for (;;) {
         Item item = wait_for_item(shared, place);
         if (item.head < 0) break;

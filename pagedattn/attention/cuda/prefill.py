@@ -19,8 +19,10 @@ accelerator brings the tokens of a block with one instruction, already laid out 
 units, so a small block costs an instruction and no more. Warpgroups of 64 rows each multiply, two
 of them, and three over heads of 64, whose softmax takes as long as their products: the scores of
 one tile of keys are computed while the outputs of the tile before are, and the softmax of one
-warpgroup runs beside the products of another. Weights pass from one product to the next in
-registers. Only tiles on the diagonal, or at a window's edge, are masked.
+warpgroup runs beside the products of another; where it takes long, warpgroups multiply in an order,
+so that it does. Weights pass from one product to the next in registers. Only tiles on the diagonal,
+or at a window's edge, are masked. ALiBi is one operation a score, and a soft cap three or five
+more, without the unit that takes exponentials (soft_cap.py).
 
 Over an fp8 cache two warpgroups multiply, in float16, and one more widens: the accelerator brings
 bytes as they lie in memory, the third warpgroup turns them into float16, which holds each of them
@@ -40,8 +42,8 @@ Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a 
 for 256; whole sections of KV heads are worked on together, so that the memory is read about once.
 Shares write and read 8 * (head_size + 1) bytes a query and head each.
 
-Source: FlashAttention-3 (Shah et al. 2024) for the overlap within a warpgroup; its reading of a
-page table by threads is replaced by the accelerator's.
+Source: FlashAttention-3 (Shah et al. 2024) for the overlap within a warpgroup, and for the order of
+warpgroups; its reading of a page table by threads is replaced by the accelerator's.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedattn.attention.cuda.launching import (
+    LOG2_E,
     launch,
     macros_of_trace,
     marks_of,
@@ -75,6 +78,7 @@ from pagedattn.attention.cuda.prefill_config import (
     stored_stages_of,
     warpgroups_of,
 )
+from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS
 from pagedattn.attention.triton.decode import rows_of_one_tile
 from pagedattn.attention.triton.parts import merge_shares
 from pagedattn.kv_cache import FP8
@@ -87,6 +91,7 @@ if TYPE_CHECKING:
     from pagedattn.attention.mixture import Mixture
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
+LEAST_SCALE = 1e-20  # of scores; ALiBi's slopes are divided by it
 
 
 class _Parameters(ctypes.Structure):
@@ -108,6 +113,8 @@ class _Parameters(ctypes.Structure):
             for name in ("out_token_stride", "out_head_stride", "table_stride", "out_split_stride")
         ),
         *((name, ctypes.c_float) for name in ("scale_log2", "cap_log2")),
+        ("few_terms", ctypes.c_float * (2 + len(FEW_TERMS.coefficients))),
+        ("all_terms", ctypes.c_float * (2 + len(ALL_TERMS.coefficients))),
         *(
             (name, ctypes.c_int32)
             for name in (
@@ -115,9 +122,8 @@ class _Parameters(ctypes.Structure):
                 "octets_of_a_block", "from_both_ends", "splits", "short_queries",
             )
         ),
-        ("gap", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("key_scale", "value_scale")),
-        ("end", ctypes.c_char * 32),
+        ("end", ctypes.c_char * 48),
     )  # fmt: skip
 
 
@@ -140,7 +146,7 @@ def not_taken(call: AttentionCall) -> str | None:
         # parts of shared blocks: the decode kernel comes first, and what it does not take, as heads
         # of 80, is read by all programs together in Triton's
         return f"short queries that see all keys over {cache.dtype}"
-    if not call.scale > 0:
+    if not call.scale >= LEAST_SCALE:
         return f"scale {call.scale}"
     block_stride, head_stride, token_stride, _ = cache.key.stride()
     if block_stride % (8 * token_stride):
@@ -274,6 +280,11 @@ class PrefillLaunch:
         parameters.out_split_stride, parameters.splits = call.out.numel(), self._splits
         parameters.table_stride = batch.block_tables.stride(0)
         set_scale(parameters, call)
+        if call.soft_cap is not None:
+            # over fp8, whose rows have a scale each, scores are brought to tanh's argument before
+            unit = call.soft_cap / (2 * LOG2_E) if cache.dtype == FP8 else call.scale
+            parameters.few_terms[:] = FEW_TERMS.terms(call.soft_cap, unit)
+            parameters.all_terms[:] = ALL_TERMS.terms(call.soft_cap, unit)
         parameters.window = call.window or 0
         parameters.num_sequences = batch.num_sequences
         parameters.num_kv_heads = cache.num_kv_heads

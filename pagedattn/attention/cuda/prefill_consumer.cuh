@@ -30,18 +30,25 @@ struct Consumer {
     u32 weights[SCORES / (FP8_PRODUCTS ? 4 : 2)];
     float peak[2];   // of each row: the largest score, before or after scaling as `scale` says
     float total[2];  // this thread's part of the sum of weights
-    float slope[2];  // ALiBi, in units of log2
+    float slope[2];  // ALiBi, of scores before scaling, or after it if SCALED_EARLY
+    bool by_turns;   // whether other warpgroups have rows of the item too
+    int next_group;  // whose turn comes after this one's
     float row_scale[2];  // over e4m3: what `scale_log2`, the keys' scale and the query's unit make
     u32 query_steps[QUERY_STEPS > 0 ? QUERY_STEPS : 1][4];
 
     // Weights are times 2 to this: of e4m3, whose numbers go up to 448, less are so small that they vanish.
     static constexpr float WEIGHT_BITS = FP8_PRODUCTS ? 8.0f : 0.0f;
 
-    // Under these, scores are brought to units of log2 before the softmax.
-    static constexpr bool SCALED_EARLY = SOFT_CAP || ALIBI;
+    // Whether scores are brought to their units before the softmax looks for the largest of them. Else a cap
+    // is left to where weights are made, and ALiBi's slopes are divided by the scale.
+    static constexpr bool SCALED_EARLY = (SOFT_CAP && ALIBI) || (FP8 && (SOFT_CAP || ALIBI));
+    static constexpr bool CAPPED_LATE = SOFT_CAP && !ALIBI;
+    // Whether warpgroups multiply in an order, so that the softmax of one is beside the products of another.
+    // Elsewhere they come to it by themselves, or an order costs more than it brings.
+    static constexpr bool TURNS = HEAD_SIZE <= 80 || (HEAD_SIZE <= 192 && ALIBI);
 
     DEVICE float full_scale(int row) const { return FP8 ? row_scale[row] : p.scale_log2; }
-    DEVICE float scale(int row) const { return SCALED_EARLY ? 1.0f : full_scale(row); }
+    DEVICE float scale(int row) const { return SCALED_EARLY || CAPPED_LATE ? 1.0f : full_scale(row); }
 
     DEVICE void start_item(const Item &item) {
 #pragma unroll
@@ -52,8 +59,12 @@ struct Consumer {
             total[i] = 0.0f;
             int row = warp_row + lane / 4 + 8 * i;
             if (ALIBI && row < TILE_TOKENS * GROUP)
-                slope[i] = p.alibi_slopes[item.head * GROUP + row % GROUP] * LOG2_E;
+                slope[i] = p.alibi_slopes[item.head * GROUP + row % GROUP] * LOG2_E /
+                           (SCALED_EARLY ? 1.0f : p.scale_log2);
         }
+        int group = warp_row / 64, groups = min(WARPGROUPS, (item.num_tokens * GROUP + 63) / 64);
+        by_turns = TURNS && groups > 1;
+        next_group = group + 1 == groups ? 0 : group + 1;
     }
 
     // Over e4m3: make float16 of queries in bfloat16, or e4m3 of all, in place, each divided by a power of
@@ -178,21 +189,25 @@ struct Consumer {
         products_end();
     }
 
+    // cap tanh(x) = cap - 2 cap / (exp(2 x) + 1)
+    DEVICE float capped(float score) const {
+        if (!SCALED_EARLY) score *= p.scale_log2;
+        return p.cap_log2 - __fdividef(2.0f * p.cap_log2, exp2_of(score) + 1.0f);
+    }
+
     // Scores to weights; earlier sums must be multiplied by `decay`. `own` is each row's own key,
     // counted from this thread's first column.
     template <bool MASKED>
     DEVICE void softmax(const int (&own)[2], float (&decay)[2]) {
-        if (SCALED_EARLY) {
+        // ALiBi of this thread's first column in each row, which is added to the largest score alone
+        float of_first[2] = {ALIBI ? -slope[0] * own[0] : 0.0f, ALIBI ? -slope[1] * own[1] : 0.0f};
+        if (SCALED_EARLY || ALIBI) {
 #pragma unroll
             for (int i = 0; i < SCORES; ++i) {
-                float score = scores[i] * full_scale(i % 4 / 2);
-                if (SOFT_CAP) {  // cap tanh(x) = cap - 2 cap / (exp(2 x) + 1)
-                    score = exp2_of(score) + 1.0f;
-                    score = p.cap_log2 - __fdividef(2.0f * p.cap_log2, score);
-                }
                 int column = i / 4 * 8 + i % 2, row = i % 4 / 2;
-                if (ALIBI) score += slope[row] * (column - own[row]);
-                scores[i] = score;
+                if (SCALED_EARLY) scores[i] *= full_scale(row);
+                if (SOFT_CAP && ALIBI) scores[i] = capped(scores[i]);
+                if (ALIBI) scores[i] += slope[row] * column;
             }
         }
         if (MASKED) {
@@ -203,6 +218,8 @@ struct Consumer {
                 if (hidden) scores[i] = MINUS_INFINITY;
             }
         }
+        float shift[2];
+        bool by_few = true, by_all = true;  // terms, see soft_cap.py
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             float even = scores[2 * row], odd = scores[2 * row + 1];
@@ -212,19 +229,49 @@ struct Consumer {
                 odd = fmaxf(odd, scores[i + 2 * row + 1]);
             }
             float highest = fmaxf(even, odd);
+            if (ALIBI) highest += of_first[row];
             highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
+            if (CAPPED_LATE) {  // a cap keeps the order
+                by_few = by_few && highest <= p.few_terms.largest;
+                by_all = by_all && highest <= p.all_terms.largest;
+                if (!MASKED || highest > MINUS_INFINITY) highest = capped(highest);
+            }
             highest = fmaxf(highest, peak[row]);
+            if (CAPPED_LATE) {
+                by_few = by_few && highest >= p.few_terms.least_peak;
+                by_all = by_all && highest >= p.all_terms.least_peak;
+            }
             // -inf - -inf is NaN: a row without keys so far is shifted by 0 instead
-            float shift = MASKED && highest == MINUS_INFINITY ? 0.0f : highest * scale(row);
-            decay[row] = exp2_of(peak[row] * scale(row) - shift);
-            shift -= WEIGHT_BITS;
+            shift[row] = MASKED && highest == MINUS_INFINITY ? 0.0f : highest * scale(row);
+            decay[row] = exp2_of(peak[row] * scale(row) - shift[row]);
+            if (ALIBI) shift[row] -= of_first[row] * scale(row);
+            shift[row] -= WEIGHT_BITS;
             peak[row] = highest;
-            even = odd = 0.0f;
+        }
+        if (!CAPPED_LATE) {
+            weigh(shift, decay, [&](float score, int row) { return score * scale(row); });
+        } else if (__all_sync(0xffffffff, by_few)) {
+            weigh(shift, decay, [&](float score, int) { return p.few_terms.of(score); });
+        } else if (__all_sync(0xffffffff, by_all)) {
+            weigh(shift, decay, [&](float score, int) { return p.all_terms.of(score); });
+        } else {
+            weigh(shift, decay, [&](float score, int) {
+                return MASKED && score == MINUS_INFINITY ? score : capped(score);
+            });
+        }
+    }
+
+    // Make weights of scores, which `finished` brings to units of log2, and add them up.
+    template <class Finished>
+    DEVICE void weigh(const float (&shift)[2], const float (&decay)[2], Finished finished) {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            float even = 0.0f, odd = 0.0f;
 #pragma unroll
             for (int i = 2 * row; i < SCORES; i += 4) {
-                scores[i] = exp2_of(scores[i] * scale(row) - shift);
-                scores[i + 1] = exp2_of(scores[i + 1] * scale(row) - shift);
+                scores[i] = exp2_of(finished(scores[i], row) - shift[row]);
+                scores[i + 1] = exp2_of(finished(scores[i + 1], row) - shift[row]);
                 even += scores[i];
                 odd += scores[i + 1];
             }
@@ -269,9 +316,11 @@ struct Consumer {
         barrier_wait(shared.key_full(key.stage), key.parity);
         pin(scores);
         pin(outputs);
+        if (by_turns) named_barrier(FIRST_TURN + warp_row / 64, 2 * 128);
         issue_scores(query);
         barrier_wait(shared.value_full(value.stage), value.parity);
         issue_outputs();
+        if (by_turns) named_barrier_arrive(FIRST_TURN + next_group, 2 * 128);
         wait_for_products<1>();
         pin(scores);
         release(shared.key_empty(key.stage));

@@ -2,6 +2,21 @@
 #pragma once
 #include "trace.cuh"
 
+// The soft cap of a score as an odd polynomial, see soft_cap.py.
+template <int COUNT>
+struct CapTerms {
+    float largest;  // score of a row, and the least peak with it, for which the terms will do
+    float least_peak;
+    float terms[COUNT];
+
+    DEVICE float of(float score) const {
+        float square = score * score, sum = terms[COUNT - 1];
+#pragma unroll
+        for (int i = COUNT - 2; i >= 0; --i) sum = sum * square + terms[i];
+        return score * sum;
+    }
+};
+
 struct Parameters {
     TensorMap query;  // columns, heads of a group, tokens, groups
     TensorMap key;    // see `load_block`
@@ -20,6 +35,8 @@ struct Parameters {
     i64 out_split_stride;  // floats from a share's results to the next one's, if SPLIT
     float scale_log2;  // to scores in units of log2; under a soft cap, to twice tanh's argument
     float cap_log2;
+    CapTerms<3> few_terms;
+    CapTerms<5> all_terms;
     int window;
     int num_sequences;
     int num_kv_heads;
@@ -77,6 +94,7 @@ constexpr int STEPS = FP8_PRODUCTS ? (HEAD_SIZE + 31) / 32 : HEAD_SIZE / 16;
 constexpr int QUERY_STEPS = !FP8 || HEAD_SIZE > 192 ? 0 : STEPS < 5 ? STEPS : 5;
 
 constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
+constexpr int FIRST_TURN = 1 + WARPGROUPS;  // of the named barriers by which warpgroups multiply in an order
 constexpr int PREPARER_WARPS = FP8 ? 4 : 0;  // that widen K and V, or turn V around
 constexpr int KEY_WARPS = ARE_WIDENED ? PREPARER_WARPS : 1;  // that bring a tile of K to where it is multiplied
 constexpr int LOADER_WARPS = 2;

@@ -28,6 +28,10 @@ DEVICE void barrier_arrive_expect(u32 barrier, u32 bytes) {
 DEVICE void barrier_arrive(u32 barrier) { barrier_arrive_expect(barrier, 0); }
 DEVICE void barrier_wait(u32 barrier, u32 parity) { machine::wait_for_phase(barrier, parity); }
 DEVICE void named_barrier(int number, int threads) { machine::gather(number, threads); }
+DEVICE void named_barrier_arrive(int number, int threads) {
+    machine::come_to(number, threads);
+    machine::hesitate();
+}
 
 DEVICE void copy_16_bytes(u32 to, const void *from, u64) {
     unsigned char *place = machine::shared_to_write(to, 16);

@@ -80,7 +80,7 @@ struct Barrier {
 
 // Of named barriers, and of __syncthreads, which is number 0 for all lanes that have not ended.
 struct Gathering {
-    int threads = 0;
+    int threads = 0, num_come = 0;
     std::vector<Lane *> waiting;
 };
 
@@ -221,18 +221,25 @@ inline void warp_barrier(const char *name) {
     together(name, none, [](int **) {});
 }
 
-// Wait until so many threads have come to a barrier; 0: all.
-inline void gather(int number, int threads) {
+// Come to a barrier of so many threads; 0: all. Returns it if others are missing, else null and lets them go on.
+inline Gathering *come_to(int number, int threads) {
     if (number < 0 || number > 15 || threads % WARP) fail("comes to barrier %d of %d threads", number, threads);
     Gathering &gathering = current->program->gatherings[number];
-    if (gathering.waiting.empty()) gathering.threads = threads;
+    if (!gathering.num_come) gathering.threads = threads;
     if (gathering.threads != threads)
         fail("comes to barrier %d of %d threads, and others there to one of %d", number, threads, gathering.threads);
-    gathering.waiting.push_back(current);
-    if ((int)gathering.waiting.size() < (threads ? threads : current->program->num_alive))
-        return wait_for("others at named barrier", number);
-    gathering.waiting.pop_back();
+    if (++gathering.num_come < (threads ? threads : current->program->num_alive)) return &gathering;
+    gathering.num_come = 0;
     make_ready(gathering.waiting);
+    return nullptr;
+}
+
+// Wait until so many threads have come to a barrier; 0: all.
+inline void gather(int number, int threads) {
+    Gathering *gathering = come_to(number, threads);
+    if (!gathering) return;
+    gathering->waiting.push_back(current);
+    wait_for("others at named barrier", number);
 }
 
 // ---- the barrier of a cluster (PTX ISA, "barrier.cluster")

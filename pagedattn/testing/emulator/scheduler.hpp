@@ -24,7 +24,10 @@ inline void end_lane() {
     current->has_ended = true;
     ++warp.num_ended;
     Gathering &all = program.gatherings[0];
-    if (!all.threads && (int)all.waiting.size() == program.num_alive) make_ready(all.waiting);
+    if (!all.threads && all.num_come == program.num_alive) {
+        all.num_come = 0;
+        make_ready(all.waiting);
+    }
 }
 
 inline void run_lane() {

@@ -31,6 +31,20 @@ DEVICE void waits_at_a_barrier(const Parameters &p, u32) {
     if ((int)threadIdx.x / 32 < p.a) named_barrier(3, p.b);
 }
 
+// Warps take turns: each adds to `out` behind the one before, and goes on at once when it has told the next.
+DEVICE void takes_turns(const Parameters &p, u32) {
+    int warp = threadIdx.x / 32, next = (warp + 1) % 3;
+    if (warp == 2) named_barrier_arrive(4, 64);
+    for (int turn = 0; turn < 3; ++turn) {
+        named_barrier(4 + warp, 64);
+        if (threadIdx.x % 32 == 0) {
+            int *count = (int *)p.out;
+            count[1 + count[0]++] = warp;
+        }
+        if (turn < 2 || warp < p.a) named_barrier_arrive(4 + next, 64);
+    }
+}
+
 // The first warp arrives for phases that the second passes one by one, or waits in vain for.
 DEVICE void comes_late(const Parameters &p, u32 base) {
     make_barrier(base, 1);
@@ -326,6 +340,7 @@ void kernel(const Parameters &p) {
     if (!strcmp(p.name, #function)) return function(p, base)
     RUN(waits_for_nobody);
     RUN(waits_at_a_barrier);
+    RUN(takes_turns);
     RUN(comes_late);
     RUN(parts_ways);
     RUN(ends_before_its_warp);

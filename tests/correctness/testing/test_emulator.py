@@ -61,6 +61,15 @@ def test_a_named_barrier_wants_as_many_threads_as_it_is_told():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_who_tells_the_next_at_a_named_barrier_does_not_wait_there(seed):
+    out = aligned(40)
+    run("takes_turns", 3, threads=96, seed=seed, out=out)
+    assert list(out.view(np.int32)) == [9, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    with pytest.raises(EmulationError, match="threads 64 to 95 wait for others at named barrier 6"):
+        run("takes_turns", 1, threads=96, seed=seed, out=aligned(40))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_who_comes_after_the_next_phase_has_ended_waits_in_vain(seed):
     run("comes_late", 1, threads=64, seed=seed)
     with pytest.raises(EmulationError, match="threads 32 to 63 wait for the barrier"):

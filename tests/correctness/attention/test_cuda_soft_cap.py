@@ -1,0 +1,95 @@
+"""The soft cap of the CUDA prefill kernel: by polynomials where they do, else by the formula."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from pagedattn.attention.cuda import prefill
+from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, Polynomial
+from pagedattn.testing.emulator import unavailable
+
+from .emulated import check, inputs_of, prefill_of
+
+emulated = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
+CHUNKS = ((130, 9), (450, 700))
+
+
+def by_terms(terms, scores):
+    """What the kernel makes of scores, in float32."""
+    _, _, *coefficients = np.array(terms, np.float32)
+    square = scores * scores
+    total = np.zeros_like(scores)
+    for coefficient in coefficients[::-1]:
+        total = total * square + coefficient
+    return scores * total
+
+
+@pytest.mark.parametrize(("polynomial", "error"), [(FEW_TERMS, 1.5e-6), (ALL_TERMS, 1e-6)])
+@pytest.mark.parametrize(("soft_cap", "scale"), [(50.0, 128**-0.5), (1.0, 3.0), (30.0, 1 / 16)])
+def test_terms_are_the_cap_up_to_the_largest_score_and_no_nearer_to_zero_beyond(
+    polynomial, error, soft_cap, scale
+):
+    largest, least_peak, *_ = terms = polynomial.terms(soft_cap, scale)
+    assert largest == pytest.approx(polynomial.largest * soft_cap / scale)
+    scores = np.linspace(-largest, largest, 4001).astype(np.float32)
+    exact = soft_cap * np.tanh(scores.astype(float) * scale / soft_cap) / math.log(2)
+    np.testing.assert_allclose(by_terms(terms, scores), exact, rtol=error)
+    # what is below is negligible by both, if the row's largest is as large as it must be
+    below = by_terms(terms, -largest * np.geomspace(1, 1e3, 400, dtype=np.float32))
+    negligible = least_peak - 24
+    assert (below <= negligible * (1 - error)).all()
+    assert negligible == pytest.approx(exact[0], rel=error)
+
+
+def test_no_terms_are_taken_that_float32_cannot_hold():
+    for soft_cap, scale in ((1e4, 1e-2), (1e-6, 1e3)):
+        assert ALL_TERMS.terms(soft_cap, scale)[:2] == (0.0, math.inf)
+
+
+def scaled(inputs, factor):
+    query = (inputs.query.float() * factor).to(inputs.query.dtype)
+    return dataclasses.replace(inputs, query=query)
+
+
+@emulated
+@pytest.mark.parametrize("options", [{}, {"fp8": True}, {"window": 100}], ids=str)
+@pytest.mark.parametrize("factor", [1, 8, 20])
+def test_small_scores_large_ones_and_all_between_are_capped(factor, options):
+    queries, kv_lengths = CHUNKS
+    inputs = inputs_of(kv_lengths, queries, head_size=128, soft_cap=50.0, **options)
+    check(scaled(inputs, factor), prefill_of, multiprocessors=3, lse=True, seeds=(0,))
+
+
+@emulated
+@pytest.mark.parametrize("factor", [0.5, 1, 4])
+def test_rows_all_of_whose_scores_are_far_below_zero_are_capped(factor):
+    """Polynomials would say less of them than the cap does, of all alike but not of the sum."""
+    queries, kv_lengths = CHUNKS
+    inputs = inputs_of(kv_lengths, queries, head_size=128, soft_cap=4.0)
+    inputs.cache.key.abs_()
+    below = dataclasses.replace(inputs, query=-factor * inputs.query.abs() / 8)
+    check(below, prefill_of, multiprocessors=3, lse=True, seeds=(0,))
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("name", "factor"), [("FEW_TERMS", 1.0), ("ALL_TERMS", 8.0)], ids=["few", "all"]
+)
+def test_terms_are_what_is_used_where_they_will_do(monkeypatch, name, factor):
+    queries, kv_lengths = CHUNKS
+    inputs = scaled(inputs_of(kv_lengths, queries, head_size=128, soft_cap=50.0), factor)
+    right = getattr(prefill, name)
+    wrong = Polynomial(right.largest, (0.9, *right.coefficients[1:]))
+    monkeypatch.setattr(prefill, name, wrong)
+    with pytest.raises(AssertionError, match="above the budget"):
+        check(inputs, prefill_of, multiprocessors=3, lse=True, seeds=(0,))
+
+
+def test_scores_too_small_for_a_slope_to_be_divided_by_their_scale_are_left_to_another_kernel():
+    call = inputs_of((40,), 40).call()
+    assert prefill.not_taken(call) is None
+    assert prefill.not_taken(dataclasses.replace(call, scale=1e-21)) == "scale 1e-21"
