@@ -106,12 +106,28 @@ class Skipped:
 
     Attributes:
         tokens: int32 [num_sequences].
-        blocks: int64 [num_sequences], the same in blocks.
+        rows: int64 [2, num_sequences], where a block table that is followed by such own tables has
+            each sequence's logical block 0, and where the own tables would have it, in entries.
+
+    Worked example: tables of two sequences and three blocks are six entries, which six of own
+    tables follow. Of the second sequence a block is skipped: `rows` is [[0, 3], [6, 8]]. Its
+    logical block 2 is entry 3 + 2 of all, and 8 + 2, in place 1 of its own table.
 
     """
 
     tokens: NDArray[np.int32]
-    blocks: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, blocks: NDArray[np.int64], block_size: int, width: int) -> Skipped:
+        """Make it of blocks of each sequence, int64 [num_sequences], in tables so many wide."""
+        rows = _rows_of(2 * blocks.size, width).reshape(2, -1)
+        rows[1] -= blocks
+        return cls((blocks * block_size).astype(np.int32), rows)
+
+
+def _rows_of(count: int, width: int) -> NDArray[np.int64]:
+    return np.arange(count) * width
 
 
 class OwnSent(Enum):
@@ -193,6 +209,11 @@ class BatchMemory:
         self._is_written, self._own_are_free = False, has_own
         self.num_changes = 0
         self._held: _Held | None = None
+
+    @cached_property
+    def _rows(self) -> NDArray[np.int64]:
+        """Where block tables have each sequence's; int64 [1, num_sequences]."""
+        return _rows_of(self.block_tables.shape[0], self.block_tables.shape[1]).reshape(1, -1)
 
     @cached_property
     def _entries(self) -> torch.Tensor:
@@ -335,10 +356,6 @@ class BatchMemory:
     ) -> None:
         """Write where in `_entries` new ones go, own tables among them if something is skipped.
 
-        Worked example: tables of two sequences and three blocks are six entries, which six of own
-        tables follow. Of the second sequence a block is skipped: its logical block 2, entry 5, is
-        in place 1 of its own table, entry 5 + 6 - 1 = 10 of all.
-
         Args:
             new: one at least.
             skipped: see `write`.
@@ -346,16 +363,13 @@ class BatchMemory:
             values: int32 [room], changed.
 
         """
-        count = new.rows.size
-        in_tables = new.rows * self.block_tables.shape[1] + new.columns
-        places[:count], values[:count] = in_tables, new.values
-        if skipped is not None:
-            begin, count = count, 2 * count
-            shifts = self.block_tables.numel() - skipped.blocks[new.rows]
-            np.add(in_tables, shifts, out=places[begin:count])
-            values[begin:count] = new.values
+        rows = self._rows if skipped is None else skipped.rows
+        tables, count = rows.shape[0], rows.shape[0] * new.rows.size
+        of_tables = places[:count].reshape(tables, -1)
+        np.add(rows.take(new.rows, axis=1), new.columns, out=of_tables)
+        values[:count].reshape(tables, -1)[:] = new.values
         # the room that is left says once more what the first says
-        places[count:], values[count:] = in_tables[0], new.values[0]
+        places[count:], values[count:] = places[0], values[0]
 
     def _write_tables(self, tables: NDArray[np.int32]) -> None:
         """Send block tables as a whole; what is behind them is zeros, or of steps before."""

@@ -6,13 +6,13 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from pagedattn.attention.batch_memory import OwnSent, Skipped, send, staged_for
 from pagedattn.attention.cascade.schedule import Limits, is_short, make_schedule
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from pagedattn.attention.batch import AttentionBatch
@@ -168,10 +168,8 @@ class CascadePlan:
 
     def _write(self, schedule: Schedule, batch: AttentionBatch) -> None:
         self._schedule, self._num_tokens, limits = schedule, None, self._limits
-        self.skipped = Skipped(
-            tokens=(schedule.skipped * schedule.block_size).astype(np.int32),
-            blocks=schedule.skipped,
-        )
+        width = self._columns.shape[0]
+        self.skipped = Skipped.of(schedule.skipped, schedule.block_size, width)
         staged = staged_for(self._packed)
         packed = staged.numpy()
         packed[:] = 0
