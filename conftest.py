@@ -37,6 +37,7 @@ from pagedattn.testing.session import (  # noqa: E402
     is_row,
     may_run_in_a_worker,
     room_of,
+    words_for_workers,
     workers_for,
 )
 from pagedattn.testing.workers import run_in_workers  # noqa: E402
@@ -144,9 +145,7 @@ def pytest_runtestloop(session):
         cases = [item for item in cases if _implementation(item) not in FLASHINFER_KERNELS]
     count = workers_for(config, len(cases))
     if count:
-        given = config.option
-        arguments = ["--nightly"] * given.nightly
-        arguments += ["--impl", ",".join(given.impl)] if given.impl is not None else []
+        arguments = words_for_workers(config.option)
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.write_line(

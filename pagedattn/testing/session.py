@@ -11,6 +11,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Generator
 
 try:
@@ -119,3 +120,20 @@ def workers_for(config: pytest.Config, num_cases: int) -> int:
         return 0
     spare = len(os.sched_getaffinity(0)) - 1
     return min(spare, MOST_WORKERS) if spare > 1 else 0
+
+
+def words_for_workers(option: argparse.Namespace) -> list[str]:
+    """Words of the command line without which workers would not have a session's cases.
+
+    Worked example: ``-m gpu --nightly --shape prefill-8k`` gives ``--nightly --shape prefill-8k``.
+
+    Args:
+        option: of this suite's session: `nightly`, `impl` and `shape`.
+
+    """
+    words = ["--nightly"] if option.nightly else []
+    if option.impl is not None:
+        words += ["--impl", ",".join(option.impl)]
+    for name in option.shape:
+        words += ["--shape", name]
+    return words

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pagedattn.testing import workers
-from pagedattn.testing.session import workers_for
+from pagedattn.testing.session import words_for_workers, workers_for
 from pagedattn.testing.workers import _dealt
 
 pytest.importorskip("xdist", reason="pytest-xdist is not installed")
@@ -248,6 +248,16 @@ def test_many_cases_take_a_worker_for_each_processor_but_one(policy, monkeypatch
 )
 def test_who_watches_or_says_so_has_the_cases_in_one_process(policy, given):
     assert policy(**given) == 0
+
+
+def test_workers_are_told_what_a_session_was_given_of_implementations_and_shapes():
+    option = SimpleNamespace(nightly=False, impl=None, shape=[])
+    assert words_for_workers(option) == []
+    option = SimpleNamespace(
+        nightly=True, impl=["cuda", "triton"], shape=["prefill-8k", "decode-B1-300"]
+    )
+    shapes = ["--shape", "prefill-8k", "--shape", "decode-B1-300"]
+    assert words_for_workers(option) == ["--nightly", "--impl", "cuda,triton", *shapes]
 
 
 def test_a_case_of_attention_has_one_name_whatever_the_session_is_given(pytestconfig):
