@@ -94,7 +94,8 @@ def pytest_addoption(parser):
         metavar="NAME",
         action="append",
         help="time attention on a GPU on this shape, such as decode-B16-2k-h28x4, verify4-B16-2k, "
-        "prefill-8x512-d64 or chunk-512-over-8k-fp8, instead of the usual ones; may be repeated",
+        "prefill-8x512-d64, chunk-512-over-8k-fp8 or prefill-8k-window1k-cap50, instead of the "
+        "usual ones; may be repeated",
     )
     group.addoption(
         "--nightly",

@@ -141,27 +141,37 @@ def make_rotation(
     Going through them in turn keeps the K and V cold if they are together larger than the L2.
 
     Args:
-        shape: lengths, heads, sizes, dtypes. A shared prefix is that of one batch.
+        shape: lengths, heads, sizes, dtypes, options. A shared prefix is that of one batch.
         count: batches.
         device: where everything goes.
         seed: of the random data and of the blocks' order.
         shuffled: blocks in random order over the whole pool; else in ascending order.
         extra_columns: columns of padding after the longest block table.
-        window: keys that a query sees; what has left all windows is poisoned too.
-        soft_cap: bound of the scores.
+        window: keys that a query sees; what has left all windows is poisoned too, and whole
+            blocks of it are not in the cache. None is the shape's.
+        soft_cap: bound of the scores; None is the shape's.
         alibi: with the slopes of Press et al. 2022 (section 3), 2^(-8 h / num_query_heads) for
-            the h-th head.
-        sinks: with random sinks, a normal distribution of deviation 2.
+            the h-th head; they are there too if the shape has them.
+        sinks: with random sinks, a normal distribution of deviation 2; as for `alibi`.
 
     Returns:
         The batches; they share one cache, standard normal where it is used and NaN elsewhere. An
         fp8 cache is filled by quantising such numbers; each head has its scale, none of them 1.
 
     """
+    window = shape.window if window is None else window
+    soft_cap = shape.soft_cap if soft_cap is None else soft_cap
+    alibi, sinks = alibi or shape.alibi, sinks or shape.sinks
     lengths = np.array(shape.kv_lengths, dtype=np.int64)
+    first_seen = np.zeros_like(lengths)
+    if window is not None:
+        first_seen = np.maximum(lengths - np.array(shape.query_lengths) - window + 1, 0)
     blocks_each = -(-lengths // shape.block_size)
     shared = shape.shared_prefix // shape.block_size
-    per_batch = shared + int((blocks_each - shared).sum())
+    columns = np.arange(int(blocks_each.max(initial=0)) + extra_columns)
+    gone = columns < (first_seen // shape.block_size)[:, None]
+    own = (columns < blocks_each[:, None]) & (columns >= shared) & ~gone
+    per_batch = shared + int(own.sum())
     poison_block = per_batch * count
     rng = np.random.default_rng(seed)
     order = np.arange(poison_block, dtype=np.int32)
@@ -181,30 +191,22 @@ def make_rotation(
     slopes = 2.0 ** (-8 * heads / shape.num_query_heads) if alibi else None
     drawn = 2 * torch.randn(shape.num_query_heads, generator=generator, device=device)
 
+    share = None if window is None else False  # what is gone is one block for all of them
     rotation = []
-    width = int(blocks_each.max(initial=0)) + extra_columns
-    columns = np.arange(width)
-    used = columns < blocks_each[:, None]
-    own = used & (columns >= shared)
-    first_seen = np.zeros_like(lengths)
-    if window is not None:
-        first_seen = np.maximum(lengths - np.array(shape.query_lengths) - window + 1, 0)
     for part in order.reshape(count, per_batch):
-        tables = np.full(used.shape, poison_block, dtype=np.int32)
+        tables = np.full(own.shape, poison_block, dtype=np.int32)
         tables[:, :shared] = part[:shared]
         tables[own] = part[shared:]
+        tables[gone] = poison_block
         page_table = PageTable(shape.block_size, tables, lengths)
         _poison_unused_slots(cache, page_table, first_seen)
-        batch = AttentionBatch.of(page_table, shape.query_lengths, device)
-        gone = np.arange(width) < (first_seen // shape.block_size)[:, None]
-        batch.block_tables[torch.from_numpy(gone).to(device)] = poison_block
         rotation.append(
             AttentionInputs(
                 query=random(shape.num_query_heads),
                 key=random(shape.num_kv_heads),
                 value=random(shape.num_kv_heads),
                 cache=cache.layer(0),
-                batch=batch,
+                batch=AttentionBatch.of(page_table, shape.query_lengths, device, share=share),
                 window=window,
                 soft_cap=soft_cap,
                 alibi_slopes=slopes,
@@ -283,7 +285,8 @@ def _poison_unused_slots(
 ) -> None:
     """Fill a batch's slots before each sequence's first seen and behind its last token with NaN.
 
-    Changes `cache`. Its blocks must all be distinct.
+    Changes `cache`. Blocks from the first that is seen on must all be distinct; those before are
+    left as they are.
     """
     bits = cache.storage
     if bits.dtype == FP8:  # has no masked fill; 0x7f is NaN
@@ -292,6 +295,8 @@ def _poison_unused_slots(
     held = page_table.num_blocks()
     rows = np.repeat(np.arange(page_table.num_sequences), held)
     columns = np.arange(rows.size) - np.repeat(np.cumsum(held) - held, held)
+    is_left = columns >= first_seen[rows] // page_table.block_size
+    rows, columns = rows[is_left], columns[is_left]
     positions = columns[:, None] * page_table.block_size + np.arange(page_table.block_size)
     unused = (positions < first_seen[rows, None]) | (positions >= page_table.num_tokens[rows, None])
     some = unused.any(axis=1)

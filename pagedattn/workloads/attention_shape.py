@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
+from reprlib import repr as short_repr
 
 from pagedattn.config import CACHE_DTYPES, DTYPE_BYTES, ConfigError, one_of, positive_int
 
@@ -17,6 +20,11 @@ class AttentionShape:
     :class:`pagedattn.config.ConfigError`.
 
     ``dtype`` is the queries', and the cache's too unless ``kv_dtype`` is ``"float8_e4m3"``.
+
+    The options are those of :func:`pagedattn.attention.attention`: a query sees at most ``window``
+    keys, its own the last of them; scores are bounded by ``soft_cap``; ``alibi`` and ``sinks`` say
+    whether each query head has a slope and a sink. None and False are without. Under a window
+    nothing is shared.
     """
 
     name: str
@@ -29,6 +37,10 @@ class AttentionShape:
     dtype: str = "bfloat16"
     kv_dtype: str | None = None
     shared_prefix: int = 0
+    window: int | None = None
+    soft_cap: float | None = None
+    alibi: bool = False
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         for key in ("num_query_heads", "num_kv_heads", "head_size", "block_size"):
@@ -55,6 +67,7 @@ class AttentionShape:
                     f"query_lengths must be at most kv_lengths, not {query_length} for {kv_length}."
                 )
         self._check_shared_prefix()
+        self._check_options()
 
     def _check_shared_prefix(self) -> None:
         """Only whole blocks are shared, and none that a query token's K and V are written to."""
@@ -70,6 +83,22 @@ class AttentionShape:
                 f"shared_prefix must leave each sequence its query tokens, at most {own} here, "
                 f"not {shared}."
             )
+
+    def _check_options(self) -> None:
+        """A window is of whole tokens, a cap a number that scores can come near to."""
+        if self.window is not None:
+            object.__setattr__(self, "window", positive_int("window", self.window))
+            if self.shared_prefix:
+                raise ConfigError(
+                    f"shared_prefix must be 0 where there is a window, not {self.shared_prefix}."
+                )
+        cap = self.soft_cap
+        if cap is not None:
+            if isinstance(cap, bool) or not isinstance(cap, Real) or not 0 < cap < math.inf:
+                raise ConfigError(
+                    f"soft_cap must be a finite number above 0, not {short_repr(cap)}."
+                )
+            object.__setattr__(self, "soft_cap", float(cap))
 
     @property
     def num_sequences(self) -> int:
@@ -101,10 +130,17 @@ class AttentionShape:
         """The bytes of K and V that must be read once, from the tokens alone, not whole blocks.
 
         ``tokens * 2 * num_kv_heads * head_size * bytes of cache_dtype``, where tokens of a shared
-        prefix count once: three sequences of 40 with 32 of them shared have 32 + 3 * 8 = 56.
+        prefix count once: three sequences of 40 with 32 of them shared have 32 + 3 * 8 = 56. Under
+        a window they are those that some query sees, at most ``window + query_length - 1`` of a
+        sequence: 4 queries at the end of 40 tokens see 8 + 4 - 1 = 11 under a window of 8.
         """
         token_bytes = 2 * self.num_kv_heads * self.head_size * DTYPE_BYTES[self.cache_dtype]
         tokens = sum(self.kv_lengths) - (self.num_sequences - 1) * self.shared_prefix
+        if self.window is not None:
+            pairs = zip(self.query_lengths, self.kv_lengths, strict=True)
+            tokens = sum(
+                min(kv_length, self.window + query_length - 1) for query_length, kv_length in pairs
+            )
         return tokens * token_bytes
 
     @property
@@ -113,10 +149,14 @@ class AttentionShape:
 
         ``4 * head_size * num_query_heads * keys seen``. The last of ``q`` queries sees all ``n``
         keys, the one before it ``n - 1``: together ``q * n - q * (q - 1) / 2``. Two queries at the
-        end of 5 tokens see 4 + 5 = 9.
+        end of 5 tokens see 4 + 5 = 9. Under a window each sees as many of its keys at most: under
+        one of 4 the same two see 4 + 4 = 8. What a cap, slopes and sinks add is not counted.
         """
-        keys_seen = sum(
-            query_length * kv_length - query_length * (query_length - 1) // 2
-            for query_length, kv_length in zip(self.query_lengths, self.kv_lengths, strict=True)
-        )
+        keys_seen = 0
+        for query_length, kv_length in zip(self.query_lengths, self.kv_lengths, strict=True):
+            before = kv_length - query_length
+            window = kv_length if self.window is None else self.window
+            growing = min(query_length, max(0, window - before))  # queries that see all before them
+            keys_seen += growing * before + growing * (growing + 1) // 2
+            keys_seen += (query_length - growing) * window
         return 4 * self.head_size * self.num_query_heads * keys_seen

@@ -55,6 +55,24 @@ def test_what_a_name_says_is_its_shape():
         ("verify5-B2-1k-d64-block32", (5,) * 2, 1024, {"head_size": 64, "block_size": 32}),
         ("prefill-2x300-fp8", (300,) * 2, 300, {"kv_dtype": "float8_e4m3"}),
         ("chunk-1k-over-3000", (1024,), 3000, {}),
+        ("prefill-300-window1k", (300,), 300, {"window": 1024}),
+        ("verify2-B1-1k-cap50", (2,), 1024, {"soft_cap": 50.0}),
+        ("chunk-1-over-9-alibi", (1,), 9, {"alibi": True}),
+        (
+            "decode-B2-8k-h64x8-d64-block32-window128-cap30-alibi-sinks-fp8",
+            (1,) * 2,
+            8192,
+            {
+                "num_query_heads": 64,
+                "head_size": 64,
+                "block_size": 32,
+                "window": 128,
+                "soft_cap": 30.0,
+                "alibi": True,
+                "sinks": True,
+                "kv_dtype": "float8_e4m3",
+            },
+        ),
     ],
 )
 def test_any_shape_has_a_name(name, queries, context, changes):
@@ -64,7 +82,13 @@ def test_any_shape_has_a_name(name, queries, context, changes):
 
 @pytest.mark.parametrize(
     "name",
-    ["decode-B0-1k", "decode-B2-1K", "decode-2k", "prefill-1x", "chunk-2k", "decode-B1-1k-d0"],
+    [
+        *("decode-B0-1k", "decode-B2-1K", "decode-2k", "prefill-1x", "chunk-2k", "decode-B1-1k-d0"),
+        *("prefill-1k-window0", "prefill-1k-window", "prefill-1k-cap0", "prefill-1k-cap2.5"),
+        # in another order
+        *("prefill-1k-fp8-sinks", "prefill-1k-cap50-window1k", "prefill-1k-sinks-alibi"),
+        "prefill-1k-window1k-block32",
+    ],
 )
 def test_a_name_that_says_no_shape_is_refused(name):
     assert shape_of_name(name) is None
@@ -131,6 +155,29 @@ def test_operations_count_the_keys_that_each_query_sees(query_length, kv_length)
         (query_length, 1), (kv_length, 3), num_query_heads=4, num_kv_heads=2, head_size=32
     )
     assert shape.flops == 4 * 32 * 4 * (keys_seen + 3)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 7, 8, 9])
+@pytest.mark.parametrize("lengths", [(1, 8), (3, 8), (8, 8), (1, 1), (2, 5)], ids=str)
+def test_under_a_window_bytes_and_operations_count_what_queries_see(lengths, window):
+    query_length, kv_length = lengths
+    seen = [
+        (query, key)
+        for query in range(kv_length - query_length, kv_length)
+        for key in range(kv_length)
+        if query - window < key <= query
+    ]
+    shape = shape_of((query_length, 1), (kv_length, 20), window=window)
+    tokens = len({key for _, key in seen}) + window
+    assert shape.kv_bytes == tokens * 2 * 8 * 128 * 2
+    assert shape.flops == 4 * 128 * 32 * (len(seen) + window)
+
+
+def test_a_window_that_hides_nothing_and_other_options_change_neither_bytes_nor_operations():
+    plain = shape_of((1, 4), (9, 7))
+    for options in ({"window": 9}, {"soft_cap": 50, "alibi": True, "sinks": True}):
+        shape = dataclasses.replace(plain, **options)
+        assert (shape.kv_bytes, shape.flops) == (plain.kv_bytes, plain.flops)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +306,17 @@ def test_cpu_shapes_are_small_and_in_float32():
         ({"shared_prefix": True}, "shared_prefix must be whole blocks of 16 tokens, not True"),
         ({"shared_prefix": 16}, "leave each sequence its query tokens, at most 6 here, not 16"),
         ({"dtype": "int8"}, "dtype must be one of .* not 'int8'"),
+        ({"window": 0}, "window must be a positive integer, not 0"),
+        ({"window": 2.0}, "window must be a positive integer, not 2.0"),
+        ({"soft_cap": 0.0}, "soft_cap must be a finite number above 0, not 0.0"),
+        ({"soft_cap": float("inf")}, "soft_cap must be a finite number above 0, not inf"),
+        ({"soft_cap": float("nan")}, "soft_cap must be a finite number above 0, not nan"),
+        ({"soft_cap": True}, "soft_cap must be a finite number above 0, not True"),
+        ({"soft_cap": "50"}, "soft_cap must be a finite number above 0, not '50'"),
+        (
+            {"kv_lengths": (40,), "shared_prefix": 16, "window": 8},
+            "shared_prefix must be 0 where there is a window, not 16",
+        ),
     ],
     ids=repr,
 )
