@@ -91,6 +91,18 @@ class Traits:
             **asked,
         )
 
+    @property
+    def features(self) -> frozenset[str]:
+        """Those of `pagedattn.attention.call.FEATURES` that a module is compiled for."""
+        asked = {
+            "fp8": self.cache_dtype == FP8,
+            "window": self.window,
+            "soft_cap": self.soft_cap,
+            "alibi": self.alibi,
+            "sinks": self.sinks,
+        }
+        return frozenset(name for name, is_asked in asked.items() if is_asked)
+
 
 class FlashInferKernel(Adapter):
     """What all of FlashInfer's back ends have in common.
@@ -127,9 +139,11 @@ class FlashInferKernel(Adapter):
         raise NotImplementedError
 
     def suits(self, traits: Traits) -> bool:
-        """Whether it has kernels for these sizes."""
-        return (self.head_sizes is None or traits.head_size in self.head_sizes) and (
-            self.block_sizes is None or traits.block_size in self.block_sizes
+        """Whether it has kernels for these sizes and features."""
+        return (
+            traits.features <= self.features
+            and (self.head_sizes is None or traits.head_size in self.head_sizes)
+            and (self.block_sizes is None or traits.block_size in self.block_sizes)
         )
 
     def missing(self, device: torch.device) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,13 @@ def traits_of(shape: AttentionShape) -> Traits:
         getattr(torch, _TORCH_NAMES.get(name, name)) for name in (shape.dtype, shape.cache_dtype)
     )
     group = shape.num_query_heads // shape.num_kv_heads
-    return Traits(query, cache, shape.head_size, group, shape.block_size)
+    return Traits(
+        *(query, cache, shape.head_size, group, shape.block_size),
+        window=shape.window is not None,
+        soft_cap=shape.soft_cap is not None,
+        alibi=shape.alibi,
+        sinks=shape.sinks,
+    )
 
 
 def of_benchmarks(name: str, shapes: Iterable[AttentionShape]) -> set[Spec]:
@@ -66,15 +71,12 @@ def of_correctness(name: str, head_sizes: Iterable[int], block_sizes: Iterable[i
     plain = Traits(torch.bfloat16, torch.bfloat16, 64, 4, 16)
     wanted = [replace(plain, head_size=size) for size in head_sizes]
     wanted += [replace(plain, block_size=size) for size in block_sizes]
-    alone = {
-        "window": replace(plain, window=True),
-        "soft_cap": replace(plain, soft_cap=True),
-        "alibi": replace(plain, alibi=True),
-        "sinks": replace(plain, sinks=True),
-    }
-    for option, group in itertools.product(alone, (2, 4)):
-        if option in kernel.features:
-            wanted.append(replace(alone[option], group=group))
-    if "fp8" in kernel.features:
-        wanted.append(replace(plain, cache_dtype=torch.float8_e4m3fn))
+    alone = (
+        replace(plain, window=True),
+        replace(plain, soft_cap=True),
+        replace(plain, alibi=True),
+        replace(plain, sinks=True),
+    )
+    wanted += [replace(option, group=group) for option in alone for group in (2, 4)]
+    wanted.append(replace(plain, cache_dtype=torch.float8_e4m3fn))
     return {spec for traits in wanted if kernel.suits(traits) for spec in kernel.specs(traits)}

@@ -92,12 +92,20 @@ class FlashInferFa2(FlashInferKernel):
         """Name its module."""
         return (prefill_spec(self.backend, traits, traits.query_dtype),)
 
+    def suits(self, traits: Traits) -> bool:
+        """Whether it has kernels for these sizes and features."""
+        return super().suits(traits) and self.clash(traits.features) is None
+
+    def clash(self, features: frozenset[str]) -> str | None:
+        """Say which of its features it does not do together, or None."""
+        beside = features & {"fp8", "soft_cap", "alibi"}
+        if "sinks" in features and beside:
+            return f"its kernel with sinks does not do {' or '.join(sorted(beside))} too"
+        return None
+
     def refuse(self, call: AttentionCall) -> str | None:
         """Say what it cannot take, or None."""
-        beside = call.features & {"fp8", "soft_cap", "alibi"}
-        if call.sinks is not None and beside:
-            return f"its kernel with sinks does not do {' or '.join(sorted(beside))} too"
-        return super().refuse(call)
+        return self.clash(call.features) or super().refuse(call)
 
     def bind(self, call: AttentionCall) -> Launch:
         """Make the plan; `plan` makes it anew, in place."""
@@ -177,10 +185,14 @@ class FlashInferFa3(FlashInferFa2):
         """Say what it cannot take, or None."""
         if torch.cuda.get_device_capability(call.query.device)[0] != 9:
             return "its FA3 back end needs a GPU of the Hopper generation"
-        beside = call.features & {"window", "soft_cap"}
-        if "fp8" in call.features and beside:
-            return f"its kernel for fp8 does not do {' or '.join(sorted(beside))} too"
         return super().refuse(call)
+
+    def clash(self, features: frozenset[str]) -> str | None:
+        """Say which of its features it does not do together, or None."""
+        beside = features & {"window", "soft_cap"}
+        if "fp8" in features and beside:
+            return f"its kernel for fp8 does not do {' or '.join(sorted(beside))} too"
+        return super().clash(features)
 
     def rounds_to(self, call: AttentionCall) -> torch.dtype | None:
         """The type in which it multiplies."""
