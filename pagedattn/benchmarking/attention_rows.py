@@ -159,7 +159,7 @@ class AttentionCase:
     def describe(
         self, name: str, error: ErrorBudget, seconds: float | None, peak_bytes: int | None
     ) -> dict[str, Any]:
-        """Columns of a row for pytest-benchmark's `extra_info`.
+        """Columns of a row for pytest-benchmark's `extra_info`, of options those that it has.
 
         The limit is that of products of 16 bits, to which K and V of fp8 are widened, but for an
         implementation that rounds queries and weights to fp8: that of products in fp8.
@@ -190,6 +190,7 @@ class AttentionCase:
             "head_size": shape.head_size,
             "block_size": shape.block_size,
             "dtype": shape.cache_dtype,
+            **self._options(),
             "bytes": shape.kv_bytes + query_bytes,
             "flops": shape.flops,
             "error": error.relative,
@@ -211,6 +212,16 @@ class AttentionCase:
                     f"{seconds * 1e6:.1f} µs is less than the limit of {limit * 1e6:.1f} µs"
                 )
         return row
+
+    def _options(self) -> dict[str, float]:
+        shape = self.shape
+        options = {
+            "window": shape.window,
+            "soft_cap": shape.soft_cap,
+            "alibi": shape.num_query_heads if shape.alibi else None,
+            "sinks": shape.num_query_heads if shape.sinks else None,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
 
 def peak_memory(launch: Callable[[], object]) -> int:

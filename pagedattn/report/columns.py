@@ -45,6 +45,14 @@ _ALL = (
     *_make(COUNT, "elements", head_size="Elements of a head's vector."),
     *_make(COUNT, "tokens", block_size="Tokens in a block."),
     *_make(TEXT, "-", dtype="Type of the data's elements."),
+    *_make(COUNT, "tokens", window="Most keys that a query sees; missing where it sees all."),
+    *_make(REAL, "logits", soft_cap="Bound of the scores; missing without."),
+    *_make(
+        COUNT,
+        "heads",
+        alibi="Query heads with an ALiBi slope; missing without.",
+        sinks="Query heads with an attention sink; missing without.",
+    ),
     *_make(
         REAL,
         "µs",

@@ -30,7 +30,8 @@ _COLUMNS = 3
 _PANELS_WIDTH = 10.0
 _LEFT, _GAP = 0.95, 0.3
 _PANEL_HEIGHT, _TITLES, _TICKS, _LABEL = 2.1, 0.36, 0.32, 0.36
-_SHAPE = ("num_query_heads", "num_kv_heads", "head_size", "block_size", "dtype")
+_OPTIONS = ("window", "soft_cap", "alibi", "sinks")
+_SHAPE = ("num_query_heads", "num_kv_heads", "head_size", "block_size", "dtype", *_OPTIONS)
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -140,7 +141,7 @@ def _family(case: Case, batch: int, context: int) -> tuple[object, ...]:
     """Return what else tells two shapes apart; the last item is whether lengths are unequal.
 
     Lengths are unequal if the bytes that must move are less than 90 % of what `batch` sequences of
-    `context` tokens have.
+    `context` tokens have. Under a window they move less, and nothing is said of their lengths.
     """
     shape = tuple(shared(case, name) for name in _SHAPE)
     total, heads, size, dtype = (
@@ -148,6 +149,8 @@ def _family(case: Case, batch: int, context: int) -> tuple[object, ...]:
     )
     element = _DTYPE_BYTES.get(str(dtype))
     if not (isinstance(total, float) and isinstance(heads, int) and isinstance(size, int)):
+        return (*shape, False)
+    if shared(case, "window") is not None:
         return (*shape, False)
     return (*shape, bool(element and total < 0.9 * 2 * batch * context * heads * size * element))
 

@@ -39,6 +39,9 @@ _COUNTS = (
     "num_kv_heads",
     "head_size",
     "block_size",
+    "window",
+    "alibi",
+    "sinks",
     "rotation",
     "discarded_rounds",
     "pool_blocks",
@@ -56,6 +59,7 @@ _COUNTS = (
     "equal_steps",
 )
 _NUMBERS = (
+    "soft_cap",
     "bytes",
     "flops",
     "gb_per_s",
@@ -110,7 +114,8 @@ class Row:
     Times are microseconds of one launch or call, over `rounds` rounds. `batch` counts sequences
     and `context` the tokens of the longest one. `share_of_bandwidth` is a fraction of
     `measured_read_gb_per_s`, 0 to 1. `error` and `error_budget` share the unit that the benchmark
-    chose. GB and TFLOP are powers of ten.
+    chose. GB and TFLOP are powers of ten. Of a layer's options, `alibi` and `sinks` count the heads
+    that have a slope and a sink.
 
     `discarded_rounds` more were timed while the clock was low and left out; `sm_clock_mhz` is that
     of the others. `median_interval` is half the width of the median's 95 % interval, as a fraction
@@ -143,6 +148,10 @@ class Row:
     head_size: int | None
     block_size: int | None
     dtype: str | None
+    window: int | None
+    soft_cap: float | None
+    alibi: int | None
+    sinks: int | None
     median_us: float
     q1_us: float
     q3_us: float

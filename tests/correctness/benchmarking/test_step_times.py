@@ -81,6 +81,14 @@ def test_what_a_plan_adds_is_the_median_difference_of_the_faster_half_of_the_ste
     assert times.plan != np.median(sharing) - np.median(plain)
 
 
+def test_steps_of_a_layer_with_a_window_are_timed_without_a_plan():
+    case = AttentionCase.of(dataclasses.replace(shape_of((100, 100)), window=20), "cpu")
+    (launch,) = case.launches("torch")
+    columns = case.planning_columns("torch", launch)
+    assert columns.keys() == {"batch_us"}
+    assert columns["batch_us"] > 0
+
+
 def test_columns_are_those_of_decode_and_of_launches_with_a_plan():
     case = AttentionCase.of(shape_of((32, 32)), "cpu")
     (launch,) = case.launches("torch")

@@ -47,6 +47,47 @@ def test_a_row_faster_than_its_limit_is_refused():
         case.describe("torch", ErrorBudget(0.0, 0.0), 1e-9, None)
 
 
+OPTIONS = {"window": 10, "soft_cap": 5.0, "alibi": True, "sinks": True}
+
+
+def test_a_row_has_columns_of_the_options_that_its_layer_has():
+    error = ErrorBudget(0.0, 0.0)
+    plain = AttentionCase.of(SHAPE, "cpu").describe("torch", error, 1e-3, None)
+    columns = {"window": 10, "soft_cap": 5.0, "alibi": 4, "sinks": 4}
+    assert not plain.keys() & columns.keys()
+    for option, value in OPTIONS.items():
+        case = AttentionCase.of(dataclasses.replace(SHAPE, **{option: value}), "cpu")
+        row = case.describe("torch", error, 1e-3, None)
+        assert {name: row[name] for name in row.keys() - plain.keys()} == {option: columns[option]}
+
+
+def test_the_limit_under_a_window_is_of_the_keys_that_are_seen():
+    case = AttentionCase.of(dataclasses.replace(SHAPE, window=10), "cpu")
+    case.roofs = ROOFS
+    row = case.describe("torch", ErrorBudget(0.0, 0.0), 1e-3, None)
+    assert row["bytes"] == (10 + 10) * 2 * 2 * 64 * 4 + 2 * (2 * 4 * 64 * 4)
+    assert row["flops"] == 4 * 64 * 4 * (10 + 10)
+    assert row["limit_us"] == pytest.approx(row["bytes"] / 1000e9 * 1e6)
+
+
+def test_a_case_checks_each_option_and_a_control_says_which_it_lacks():
+    lacks = {
+        "window": "it does not do a sliding window",
+        "soft_cap": "it does not do a soft cap",
+        "alibi": "it does not do ALiBi slopes",
+        "sinks": "it does not do attention sinks",
+    }
+    plain = dataclasses.replace(SHAPE, kv_lengths=(32, 32))
+    without = AttentionCase.of(plain, "cpu").exact
+    for option, value in OPTIONS.items():
+        case = AttentionCase.of(dataclasses.replace(plain, **{option: value}), "cpu")
+        assert case.unsupported("sdpa_contiguous") == lacks[option]
+        (launch,) = case.launches("torch")
+        case.error("torch", launch())
+        with pytest.raises(AssertionError, match="above the budget"):
+            case.error("torch", without.float())
+
+
 def test_each_way_to_read_sees_the_first_and_the_last_element():
     pytest.importorskip("triton")
     source = torch.zeros(3 * STRETCH_BYTES // 4)

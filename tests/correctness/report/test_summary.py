@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 from pagedattn.report import ResultsError, style, text
+from pagedattn.report.latency import latency_sections
 from pagedattn.report.results import load_run
 from pagedattn.report.style import looks_of
 from pagedattn.report.summary import summarise
@@ -27,6 +28,34 @@ def _rows(made, counts, num_workloads):
             for i in range(min(count, num_workloads))
         ]
     )
+
+
+def test_a_layer_s_options_are_apart_from_the_usual_shapes_and_no_unequal_lengths(made, tmp_path):
+    size = {"num_kv_heads": 8, "head_size": 128, "dtype": "bfloat16", "batch": 4}
+    size |= {"kind": "decode", "device": "cuda"}
+    options = {"w1k": {"bytes": 2**24}, "w2k": {"bytes": 2**25}, "window": {"window": 64}}
+    options |= {name: {name: 32, "bytes": 2**25} for name in ("soft_cap", "alibi", "sinks")}
+    options["window"]["bytes"] = 2**20
+    options["uneven"] = {"bytes": 2**24}
+    rows = [
+        made.benchmark(
+            f"{name}-a",
+            1e-3,
+            area="attention",
+            implementation="a",
+            workload=name,
+            context=1024 if name == "w1k" else 2048,
+            **size,
+            **given,
+        )
+        for name, given in options.items()
+    ]
+    (section,) = latency_sections(_summary(made, tmp_path, made.file(rows)))
+    families = {point.case.first.workload: point.family for point in section.points}
+    assert section.usual == families["w1k"] == families["w2k"]
+    assert len(set(families.values())) == len(families) - 1
+    uneven = {name for name, family in families.items() if family[-1]}
+    assert uneven == {"uneven"}
 
 
 def test_speedups_and_the_best_are_those_worked_out_by_hand(made, tmp_path):
