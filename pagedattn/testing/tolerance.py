@@ -110,7 +110,8 @@ def error_budget(
 
     Returns:
         FACTOR times the error of the ordinary computation, and the roundings of sums in order;
-        `largest` is at least the spacing of `query`'s dtype at the largest result.
+        `largest` is at least the spacing of `query`'s dtype at the largest result, which two
+        roundings make, and half as much more where parts are rounded too.
 
     """
     dtype = inputs.query.dtype
@@ -129,7 +130,7 @@ def error_budget(
     spacing = 2.0 ** math.floor(math.log2(largest)) * torch.finfo(dtype).eps if largest else 0.0
     return ErrorBudget(
         FACTOR * ordinary.relative + in_order,
-        max(FACTOR * ordinary.largest + in_order * largest, spacing),
+        max(FACTOR * ordinary.largest + in_order * largest, (1.5 if rounds_parts else 1) * spacing),
     )
 
 

@@ -68,7 +68,7 @@ def test_rounding_parts_is_allowed_as_one_rounding_more_where_it_is_known(dtype)
     plain = error_budget(inputs, exact)
     more = error_budget(inputs, exact, rounds_parts=True)
     assert plain.relative < more.relative < plain.relative + 2 * once.relative
-    assert plain.largest <= more.largest <= plain.largest + 2 * once.largest
+    assert plain.largest <= more.largest <= 1.5 * plain.largest + 2 * once.largest
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -89,6 +89,17 @@ def test_the_largest_element_may_be_one_rounding_off_and_not_three(dtype):
             continue
         with pytest.raises(AssertionError, match="above the budget"):
             check_attention(off, inputs)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_largest_element_may_be_three_halves_off_where_parts_are_rounded(dtype):
+    # alone, and exact in the ordinary computation: by chance no element of few tells more
+    inputs = make_inputs(shape(dtype, kv_lengths=(1,)))
+    exact, _ = reference_attention(inputs.call(), torch.float64)
+    spacing = torch.finfo(inputs.query.dtype).eps * 2 ** float(exact.abs().max().log2().floor())
+    assert error_budget(inputs, exact).largest == pytest.approx(spacing, rel=1e-3)
+    more = error_budget(inputs, exact, rounds_parts=True).largest
+    assert more == pytest.approx(1.5 * spacing, rel=1e-3)
 
 
 def test_one_wrong_element_is_refused():
