@@ -152,7 +152,8 @@ def make_rotation(
         soft_cap: bound of the scores; None is the shape's.
         alibi: with the slopes of Press et al. 2022 (section 3), 2^(-8 h / num_query_heads) for
             the h-th head; they are there too if the shape has them.
-        sinks: with random sinks, a normal distribution of deviation 2; as for `alibi`.
+        sinks: with random sinks, a normal distribution of deviation 2, rounded to bfloat16, as some
+            kernels take no others; as for `alibi`.
 
     Returns:
         The batches; they share one cache, standard normal where it is used and NaN elsewhere. An
@@ -190,6 +191,7 @@ def make_rotation(
     heads = torch.arange(1, shape.num_query_heads + 1, device=device)
     slopes = 2.0 ** (-8 * heads / shape.num_query_heads) if alibi else None
     drawn = 2 * torch.randn(shape.num_query_heads, generator=generator, device=device)
+    drawn = drawn.bfloat16().float()
 
     share = None if window is None else False  # what is gone is one block for all of them
     rotation = []
