@@ -78,6 +78,8 @@ class Fit:
         tile_of_128: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
             8 columns, by one program on a multiprocessor.
         spares_paths: whether less is in flight where `shares_paths_unevenly`.
+        fetched_bytes: that the L2 asks the memory for at once, 128 or 256; of prefill's tensors
+            too.
 
     """
 
@@ -91,6 +93,7 @@ class Fit:
     more_in_flight_to: int
     tile_of_128: int
     spares_paths: bool
+    fetched_bytes: int
 
 
 H100 = Fit(
@@ -106,6 +109,7 @@ H100 = Fit(
     more_in_flight_to=64,
     tile_of_128=64,
     spares_paths=True,
+    fetched_bytes=256,
 )
 """With HBM3."""
 
@@ -122,6 +126,7 @@ H200 = Fit(
     more_in_flight_to=80,
     tile_of_128=32,
     spares_paths=False,
+    fetched_bytes=128,
 )
 """With HBM3e."""
 

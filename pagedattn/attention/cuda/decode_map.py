@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.module import tensor_map
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def map_of(part: torch.Tensor, tile: int) -> TensorMap:
     size = part.element_size()
     row_bytes = head_size * size
     block_stride, head_stride, token_stride = (stride * size for stride in part.stride()[:3])
+    fetched_bytes = fit_for(part.device).fetched_bytes
     if comes_by_lines(part):
         lines, box_lines = (
             tokens * row_bytes // LINE_BYTES for tokens in (block_size, min(block_size, tile))
@@ -61,6 +63,7 @@ def map_of(part: torch.Tensor, tile: int) -> TensorMap:
             (LINE_BYTES, LINE_BYTES, head_stride, block_stride),
             (LINE_BYTES // size, box_lines, 1, 1, 1),
             16,
+            fetched_bytes,
         )
     span = next(span for span in (128, 64, row_bytes) if row_bytes % span == 0)
     return tensor_map(
@@ -70,4 +73,5 @@ def map_of(part: torch.Tensor, tile: int) -> TensorMap:
         (token_stride, span, head_stride, block_stride),
         (span // size, min(block_size, tile), row_bytes // span, 1, 1),
         span if span % 64 == 0 else 16,
+        fetched_bytes,
     )

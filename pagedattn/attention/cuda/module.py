@@ -284,10 +284,9 @@ def tensor_map(
     strides: tuple[int, ...],
     box: tuple[int, ...],
     swizzle: int,
+    fetched_bytes: int = 128,
 ) -> TensorMap:
     """Describe a tensor and the box of it that one TMA instruction moves.
-
-    What is missing in the L2 comes by 128 bytes. By 256 an H200's memory gave less.
 
     Args:
         address: of the first element; a multiple of 16.
@@ -298,6 +297,7 @@ def tensor_map(
         box: elements in each dimension that are moved at once.
         swizzle: bytes of the swizzled row (128, 64 or 32), above which `box[0] * itemsize` must
             not be, or 16 for none.
+        fetched_bytes: that the L2 asks the memory for at once, 128 or 256.
 
     Raises:
         CudaError: the driver refuses.
@@ -317,6 +317,11 @@ def tensor_map(
         64: swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
         128: swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
     }[swizzle]
+    promotions = driver.CUtensorMapL2promotion
+    promotion = {
+        128: promotions.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        256: promotions.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+    }[fetched_bytes]
     encoded = _checked(
         driver.cuTensorMapEncodeTiled(
             kind,
@@ -328,7 +333,7 @@ def tensor_map(
             [driver.cuuint32_t(1)] * len(sizes),
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
             pattern,
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            promotion,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     )

@@ -54,6 +54,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import (
     LOG2_E,
     launch,
@@ -335,6 +336,7 @@ def _map_of_queries(query: torch.Tensor, tile: tuple[int, int]) -> TensorMap:
         (head_stride, token_stride, group * head_stride),
         (64, group, tokens, 1),
         128,
+        fit_for(query.device).fetched_bytes,
     )
 
 
@@ -358,6 +360,7 @@ def _map_of(part: torch.Tensor, cut: tuple[int, bool]) -> TensorMap:
     block_stride, head_stride, token_stride = (size * stride for stride in part.stride()[:3])
     octets = (num_blocks - 1) * (block_stride // (8 * token_stride)) + block_size // 8
     moved = min(block_size, tile) // 8
+    fetched_bytes = fit_for(part.device).fetched_bytes
     if size == 1:
         return tensor_map(
             part.data_ptr(),
@@ -366,6 +369,7 @@ def _map_of(part: torch.Tensor, cut: tuple[int, bool]) -> TensorMap:
             (token_stride, 8 * token_stride, head_stride),
             (128 if fp8_products else head_size, 8, moved, 1),
             128 if fp8_products else 16,
+            fetched_bytes,
         )
     if head_size % 64:
         return tensor_map(
@@ -375,6 +379,7 @@ def _map_of(part: torch.Tensor, cut: tuple[int, bool]) -> TensorMap:
             (token_stride, 8 * token_stride, head_stride),
             (64, 8, moved, 1),
             128,
+            fetched_bytes,
         )
     return tensor_map(
         part.data_ptr(),
@@ -383,4 +388,5 @@ def _map_of(part: torch.Tensor, cut: tuple[int, bool]) -> TensorMap:
         (token_stride, 128, 8 * token_stride, head_stride),
         (64, 8, head_size // 64, moved, 1),
         128,
+        fetched_bytes,
     )

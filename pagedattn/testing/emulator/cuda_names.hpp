@@ -126,8 +126,6 @@ inline u32 __ballot_sync(u32 mask, bool value) {
 
 inline bool __all_sync(u32 mask, bool value) { return __ballot_sync(mask, value) == ~0u; }
 
-inline bool __any_sync(u32 mask, bool value) { return __ballot_sync(mask, value) != 0; }
-
 // Give all lanes what `join` makes of the lanes' values one after the other.
 template <class Join>
 int reduce(const char *name, u32 mask, int value, Join join) {

@@ -186,6 +186,7 @@ def tensor_map(
     strides: tuple[int, ...],
     box: tuple[int, ...],
     swizzle: int,
+    fetched_bytes: int = 128,
 ) -> TensorMap:
     """Describe a tensor in host memory; arguments as `module.tensor_map` takes them.
 
@@ -203,6 +204,7 @@ def tensor_map(
         and all(0 < size <= 256 for size in box)
         and box[0] * itemsize % 16 == 0
         and (swizzle == 16 or (swizzle in (32, 64, 128) and box[0] * itemsize == swizzle))
+        and fetched_bytes in (128, 256)
     )
     if not right:
         raise CudaError(

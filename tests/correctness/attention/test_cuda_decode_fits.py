@@ -7,9 +7,16 @@ from unittest import mock
 import pytest
 import torch
 
-from pagedattn.attention.cuda import decode, decode_calls, decode_config, decode_division
+from pagedattn.attention.cuda import (
+    decode,
+    decode_calls,
+    decode_config,
+    decode_division,
+    decode_map,
+    prefill,
+)
 from pagedattn.attention.cuda.decode_fits import H100, H200, fit_for
-from pagedattn.attention.cuda.module import memory_rate
+from pagedattn.attention.cuda.module import TensorMap, memory_rate
 from pagedattn.testing.emulator import unavailable
 
 from .emulated import check, inputs_of
@@ -42,6 +49,26 @@ def test_what_is_no_gpu_is_an_h100_and_what_an_older_pytorch_does_not_tell(monke
     assert fit_for(torch.device("cpu")) is H100
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace())
     assert fit_for.__wrapped__(torch.device("cuda", 0)) is H100
+
+
+@EITHER
+@pytest.mark.parametrize("options", [{}, {"head_size": 80}, {"fp8": True}], ids=str)
+def test_the_l2_fetches_as_much_at_once_as_its_gpu_was_measured_with(fit, options, monkeypatch):
+    asked = []
+
+    def note(*words):
+        asked.append(words[-1])
+        return TensorMap()
+
+    for module in (decode_map, prefill):
+        monkeypatch.setattr(module, "tensor_map", note)
+        monkeypatch.setattr(module, "fit_for", lambda _: fit)
+    inputs = inputs_of((40,), 40, **options)
+    decode_map.map_of(inputs.cache.key, 32)
+    prefill._map_of_queries(inputs.query, (32, 4))
+    for fp8_products in (False, True):
+        prefill._map_of(inputs.cache.key, (128, fp8_products))
+    assert asked == [{H100: 256, H200: 128}[fit]] * 4
 
 
 def test_a_fit_reads_most_of_what_its_memory_is_made_for():
