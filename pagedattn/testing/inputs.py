@@ -147,8 +147,8 @@ def make_rotation(
         seed: of the random data and of the blocks' order.
         shuffled: blocks in random order over the whole pool; else in ascending order.
         extra_columns: columns of padding after the longest block table.
-        window: keys that a query sees; what has left all windows is poisoned too, and whole
-            blocks of it are not in the cache. None is the shape's.
+        window: keys that a query sees; what has left all windows is poisoned too, and no table
+            names whole blocks of it. None is the shape's.
         soft_cap: bound of the scores; None is the shape's.
         alibi: with the slopes of Press et al. 2022 (section 3), 2^(-8 h / num_query_heads) for
             the h-th head; they are there too if the shape has them.
@@ -201,7 +201,7 @@ def make_rotation(
         tables[own] = part[shared:]
         tables[gone] = poison_block
         page_table = PageTable(shape.block_size, tables, lengths)
-        _poison_unused_slots(cache, page_table, first_seen)
+        _poison_unused_slots(cache, page_table, first_seen, shared)
         rotation.append(
             AttentionInputs(
                 query=random(shape.num_query_heads),
@@ -283,12 +283,13 @@ def _random_cache(shape: AttentionShape, num_blocks: int, generator: torch.Gener
 
 
 def _poison_unused_slots(
-    cache: KVCache, page_table: PageTable, first_seen: NDArray[np.int64]
+    cache: KVCache, page_table: PageTable, first_seen: NDArray[np.int64], shared: int
 ) -> None:
     """Fill a batch's slots before each sequence's first seen and behind its last token with NaN.
 
-    Changes `cache`. Blocks from the first that is seen on must all be distinct; those before are
-    left as they are.
+    Changes `cache`. Of the first `shared` blocks, which all sequences have, what one of them sees
+    is left; of the others, those from the first that is seen on must be distinct. Whole blocks
+    before the first that is seen are left as they are.
     """
     bits = cache.storage
     if bits.dtype == FP8:  # has no masked fill; 0x7f is NaN
@@ -300,7 +301,8 @@ def _poison_unused_slots(
     is_left = columns >= first_seen[rows] // page_table.block_size
     rows, columns = rows[is_left], columns[is_left]
     positions = columns[:, None] * page_table.block_size + np.arange(page_table.block_size)
-    unused = (positions < first_seen[rows, None]) | (positions >= page_table.num_tokens[rows, None])
+    seen_from = np.where(columns < shared, first_seen.min(), first_seen[rows])
+    unused = (positions < seen_from[:, None]) | (positions >= page_table.num_tokens[rows, None])
     some = unused.any(axis=1)
     blocks = torch.from_numpy(page_table.block_tables[rows, columns][some].astype(np.int64))
     mask = torch.from_numpy(unused[some])[None, :, None, None, :, None].to(bits.device)

@@ -110,8 +110,8 @@ def error_budget(
 
     Returns:
         FACTOR times the error of the ordinary computation, and the roundings of sums in order;
-        `largest` is at least the spacing of `query`'s dtype at the largest result, which two
-        roundings make, and half as much more where parts are rounded too.
+        `largest` is at least half the spacing of `query`'s dtype at the largest result for each of
+        its roundings: the weights', the result's, and the parts' where they are rounded.
 
     """
     dtype = inputs.query.dtype

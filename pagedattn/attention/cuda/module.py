@@ -284,7 +284,7 @@ def tensor_map(
     strides: tuple[int, ...],
     box: tuple[int, ...],
     swizzle: int,
-    fetched_bytes: int = 128,
+    fetched_bytes: int,
 ) -> TensorMap:
     """Describe a tensor and the box of it that one TMA instruction moves.
 

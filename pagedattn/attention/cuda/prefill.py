@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     from pagedattn.attention.mixture import Mixture
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
-LEAST_SCALE = 1e-20  # of scores; ALiBi's slopes are divided by it
+LEAST_SCALE = 1e-20  # that ALiBi's slopes are divided by
 
 
 class _Parameters(ctypes.Structure):
@@ -147,8 +147,10 @@ def not_taken(call: AttentionCall) -> str | None:
         # parts of shared blocks: the decode kernel comes first, and what it does not take, as heads
         # of 80, is read by all programs together in Triton's
         return f"short queries that see all keys over {cache.dtype}"
-    if not call.scale >= LEAST_SCALE:
+    if not call.scale > 0:
         return f"scale {call.scale}"
+    if call.alibi_slopes is not None and call.scale < LEAST_SCALE:
+        return f"ALiBi at a scale of {call.scale}"
     block_stride, head_stride, token_stride, _ = cache.key.stride()
     if block_stride % (8 * token_stride):
         return "a cache whose blocks are no multiple of 8 tokens apart"

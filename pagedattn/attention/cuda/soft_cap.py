@@ -2,11 +2,12 @@
 
 `cap * tanh(x)` by an exponential and a division is two operations of that unit a score, beside the
 softmax's one, and a multiprocessor does 16 of them a cycle but 128 multiplications and additions.
-Where scores are well below the cap, an odd polynomial is as near to tanh as float32 needs. Which
-polynomial the kernel takes, or none, it decides for each tile by the largest score of each row.
+Where scores are well below the cap, an odd polynomial is within some units of float32's last place.
+Which polynomial the kernel takes, or none, each warp decides for its rows of a tile: the largest
+score of each must be no larger than a polynomial is good for.
 
-That says nothing of scores far below zero, for which the polynomial goes on to fall as tanh does
-not. Their weights have to be negligible by both: `least_peak` is how large a row's largest score so
+That says nothing of scores far below zero, for which a polynomial goes on to fall as tanh does not.
+Their weights have to be negligible by both: `least_peak` is how large each row's largest score so
 far must be for that.
 """
 
@@ -15,10 +16,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from pagedattn.attention.cuda.launching import LOG2_E
 
 NEGLIGIBLE_BITS = 24
-"""A weight of 2 to minus this times the row's largest is what a sum in float32 rounds off."""
+"""A weight of 2 to minus this times the row's largest is what a sum in float32 rounds off.
+
+Of many such weights little more is lost: a polynomial is near to tanh a little beyond its largest
+x, and farther scores have less weight yet.
+"""
 _LEAST, _MOST = 1e-35, 1e35  # terms that float32 holds, with a margin
 
 
@@ -52,14 +59,13 @@ class Polynomial:
 
         """
         unit, bound = scale / soft_cap, soft_cap * LOG2_E
-        terms = tuple(
-            bound * coefficient * unit ** (2 * place + 1)
-            for place, coefficient in enumerate(self.coefficients)
-        )
-        least_peak = NEGLIGIBLE_BITS - bound * math.tanh(self.largest)
-        if not all(_LEAST < abs(term) < _MOST for term in terms):
+        with np.errstate(all="ignore"):  # what is too large or small is seen below
+            powers = np.float64(unit) ** np.arange(1, 2 * len(self.coefficients), 2)
+            terms = bound * powers * self.coefficients
+        if not ((abs(terms) > _LEAST) & (abs(terms) < _MOST)).all():
             return (0.0, math.inf, *(0.0 for _ in terms))
-        return (self.largest / unit, least_peak, *terms)
+        least_peak = NEGLIGIBLE_BITS - bound * math.tanh(self.largest)
+        return (self.largest / unit, least_peak, *terms.tolist())
 
 
 FEW_TERMS = Polynomial(0.3, (0.9999988635, -0.3331005725, 0.1263366394))

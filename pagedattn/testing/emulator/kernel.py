@@ -186,7 +186,7 @@ def tensor_map(
     strides: tuple[int, ...],
     box: tuple[int, ...],
     swizzle: int,
-    fetched_bytes: int = 128,
+    fetched_bytes: int,
 ) -> TensorMap:
     """Describe a tensor in host memory; arguments as `module.tensor_map` takes them.
 

@@ -23,6 +23,7 @@ FEATURES = {
     "window": {"window": 150},
     "short-window": {"window": 3},
     "cap": {"soft_cap": 2.0},
+    "high cap": {"soft_cap": 50.0},
     "alibi": {"alibi_slopes": True},
     "sinks": {"sinks": True},
     "all": {"window": 200, "soft_cap": 3.0, "alibi_slopes": True, "sinks": True},

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import prefill
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, Polynomial
+from pagedattn.kv_cache import FP8
 from pagedattn.testing.emulator import unavailable
 
 from .emulated import check, inputs_of, prefill_of
@@ -46,7 +47,7 @@ def test_terms_are_the_cap_up_to_the_largest_score_and_no_nearer_to_zero_beyond(
 
 
 def test_no_terms_are_taken_that_float32_cannot_hold():
-    for soft_cap, scale in ((1e4, 1e-2), (1e-6, 1e3)):
+    for soft_cap, scale in ((1e4, 1e-2), (1e-6, 1e3), (1e-36, 0.1), (1e-300, 1e10)):
         assert ALL_TERMS.terms(soft_cap, scale)[:2] == (0.0, math.inf)
 
 
@@ -56,12 +57,45 @@ def scaled(inputs, factor):
 
 
 @emulated
-@pytest.mark.parametrize("options", [{}, {"fp8": True}, {"window": 100}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head_size": 128},
+        {"head_size": 128, "fp8": True},
+        {"head_size": 128, "window": 100},
+        {"head_size": 64, "sinks": True},
+        {"head_size": 80},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("factor", [1, 8, 20])
 def test_small_scores_large_ones_and_all_between_are_capped(factor, options):
     queries, kv_lengths = CHUNKS
-    inputs = inputs_of(kv_lengths, queries, head_size=128, soft_cap=50.0, **options)
+    inputs = inputs_of(kv_lengths, queries, soft_cap=50.0, **options)
     check(scaled(inputs, factor), prefill_of, multiprocessors=3, lse=True, seeds=(0,))
+
+
+def split(call):
+    """Prefill by three shares of each tile's keys."""
+    return prefill.PrefillLaunch(call, splits=3)
+
+
+def by_fp8(call):
+    """Prefill whose products are of fp8."""
+    return prefill.PrefillLaunch(call, fp8_products=True)
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("launch", "options"),
+    [(split, {}), (by_fp8, {"fp8": True}), (prefill_of, {"causal": False, "heads": (16, 2)})],
+    ids=["shares", "products of fp8", "not causal"],
+)
+def test_other_ways_to_launch_are_capped_alike(launch, options):
+    queries, kv_lengths = CHUNKS
+    inputs = inputs_of(kv_lengths, queries, head_size=64, soft_cap=50.0, **options)
+    rounded_to = FP8 if launch is by_fp8 else None
+    check(inputs, launch, multiprocessors=3, lse=True, seeds=(0,), rounded_to=rounded_to)
 
 
 @emulated
@@ -89,7 +123,8 @@ def test_terms_are_what_is_used_where_they_will_do(monkeypatch, name, factor):
         check(inputs, prefill_of, multiprocessors=3, lse=True, seeds=(0,))
 
 
-def test_scores_too_small_for_a_slope_to_be_divided_by_their_scale_are_left_to_another_kernel():
-    call = inputs_of((40,), 40).call()
-    assert prefill.not_taken(call) is None
-    assert prefill.not_taken(dataclasses.replace(call, scale=1e-21)) == "scale 1e-21"
+def test_a_scale_too_small_to_divide_slopes_by_is_left_to_another_kernel():
+    plain, with_slopes = (inputs_of((40,), 40, alibi=alibi).call() for alibi in (False, True))
+    assert prefill.not_taken(with_slopes) is None
+    tiny = [dataclasses.replace(call, scale=1e-21) for call in (plain, with_slopes)]
+    assert [prefill.not_taken(call) for call in tiny] == [None, "ALiBi at a scale of 1e-21"]

@@ -142,7 +142,7 @@ def some_tensor(itemsize, swizzle):
         memory,
         values,
         box,
-        tensor_map(address_of(memory), itemsize, sizes, strides, box, swizzle),
+        tensor_map(address_of(memory), itemsize, sizes, strides, box, swizzle, 128),
     )
 
 
@@ -221,12 +221,13 @@ def test_the_tma_needs_fences_before_what_lanes_wrote_and_made():
         {"box": (60, 4), "swizzle": 16},
         {"box": (128, 4)},
         {"box": (32, 4)},
+        {"fetched_bytes": 512},
     ],
     ids=str,
 )
 def test_a_tensor_map_that_a_gpu_would_refuse_is_refused(changes):
     right = {"address": 0, "itemsize": 2, "sizes": (64, 4), "strides": (128,)}
-    right |= {"box": (64, 4), "swizzle": 128}
+    right |= {"box": (64, 4), "swizzle": 128, "fetched_bytes": 256}
     tensor_map(**right)
     with pytest.raises(CudaError, match="no such tensor map"):
         tensor_map(**(right | changes))

@@ -38,7 +38,7 @@ def map_of(matrix, rows):
     """Describe a matrix so that one instruction brings so many rows of 128 bytes."""
     sizes, size = (matrix.shape[1], matrix.shape[0], 1, 1), matrix.element_size()
     pitch, box = size * matrix.shape[1], (128 // size, rows, 1, 1)
-    return tensor_map(matrix.data_ptr(), size, sizes, (pitch,) * 3, box, 128)
+    return tensor_map(matrix.data_ptr(), size, sizes, (pitch,) * 3, box, 128, 128)
 
 
 @pytest.mark.parametrize("narrow", [0, 1])

@@ -19,9 +19,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_last_queries_of_some_sequences_attend_as_in_the_whole_batch(case, options):
     queries, lengths, prefix = CASES[case]
-    shape = AttentionShape(
-        "test", queries, lengths, 4, 2, 16, 8, "float32", shared_prefix=0 if options else prefix
-    )
+    shape = AttentionShape("test", queries, lengths, 4, 2, 16, 8, "float32", shared_prefix=prefix)
     inputs = make_inputs(shape, **options)
     part, rows = last_queries(inputs, np.array([3, 0, 2]), 4)
     taken = [min(queries[sequence], 4) for sequence in (3, 0, 2)]
@@ -101,3 +99,13 @@ def test_shared_blocks_that_have_left_a_window_that_is_asked_for_are_the_one_of_
     is_last = (inputs.batch.block_tables == last).tolist()
     for row, (first, blocks) in zip(is_last, ((61 // 8, 9), (70 // 8, 10)), strict=True):
         assert row == [not first <= column < blocks for column in range(len(row))]
+
+
+def test_a_shared_block_that_one_sequence_sees_is_left_for_it():
+    shape = AttentionShape("test", (1, 1), (70, 74), 4, 2, 16, 8, "float32", shared_prefix=48)
+    for window in (9, 30, 60):
+        inputs = make_inputs(shape, window=window)
+        out = attention(
+            inputs.query, inputs.cache, inputs.batch, implementation="reference", **inputs.options
+        )
+        assert out.isfinite().all()

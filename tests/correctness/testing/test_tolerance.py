@@ -68,7 +68,9 @@ def test_rounding_parts_is_allowed_as_one_rounding_more_where_it_is_known(dtype)
     plain = error_budget(inputs, exact)
     more = error_budget(inputs, exact, rounds_parts=True)
     assert plain.relative < more.relative < plain.relative + 2 * once.relative
-    assert plain.largest <= more.largest <= 1.5 * plain.largest + 2 * once.largest
+    assert (
+        plain.largest <= more.largest <= max(1.5 * plain.largest, plain.largest + 2 * once.largest)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
