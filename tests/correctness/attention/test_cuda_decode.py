@@ -180,8 +180,8 @@ def test_boxes_are_whole_lines_but_where_a_swizzle_spans_half_a_line(
 ):
     boxes = []
 
-    def note(address, itemsize, sizes, strides, box, swizzle):
-        del address, sizes, strides, swizzle
+    def note(address, itemsize, sizes, strides, box, swizzle, fetched_bytes):
+        del address, sizes, strides, swizzle, fetched_bytes
         boxes.append((box[0] * itemsize, box[1]))
 
     monkeypatch.setattr(decode_map, "tensor_map", note)

@@ -13,7 +13,7 @@ from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, Polynomial
 from pagedattn.kv_cache import FP8
 from pagedattn.testing.emulator import unavailable
 
-from .emulated import check, inputs_of, prefill_of
+from .emulated import check, inputs_of, nightly, prefill_of
 
 emulated = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
 CHUNKS = ((130, 9), (450, 700))
@@ -62,9 +62,9 @@ def scaled(inputs, factor):
     [
         {"head_size": 128},
         {"head_size": 128, "fp8": True},
-        {"head_size": 128, "window": 100},
         {"head_size": 64, "sinks": True},
-        {"head_size": 80},
+        pytest.param({"head_size": 128, "window": 100}, marks=nightly),
+        pytest.param({"head_size": 80}, marks=nightly),
     ],
     ids=str,
 )
