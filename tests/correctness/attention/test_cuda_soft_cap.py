@@ -88,8 +88,11 @@ def by_fp8(call):
 @emulated
 @pytest.mark.parametrize(
     ("launch", "options"),
-    [(split, {}), (by_fp8, {"fp8": True}), (prefill_of, {"causal": False, "heads": (16, 2)})],
-    ids=["shares", "products of fp8", "not causal"],
+    [
+        pytest.param(split, {}, marks=nightly, id="shares"),
+        pytest.param(by_fp8, {"fp8": True}, id="products of fp8"),
+        pytest.param(prefill_of, {"causal": False, "heads": (16, 2)}, id="not causal"),
+    ],
 )
 def test_other_ways_to_launch_are_capped_alike(launch, options):
     queries, kv_lengths = CHUNKS
