@@ -1,4 +1,4 @@
-"""What the division of decode takes a GPU to do, as fitted to times of batches on it."""
+"""What decode's division takes a GPU to do, as fitted to batches on it, and what its L2 fetches."""
 
 from __future__ import annotations
 

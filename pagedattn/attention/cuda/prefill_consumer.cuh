@@ -43,8 +43,8 @@ struct Consumer {
     // is left to where weights are made, and ALiBi's slopes are divided by the scale.
     static constexpr bool SCALED_EARLY = (SOFT_CAP && ALIBI) || (FP8 && (SOFT_CAP || ALIBI));
     static constexpr bool CAPPED_LATE = SOFT_CAP && !ALIBI;
-    // Whether warpgroups multiply in an order, so that the softmax of one is beside the products of another.
-    // Elsewhere they come to it by themselves, or an order costs more than it brings.
+    // Whether warpgroups multiply in an order, which is to bring the softmax of one beside the products of
+    // another.
     static constexpr bool TURNS = HEAD_SIZE <= 80 || (HEAD_SIZE <= 192 && ALIBI);
 
     DEVICE float full_scale(int row) const { return FP8 ? row_scale[row] : p.scale_log2; }

@@ -5,8 +5,8 @@
 // The soft cap of a score as an odd polynomial, see soft_cap.py.
 template <int COUNT>
 struct CapTerms {
-    float largest;  // score of a row, and the least peak with it, for which the terms will do
-    float least_peak;
+    float largest;     // of a row's scores in a tile, as products give them; over e4m3 times the scale
+    float least_peak;  // of its largest score so far, in units of log2
     float terms[COUNT];
 
     DEVICE float of(float score) const {

@@ -102,6 +102,12 @@ def prefill_of(call):
     return prefill.PrefillLaunch(call)
 
 
+def by_fp8(call):
+    """Prefill whose products are of fp8."""
+    assert prefill.not_taken(call) is None
+    return prefill.PrefillLaunch(call, fp8_products=True)
+
+
 def skip_small_boxes(bytes_of_block):
     if bytes_of_block % 128:
         pytest.skip("a head's part of a block has to be a multiple of 128 bytes")

@@ -15,6 +15,7 @@ from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import (
     ALL,
+    by_fp8,
     check,
     inputs_of,
     nightly,
@@ -75,12 +76,6 @@ def test_shares_of_a_tile_s_keys_are_merged(case):
         return prefill.PrefillLaunch(call, splits=splits, fp8_products=in_fp8)
 
     check(inputs, shared_out, multiprocessors=3, lse=True, rounded_to=FP8 if in_fp8 else None)
-
-
-def by_fp8(call):
-    """Prefill whose products are of fp8."""
-    assert prefill.not_taken(call) is None
-    return prefill.PrefillLaunch(call, fp8_products=True)
 
 
 FP8_PRODUCTS = {

@@ -13,7 +13,7 @@ from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, Polynomial
 from pagedattn.kv_cache import FP8
 from pagedattn.testing.emulator import unavailable
 
-from .emulated import check, inputs_of, nightly, prefill_of
+from .emulated import by_fp8, check, inputs_of, nightly, prefill_of
 
 emulated = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
 CHUNKS = ((130, 9), (450, 700))
@@ -44,6 +44,11 @@ def test_terms_are_the_cap_up_to_the_largest_score_and_no_nearer_to_zero_beyond(
     negligible = least_peak - 24
     assert (below <= negligible * (1 - error)).all()
     assert negligible == pytest.approx(exact[0], rel=error)
+
+
+def test_documents_tell_the_least_peak_for_three_terms_under_two_caps():
+    peaks = [FEW_TERMS.terms(cap, 1.0)[1] * math.log(2) for cap in (50.0, 30.0)]
+    assert peaks == pytest.approx([2.1, 7.9], abs=0.05)
 
 
 def test_no_terms_are_taken_that_float32_cannot_hold():
@@ -78,11 +83,6 @@ def test_small_scores_large_ones_and_all_between_are_capped(factor, options):
 def split(call):
     """Prefill by three shares of each tile's keys."""
     return prefill.PrefillLaunch(call, splits=3)
-
-
-def by_fp8(call):
-    """Prefill whose products are of fp8."""
-    return prefill.PrefillLaunch(call, fp8_products=True)
 
 
 @emulated
