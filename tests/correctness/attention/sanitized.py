@@ -29,12 +29,22 @@ CASES = {
     "many": ((1,) * 200, (100,) * 200, {}),
     "verify": ((4,) * 3, (4, 40, 700), {}),
     "fp8": ((1,) * 3, (7, 33, 1500), {"kv_dtype": "float8_e4m3"}),
+    "decode with options": (
+        *((1,) * 3, (7, 333, 1500)),
+        {"window": 300, "soft_cap": 10.0, "sinks": True},
+    ),
     "prefill": ((1, 70, 300), (1, 70, 300), {}),
     "chunk": ((40, 1, 130), (333, 64, 500), {}),
     "chunk whose keys are shared out": ((40, 1), (3000, 333), {}),
     "chunk beside a long decode": ((300, 1, 1, 2), (700, 20_000, 33, 4000), {}),
     "chunk of small heads": ((40, 1, 230), (333, 64, 500), {"head_size": 64}),
     "chunk over fp8": ((40, 1, 130), (333, 64, 500), {"kv_dtype": "float8_e4m3"}),
+    # by three terms and by five
+    "chunk under a high soft cap": ((40, 1, 130), (333, 64, 500), {"soft_cap": 50.0}),
+    # by five terms and by the formula
+    "chunk under a soft cap": ((40, 1, 130), (333, 64, 500), {"soft_cap": 23.0}),
+    # groups multiply in an order
+    "chunk with ALiBi": ((40, 1, 230), (333, 64, 500), {"alibi": True}),
 }
 BY_FP8 = "chunk over fp8"
 """Is multiplied in fp8 too."""
