@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from pagedattn.attention import Launch
@@ -59,6 +58,9 @@ class SdpaContiguous(Adapter):
         square = batch.max_query_length == batch.max_kv_length > 1
         bias = None
         if not square and batch.max_query_length > 1:
+            # imports PyTorch's compiler, which takes as long as PyTorch
+            from torch.nn.attention.bias import causal_lower_right
+
             bias = causal_lower_right(batch.max_query_length, batch.max_kv_length)
         results: list[torch.Tensor] = []
 
