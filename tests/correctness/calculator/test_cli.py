@@ -366,6 +366,7 @@ def test_numbers_that_are_no_use_are_refused_by_the_options_name(capsys, words, 
 
 def test_requests_of_two_tokens_are_calculated(capsys):
     words = ["--max-model-len", "2", "--system-prompt-tokens", "1", "--own-tokens", "1"]
+    words += ["--gpu", "0.3"]  # thousands of requests, each of them placed
     assert cli.main(["--no-plot", *SMALL, *words]) == 0
     assert "In short" in capsys.readouterr().out
 
