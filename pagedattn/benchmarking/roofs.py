@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ READ_BYTES = 4 << 30
 STRETCH_BYTES = 256 << 10  # that a program of `read_sum` adds up
 MATRIX_SIZE = 8192
 REPLAYS = 10
+REST = 0.1  # seconds before a product, in which the board cools down
 BUS_BYTES = 512 << 20
 FP8_RATE = 2.0  # of products in fp8 over those of 16 bits, as all GPUs that have them say
 
@@ -30,7 +32,8 @@ class Roofs:
         read_gb_per_s: bytes read by the faster sum of 4 GiB in `ways_to_read`, over its time; 1 GB
             is 1e9 bytes.
         copy_gb_per_s: bytes read and written by negating 4 GiB into another tensor, over its time.
-        matmul_tflop_per_s: rate of an 8192-cubed bfloat16 product of random matrices.
+        matmul_tflop_per_s: rate of an 8192-cubed bfloat16 product of random matrices, each of a
+            few launches after a rest: one after the other, the board's power soon lowers the clock.
 
     """
 
@@ -51,13 +54,17 @@ class Roofs:
         return max(num_bytes / (self.read_gb_per_s * 1e9), flops / (rate * 1e12))
 
 
-def _median_seconds(launch: Callable[[], object]) -> float:
+def _median_seconds(launch: Callable[[], object], rest: float = 0.0) -> float:
     graph = LaunchGraph([launch])
-    return statistics.median(graph.replay() for _ in range(REPLAYS))
+    seconds = []
+    for _ in range(REPLAYS):
+        time.sleep(rest)
+        seconds.append(graph.replay())
+    return statistics.median(seconds)
 
 
 def measure_roofs(device: torch.device | str = "cuda") -> Roofs:
-    """Measure a GPU's limits; takes about a second and 8 GiB of its memory at most.
+    """Measure a GPU's limits; takes about two seconds and 8 GiB of its memory at most.
 
     Less memory is used where less is free.
     """
@@ -138,4 +145,4 @@ def _matmul_seconds(device: torch.device | str) -> float:
         torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=torch.bfloat16) for _ in range(2)
     )
     product = torch.empty_like(left)
-    return _median_seconds(lambda: torch.mm(left, right, out=product))
+    return _median_seconds(lambda: torch.mm(left, right, out=product), REST)
