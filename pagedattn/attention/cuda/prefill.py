@@ -1,15 +1,17 @@
 """Prefill, chunks and mixed batches on Hopper: warp-specialised, K and V through the page table.
 
-Schedule. A *work item* is a tile of 128 rows of one KV head, 192 over heads of 64: consecutive
-query tokens times the query heads that share the head. Tiles are numbered so that sequence s begins
-at tile `query_starts[s] // tokens_a_tile + s`; a program, one a multiprocessor, draws its next item
-from a counter in memory, the items that see the most keys first, and finds its sequence by a search
-of `query_starts`. It draws when most of an item's keys are on their way, so that who is done first
-gets what is left. Where long and short queries are mixed, items are drawn from both ends of the
-batch by turns, so that some multiprocessors wait for memory while others multiply. Nothing is
-planned on the host, and a captured graph follows new lengths. Parts of shared blocks
-(`causal=False`, an output in float32) are few and cut for about an item a program: there tiles are
-counted one by one, so that the first numbers drawn all have an item.
+Schedule. A *work item* is a tile of 128 rows of one KV head, or 192 over heads of 64: consecutive
+query tokens times the query heads that share the head. It works through tiles of 128 keys, or of 64
+where windows or prompts are short, and over heads of more than 128 (`Cut`). Tiles are numbered so
+that sequence s begins at tile `query_starts[s] // tokens_a_tile + s`; a program, one a
+multiprocessor, draws its next item from a counter in memory, the items that see the most keys
+first, and finds its sequence by a search of `query_starts`. It draws when most of an item's keys
+are on their way, so that who is done first gets what is left. Where long and short queries are
+mixed, items are drawn from both ends of the batch by turns, so that some multiprocessors wait for
+memory while others multiply. Nothing is planned on the host, and a captured graph follows new
+lengths. Parts of shared blocks (`causal=False`, an output in float32) are few and cut for about an
+item a program: there tiles are counted one by one, so that the first numbers drawn all have an
+item.
 
 Where items are few and keys many, each tile's keys are shared out: an item is a share, whose result
 is written in float32 with its log-sum-exp, and another launch merges the shares in order.
@@ -17,12 +19,12 @@ is written in float32 with its log-sum-exp, and another launch merges the shares
 In a program one warp draws items and loads queries, one loads K and one V: the tensor memory
 accelerator brings the tokens of a block with one instruction, already laid out for the matrix
 units, so a small block costs an instruction and no more. Warpgroups of 64 rows each multiply, two
-of them, and three over heads of 64, whose softmax takes as long as their products: the scores of
-one tile of keys are computed while the outputs of the tile before are, and the softmax of one
-warpgroup runs beside the products of another; where it takes long, warpgroups multiply in an order,
-so that it does. Weights pass from one product to the next in registers. Only tiles on the diagonal,
-or at a window's edge, are masked. ALiBi is one operation a score, and a soft cap three or five
-more, without the unit that takes exponentials (soft_cap.py).
+of them, or three over heads of 64, whose softmax takes as long as their products, unless items are
+few: the scores of one tile of keys are computed while the outputs of the tile before are, and the
+softmax of one warpgroup runs beside the products of another; where it takes long, warpgroups
+multiply in an order, so that it does. Weights pass from one product to the next in registers. Only
+tiles on the diagonal, or at a window's edge, are masked. ALiBi is one operation a score, and a soft
+cap three or five more, without the unit that takes exponentials (soft_cap.py).
 
 Over an fp8 cache two warpgroups multiply, in float16, and one more widens: the accelerator brings
 bytes as they lie in memory, the third warpgroup turns them into float16, which holds each of them
@@ -71,13 +73,14 @@ from pagedattn.attention.cuda.module import (
 )
 from pagedattn.attention.cuda.prefill_config import (
     STAGES,
-    kv_tile_of,
+    Cut,
+    cut_of,
     macros_of,
     query_stages_of,
     section_heads,
     splits_of,
     stored_stages_of,
-    warpgroups_of,
+    usual_cut,
 )
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS
 from pagedattn.attention.triton.decode import rows_of_one_tile
@@ -132,16 +135,17 @@ def not_taken(call: AttentionCall) -> str | None:
     """Say in a phrase why the kernel cannot take a call, or None if it can."""
     cache, query = call.cache, call.query
     group = query.shape[1] // cache.num_kv_heads
-    block_size, tile = cache.block_size, kv_tile_of(cache.head_size)
+    block_size, cut = cache.block_size, usual_cut(call)
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"queries of {query.dtype}"
     if cache.dtype not in (query.dtype, FP8):
         return f"a cache of {cache.dtype}"
     if cache.head_size not in HEAD_SIZES:
         return f"head_size {cache.head_size}"
-    if block_size % 8 or (tile % block_size and block_size % tile):
+    # smaller tiles divide these blocks too, or are divided by them
+    if block_size % 8 or (cut.kv_tile % block_size and block_size % cut.kv_tile):
         return f"block_size {block_size}"
-    if group > 64 * warpgroups_of(call):
+    if group > cut.rows:
         return f"{group} query heads a KV head"
     if cache.dtype == FP8 and not call.causal and rows_of_one_tile(call) is not None:
         # parts of shared blocks: the decode kernel comes first, and what it does not take, as heads
@@ -169,6 +173,7 @@ class PrefillLaunch:
         call: one of them.
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
         splits: shares of each tile's keys; None chooses.
+        cut: how large tiles are; None chooses.
         mixture: of the batch; then its short queries are passed over, of which nothing is written.
             The launch before must be the decode kernel's over them, with nothing between: programs
             begin as that one's end, unless keys are shared out or the batch has no tickets.
@@ -182,22 +187,26 @@ class PrefillLaunch:
         *,
         fp8_products: bool = False,
         splits: int | None = None,
+        cut: Cut | None = None,
         mixture: Mixture | None = None,
         trace: bool = False,
     ) -> None:
         num_programs = num_multiprocessors(call.query.device)
         self._mixture = mixture
         self._splits = splits_of(call, num_programs, mixture) if splits is None else splits
+        if cut is None:
+            # what shares of keys take, and products of fp8, is known of the usual cut alone
+            is_usual = fp8_products or self._splits > 1
+            cut = usual_cut(call) if is_usual else cut_of(call, num_programs, mixture)
         if self._splits > 1:
             call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
         head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
-        tile = kv_tile_of(head_size)
-        warpgroups = warpgroups_of(call)
+        tile = cut.kv_tile
         over_fp8 = cache.dtype == FP8
-        self._threads = (warpgroups + 1 + over_fp8) * 128
-        self._rows = rows = 64 * warpgroups
+        self._threads = (cut.warpgroups + 1 + over_fp8) * 128
+        self._rows = rows = cut.rows
         self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
         self._maps = maps_of(_map_of, (tile, fp8_products), cache.key)
         parameters = self._parameters(call)
@@ -207,6 +216,7 @@ class PrefillLaunch:
         )
         macros = macros_of(
             call,
+            cut,
             fp8_products=fp8_products,
             is_split=self._splits > 1,
             # memory for shares may be what the launch before still uses, and tickets that are made

@@ -1,7 +1,14 @@
-"""How the prefill kernel is cut: tiles, stages, heads worked on together, shares of keys."""
+"""How the prefill kernel is cut: tiles, stages, heads worked on together, shares of keys.
+
+A program works through tiles of keys whole. Large tiles take less time for each key, and small ones
+leave fewer keys to be multiplied in vain, at a window's edges and on the diagonal. Over heads of 64
+registers suffice for three warpgroups, which take less time for each row than two, whose tiles of
+queries are smaller and come out evenly over fewer programs. `cut_of` estimates what each takes.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,25 +24,98 @@ STAGES = 2  # tiles of K, and of V, in shared memory
 SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 MAX_SPLITS = 16
 LEAST_TILES = 4  # of keys, of a share
+# of the usual cut's time, that another one is estimated to save where it is chosen
+LEAST_GAIN = 0.03
+LEAST_LONG_GAIN = 0.07  # from LONG_SECONDS on
+LONG_SECONDS = 1e-4
+ALIKE = 0.7  # of the most tiles of keys that an item sees: if their mean is more, all see alike
 # the following estimate what sharing keys out saves and costs on an H100
 PRODUCT_RATE = 7e14  # operations a second of all programs
 MERGE_SECONDS = 3e-6  # of a launch that merges, besides its bytes
 MERGE_RATE = 2e12  # bytes a second of results in float32, written and read
 
 
-def warpgroups_of(call: AttentionCall) -> int:
-    """Return how many warpgroups multiply, 64 rows each.
+@dataclass(frozen=True)
+class Cut:
+    """How large tiles are.
 
-    Small heads leave registers for a third, which multiplies while the softmax of the others, as
-    long there as the products, runs. Parts of shared blocks are cut for tiles of two.
+    Attributes:
+        warpgroups: that multiply, 64 rows each: query tokens times heads of a group.
+        kv_tile: tokens of a tile of keys.
+
+    """
+
+    warpgroups: int
+    kv_tile: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile of queries."""
+        return 64 * self.warpgroups
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a program takes for an item, a tile of queries of one KV head.
+
+    Attributes:
+        item: seconds for what does not depend on keys.
+        tile: seconds for each tile of keys.
+
+    """
+
+    item: float
+    tile: float
+
+
+# fitted to times of 91 batches of prompts, chunks and windows on an H200
+_SMALL_HEADS = {
+    Cut(3, 128): Price(1.78e-6, 1.37e-6),
+    Cut(2, 128): Price(1.20e-6, 1.12e-6),
+    Cut(3, 64): Price(1.47e-6, 0.78e-6),
+    Cut(2, 64): Price(1.17e-6, 0.58e-6),
+}
+_HEADS_UP_TO_128 = {
+    Cut(2, 128): Price(1.95e-6, 1.40e-6),
+    Cut(2, 64): Price(1.40e-6, 0.74e-6),
+}
+
+
+def usual_cut(call: AttentionCall) -> Cut:
+    """Return the cut for many long queries over many keys.
+
+    Small heads leave registers for a third warpgroup, which multiplies while the softmax of the
+    others, as long there as the products, runs. Parts of shared blocks are cut for tiles of two.
     """
     cache = call.cache
-    return 3 if cache.head_size <= 64 and call.causal and cache.dtype != FP8 else 2
+    has_third = cache.head_size <= 64 and call.causal and cache.dtype != FP8
+    return Cut(3 if has_third else 2, 128 if cache.head_size <= 128 else 64)
 
 
-def kv_tile_of(head_size: int) -> int:
-    """Return how many tokens a tile of keys has."""
-    return 128 if head_size <= 128 else 64
+def cut_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> Cut:
+    """Choose the cut that is estimated to take the least time, from bounds that the host knows.
+
+    It is another than the usual one where that takes longer by more than estimates are off.
+
+    Args:
+        call: of the launch, whose keys are not shared out.
+        num_programs: that run at once.
+        mixture: of the batch, if its long queries alone are taken.
+
+    """
+    usual, cache = usual_cut(call), call.cache
+    if not call.causal or cache.head_size > 128:
+        return usual
+    prices = _SMALL_HEADS if cache.head_size <= 64 else _HEADS_UP_TO_128
+    group = call.query.shape[1] // cache.num_kv_heads
+    seconds = {
+        cut: Items.of(call, num_programs, mixture, cut).seconds_at(price)
+        for cut, price in prices.items()
+        if group <= cut.rows and cut.warpgroups <= usual.warpgroups
+    }
+    best = min(seconds, key=seconds.__getitem__)
+    least_gain = LEAST_GAIN if seconds[usual] < LONG_SECONDS else LEAST_LONG_GAIN
+    return best if seconds[best] < (1 - least_gain) * seconds[usual] else usual
 
 
 def query_stages_of(head_size: int) -> int:
@@ -80,6 +160,7 @@ class Items:
     Attributes:
         count: of them, at most.
         kv_tiles: tiles of keys that each sees at most.
+        mean_kv_tiles: tiles of keys that one sees, over all.
         tile_seconds: that a program multiplies for one of these.
         num_programs: that run at once.
         see_alike: whether all see most of the keys, as a chunk's do; a prompt's see fewer the
@@ -89,21 +170,28 @@ class Items:
 
     count: int
     kv_tiles: int
+    mean_kv_tiles: float
     tile_seconds: float
     num_programs: int
     see_alike: bool
 
     @classmethod
-    def of(cls, call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> Items:
-        """Count a launch's; arguments as those of `splits_of`."""
+    def of(
+        cls,
+        call: AttentionCall,
+        num_programs: int,
+        mixture: Mixture | None = None,
+        cut: Cut | None = None,
+    ) -> Items:
+        """Count a launch's; arguments as those of `splits_of`, and the cut if not the usual one."""
         cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
+        cut = usual_cut(call) if cut is None else cut
         longest, kv_length = max(1, batch.max_query_length), batch.expected_kv_length
         num_sequences = batch.num_sequences
         if mixture is not None:
             longest, kv_length = mixture.most_long_queries, mixture.longest_long_kv
             num_sequences, num_tokens = mixture.num_long, mixture.long_query_tokens
-        rows, kv_tile = 64 * warpgroups_of(call), kv_tile_of(cache.head_size)
-        tokens_a_tile = rows // (call.query.shape[1] // cache.num_kv_heads)
+        tokens_a_tile = cut.rows // (call.query.shape[1] // cache.num_kv_heads)
         num_tiles = num_sequences * -(-longest // tokens_a_tile)
         num_tiles = min(num_tiles, num_tokens // tokens_a_tile + num_sequences)
         seen = kv_length
@@ -111,8 +199,13 @@ class Items:
             seen = min(seen, call.window + tokens_a_tile)
         return cls(
             count=num_tiles * cache.num_kv_heads,
-            kv_tiles=-(-seen // kv_tile),
-            tile_seconds=4 * rows * kv_tile * cache.head_size / (PRODUCT_RATE / num_programs),
+            kv_tiles=-(-seen // cut.kv_tile),
+            mean_kv_tiles=_mean_tiles(kv_length - longest, kv_length, seen, cut.kv_tile),
+            tile_seconds=4
+            * cut.rows
+            * cut.kv_tile
+            * cache.head_size
+            / (PRODUCT_RATE / num_programs),
             num_programs=num_programs,
             see_alike=2 * longest <= kv_length,
         )
@@ -121,6 +214,41 @@ class Items:
         """Estimate how many seconds multiplying takes if keys are shared among so many."""
         rounds = -(-self.count * splits // self.num_programs)
         return rounds * -(-self.kv_tiles // splits) * self.tile_seconds
+
+    def seconds_at(self, price: Price) -> float:
+        """Estimate how many seconds programs take at a cut's price, without shares.
+
+        If items see alike, who has one more takes that longer. Else those that see much are drawn
+        first, and those that see little even programs out; where these are few, each goes to who
+        had the least before.
+        """
+        mean = price.item + price.tile * self.mean_kv_tiles
+        each = self.count / self.num_programs
+        if self.mean_kv_tiles >= ALIKE * self.kv_tiles:
+            return math.ceil(each) * mean
+        most = price.item + price.tile * self.kv_tiles
+        if 1 < each < 2:
+            two = 2 * price.item + price.tile * (1 + self.kv_tiles * (2 - 2 / each))
+            most = max(most, two)
+        return max(most, each * mean)
+
+
+def _mean_tiles(first: int, last: int, seen: int, kv_tile: int) -> float:
+    """Return of how many tiles of keys some are seen by a tile of queries, over all of these.
+
+    Args:
+        first: keys that are before the first query; less than 0 is 0.
+        last: keys that the last query sees without a window, more than `first`.
+        seen: keys that a tile sees at most, fewer than `last` under a window.
+        kv_tile: tokens of a tile of keys.
+
+    """
+    first, last = max(0, first), max(1, last)
+    rising = max(0, min(last, seen) - first)  # queries that see all keys before them
+    keys = rising * (first + rising / 2) + (last - first - rising) * seen
+    # a window's tiles have two edges within a tile of keys, others one
+    edges = rising * kv_tile / 2 + (last - first - rising) * kv_tile
+    return max(1.0, (keys + edges) / (last - first) / kv_tile)
 
 
 def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> int:
@@ -153,6 +281,7 @@ def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = 
 
 def macros_of(
     call: AttentionCall,
+    cut: Cut | None = None,
     *,
     fp8_products: bool = False,
     is_split: bool = False,
@@ -162,18 +291,20 @@ def macros_of(
 
     Args:
         call: of the launch.
+        cut: None is the usual one.
         fp8_products: see `prefill.PrefillLaunch`.
         is_split: whether each tile's keys are shared out.
         is_beside: whether it begins beside the launch before; see `prefill.PrefillLaunch`.
 
     """
     query, cache = call.query, call.cache
+    cut = usual_cut(call) if cut is None else cut
     return (
         ("HEAD_SIZE", cache.head_size),
         ("BLOCK_SIZE", cache.block_size),
         ("GROUP", query.shape[1] // cache.num_kv_heads),
-        ("KV_TILE", kv_tile_of(cache.head_size)),
-        ("WARPGROUPS", warpgroups_of(call)),
+        ("KV_TILE", cut.kv_tile),
+        ("WARPGROUPS", cut.warpgroups),
         ("QUERY_STAGES", query_stages_of(cache.head_size)),
         ("BF16", int(query.dtype == torch.bfloat16)),
         ("FP8", int(cache.dtype == FP8)),

@@ -37,6 +37,10 @@ CASES = {
     "chunk": ((40, 1, 130), (333, 64, 500), {}),
     "chunk whose keys are shared out": ((40, 1), (3000, 333), {}),
     "chunk beside a long decode": ((300, 1, 1, 2), (700, 20_000, 33, 4000), {}),
+    "chunk by small tiles": (
+        *((40, 1, 230), (333, 64, 500)),
+        {"head_size": 64, "window": 100},
+    ),
     "chunk of small heads": ((40, 1, 230), (333, 64, 500), {"head_size": 64}),
     "chunk over fp8": ((40, 1, 130), (333, 64, 500), {"kv_dtype": "float8_e4m3"}),
     # by three terms and by five

@@ -11,6 +11,7 @@ from pagedattn.kv_cache import FP8
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import prefill
+from pagedattn.attention.cuda.prefill_config import Cut
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import (
@@ -52,6 +53,25 @@ def test_prefill_takes_every_kind_of_call(case):
     (queries, kv_lengths), options = PREFILLS[case]
     inputs = inputs_of(kv_lengths, queries, **options)
     check(inputs, prefill_of, multiprocessors=3, lse=not inputs.causal)
+
+
+CUTS = {
+    "d64 window": ((2, 128), CHUNKS, {"window": 100, "sinks": True}),
+    "d64 window by three": ((3, 64), CHUNKS, {"window": 100, "dtype": "bfloat16"}),
+    "d64 all": ((2, 64), CHUNKS, ALL),
+    "d64 ragged": ((2, 64), RAGGED, {"heads": (9, 3), "dtype": "bfloat16"}),
+    "d64 fp8": ((2, 64), CHUNKS, {"fp8": True, "window": 100, "block_size": 128}),
+    "d80": ((2, 64), RAGGED, {"head_size": 80, "block_size": 64}),
+    "d128 window": ((2, 64), CHUNKS, {"head_size": 128, "window": 100, "block_size": 256}),
+    "d128 fp8": ((2, 64), RAGGED, {"head_size": 128, "fp8": True, "dtype": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_tiles_that_are_not_the_usual_ones_give_what_these_do(case):
+    cut, (queries, kv_lengths), options = CUTS[case]
+    inputs = inputs_of(kv_lengths, queries, **options)
+    check(inputs, lambda call: prefill.PrefillLaunch(call, cut=Cut(*cut)), multiprocessors=3)
 
 
 # few queries, as Triton's interpreter merges each of them: 33 make two tiles

@@ -1,17 +1,24 @@
-"""How the prefill kernel is cut: shares of keys, and heads that are worked on together."""
+"""How the prefill kernel is cut: tiles, shares of keys, heads that are worked on together."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pagedattn.attention.cuda.prefill_config import section_heads, splits_of
+from pagedattn.attention.cuda.prefill_config import (
+    Cut,
+    Items,
+    cut_of,
+    section_heads,
+    splits_of,
+    usual_cut,
+)
 
 
-def splits_for(queries, kv_length, *, heads=(32, 8), head_size=128, options=None):
+def call_of(queries, kv_length, *, heads=(32, 8), head_size=128, dtype=torch.bfloat16, **options):
     inputs = SimpleNamespace(
         query=torch.empty((sum(queries), heads[0], head_size), device="meta"),
-        cache=SimpleNamespace(head_size=head_size, num_kv_heads=heads[1], dtype=torch.bfloat16),
+        cache=SimpleNamespace(head_size=head_size, num_kv_heads=heads[1], dtype=dtype),
         batch=SimpleNamespace(
             num_sequences=len(queries),
             max_query_length=max(queries),
@@ -19,8 +26,8 @@ def splits_for(queries, kv_length, *, heads=(32, 8), head_size=128, options=None
         ),
     )
     call = SimpleNamespace(**vars(inputs), out=inputs.query, causal=True, window=None)
-    vars(call).update(options or {})
-    return splits_of(call, num_programs=132)
+    vars(call).update(options)
+    return call
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,59 @@ def splits_for(queries, kv_length, *, heads=(32, 8), head_size=128, options=None
     ],
 )
 def test_keys_are_shared_out_where_query_tiles_are_few(queries, kv_length, options, splits):
-    assert splits_for(queries, kv_length, options=options) == splits
+    assert splits_of(call_of(queries, kv_length, **options), num_programs=132) == splits
+
+
+OF_64 = {"heads": (64, 8), "head_size": 64}
+FP8 = {"dtype": torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize(
+    ("queries", "kv_length", "options", "cut"),
+    [
+        ((8192,), 8192, {}, (2, 128)),
+        ((8192,), 8192, FP8, (2, 128)),
+        ((8192,), 8192, {"window": 4096}, (2, 128)),
+        ((8192,), 8192, {"window": 128}, (2, 64)),  # 159 keys are in 2.2 tiles, or 3.5
+        ((8192,), 8192, {"window": 128} | FP8, (2, 64)),
+        ((256,) * 32, 256, {}, (2, 64)),  # of four tiles of keys two and a half are seen
+        ((512,), 8192, {}, (2, 128)),
+        ((8192,), 8192, {"head_size": 256, "heads": (16, 8), "window": 128}, (2, 64)),
+        ((8192,), 8192, OF_64, (3, 128)),
+        ((8192,), 8192, OF_64 | FP8, (2, 128)),
+        ((8192,), 8192, OF_64 | {"window": 128}, (3, 64)),
+        ((512,), 16_384, OF_64 | {"window": 128}, (2, 64)),  # 176 items or 256, for 132 programs
+        ((512,), 4096, OF_64 | {"heads": (32, 8)}, (2, 128)),  # 88 or 128
+        ((2048,), 2048, OF_64 | {"causal": False, "out": None}, (2, 128)),
+        ((300,), 300, OF_64 | {"heads": (160, 1)}, (3, 64)),  # two have not as many rows
+    ],
+)
+def test_tiles_are_of_the_size_that_takes_the_least_time(queries, kv_length, options, cut):
+    assert cut_of(call_of(queries, kv_length, **options), num_programs=132) == Cut(*cut)
+
+
+@pytest.mark.parametrize("kv_tile", [64, 128])
+@pytest.mark.parametrize(
+    ("queries", "kv_length", "window"),
+    [(2048, 2048, None), (512, 4096, None), (2048, 2048, 300), (512, 4096, 100), (64, 64, 300)],
+)
+def test_tiles_of_keys_are_counted_as_programs_find_them(queries, kv_length, window, kv_tile):
+    call = call_of((queries,), kv_length, window=window)
+    items = Items.of(call, 132, None, Cut(2, kv_tile))
+    tokens = 2 * 64 // 4
+    seen = []
+    for first in range(kv_length - queries, kv_length, tokens):
+        begin = 0 if window is None else max(0, first + 1 - window)
+        seen.append(-(-(first + tokens) // kv_tile) - begin // kv_tile)
+    assert items.mean_kv_tiles == pytest.approx(sum(seen) / len(seen), rel=0.08)
+    assert max(seen) - 1 <= items.kv_tiles <= max(seen)
+
+
+@pytest.mark.parametrize("window", [None, 1000, 3000])
+def test_long_prompts_are_cut_as_usual_whatever_their_length(window):
+    for length in range(2048, 9000, 64):
+        call = call_of((length,), length, window=window, **OF_64)
+        assert cut_of(call, 132) == usual_cut(call)
 
 
 @pytest.mark.parametrize(
