@@ -109,15 +109,29 @@ FP8_PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("case", FP8_PRODUCTS)
-@pytest.mark.parametrize("head_size", prefill.HEAD_SIZES)
-def test_products_of_fp8_err_as_those_of_numbers_rounded_to_it(case, head_size):
+@pytest.mark.parametrize(
+    ("head_size", "case"),
+    [
+        pytest.param(
+            head_size, case, marks=nightly if case != "ragged" and head_size != 128 else ()
+        )
+        for head_size in prefill.HEAD_SIZES
+        for case in FP8_PRODUCTS
+    ],
+)
+def test_products_of_fp8_err_as_those_of_numbers_rounded_to_it(head_size, case):
     (queries, kv_lengths), options = FP8_PRODUCTS[case]
     inputs = inputs_of(kv_lengths, queries, head_size=head_size, fp8=True, **options)
     check(inputs, by_fp8, multiprocessors=3, rounded_to=FP8)
 
 
-@pytest.mark.parametrize("head_size", prefill.HEAD_SIZES)
+@pytest.mark.parametrize(
+    "head_size",
+    [
+        pytest.param(head_size, marks=() if head_size in (64, 128) else nightly)
+        for head_size in prefill.HEAD_SIZES
+    ],
+)
 def test_products_of_fp8_are_those_of_16_bits_where_nothing_has_to_be_rounded(head_size):
     queries, kv_lengths = CHUNKS
     # a query that sees one key gives it all weight
