@@ -46,6 +46,8 @@ class VllmFlashAttention3(VllmKernel):
             # exp(sink - largest score) goes into a float32 sum; the result is right if that is inf
             if call.lse is not None and (call.sinks > _LARGEST_SINK).any():
                 return f"its log-sum-exp may overflow with sinks above {_LARGEST_SINK:g}"
+            if call.lse is not None and not call.batch.kv_lengths.all():
+                return "its log-sum-exp of a sequence without keys leaves sinks out"
         return None
 
     def rounds_to(self, call: AttentionCall) -> torch.dtype | None:

@@ -71,6 +71,17 @@ def test_flash_attention_3_refuses_sinks_that_its_log_sum_exp_overflows_with(
     assert VllmFlashAttention3().unsupported(call) == (phrase if refused else None)
 
 
+@pytest.mark.parametrize(("with_sinks", "with_lse"), [(True, True), (True, False), (False, True)])
+def test_flash_attention_3_refuses_sinks_that_its_log_sum_exp_leaves_out(with_sinks, with_lse):
+    inputs = inputs_of((1, 2), (7, 9), sinks=with_sinks)
+    call = inputs.call(lse=torch.empty(3, 4) if with_lse else None)
+    assert VllmFlashAttention3().unsupported(call) is None
+    inputs.batch.kv_lengths[0] = 0
+    refused = VllmFlashAttention3().unsupported(call)
+    phrase = "its log-sum-exp of a sequence without keys leaves sinks out"
+    assert refused == (phrase if with_sinks and with_lse else None)
+
+
 def test_flash_attention_3_may_be_off_by_its_approximate_soft_cap_in_the_log_sum_exp():
     for soft_cap, error in ((None, 0.0), (2.0, 2.0**-10), (50.0, 50 * 2.0**-11)):
         inputs = inputs_of((1, 2), (7, 9), soft_cap=soft_cap)
