@@ -4,11 +4,16 @@ Runs those that are named, each of which it says to be right when it is.
 """
 
 import sys
+from contextlib import nullcontext
+from unittest import mock
 
 import torch
 
-from pagedattn.attention import attention, write_kv
+from pagedattn.attention import get_implementation, write_kv
+from pagedattn.attention.cuda import prefill
+from pagedattn.attention.cuda.prefill_config import Cut
 from pagedattn.testing import check_attention, make_inputs
+from pagedattn.testing.tolerance import known_roundings
 from pagedattn.workloads import AttentionShape
 
 from .bounds import with_bound
@@ -50,24 +55,43 @@ CASES = {
     # groups multiply in an order
     "chunk with ALiBi": ((40, 1, 230), (333, 64, 500), {"alibi": True}),
 }
+CUTS = {
+    "chunk": Cut(2, 128),
+    "chunk of small heads": Cut(3, 128),
+    "chunk by small tiles": Cut(3, 64),
+}
+"""Tiles of long prompts, which small cases would not have."""
 BY_FP8 = "chunk over fp8"
 """Is multiplied in fp8 too."""
 
 
+def check_case(name, implementation, device):
+    """Attend over a case by an implementation, with its options, and compare with float64."""
+    query_lengths, kv_lengths, changes, *bound = CASES[name]
+    inputs = make_inputs(
+        AttentionShape(name, query_lengths, kv_lengths, 8, 2, **changes), device=device
+    )
+    if bound:
+        inputs = with_bound(inputs, *bound)
+    call = inputs.call(torch.full_like(inputs.query, torch.nan))
+    assert (reason := implementation.unsupported(call)) is None, reason
+    cut = (
+        mock.patch.object(prefill, "cut_of", lambda *_: CUTS[name])
+        if name in CUTS
+        else nullcontext()
+    )
+    with cut:
+        implementation.attention(call)
+    rounded_to, _ = known_roundings(implementation, call)
+    check_attention(call.out, inputs, rounded_to=rounded_to)
+    return inputs
+
+
 def main(names):
     for name in names:
-        query_lengths, kv_lengths, changes, *bound = CASES[name]
-        shape = AttentionShape(name, query_lengths, kv_lengths, 8, 2, **changes)
-        inputs = make_inputs(shape, device="cuda")
-        if bound:
-            inputs = with_bound(inputs, *bound)
-        out = torch.full_like(inputs.query, torch.nan)
-        attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation="cuda")
-        check_attention(out, inputs)
+        inputs = check_case(name, get_implementation("cuda"), "cuda")
         if name == BY_FP8:
-            out.fill_(torch.nan)
-            attention(inputs.query, inputs.cache, inputs.batch, out=out, implementation="cuda_fp8")
-            check_attention(out, inputs, implementation="cuda_fp8")
+            check_case(name, get_implementation("cuda_fp8"), "cuda")
         write_kv(inputs.key, inputs.value, inputs.cache, inputs.batch.slots, implementation="cuda")
         torch.cuda.synchronize()
         print(f"{name} is right")

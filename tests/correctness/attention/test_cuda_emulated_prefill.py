@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import prefill
 from pagedattn.attention.cuda.prefill_config import Cut
-from pagedattn.testing.emulator import emulation, unavailable
+from pagedattn.testing.emulator import EmulatedImplementation, emulation, unavailable
 
 from .emulated import (
     ALL,
@@ -22,6 +22,7 @@ from .emulated import (
     nightly,
     prefill_of,
 )
+from .sanitized import CASES, check_case
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
 
@@ -178,3 +179,14 @@ def test_prefill_agrees_with_float64_in_many_orders(lengths, heads, head_size, b
         kv_lengths, queries, heads=heads, head_size=head_size, block_size=block_size, **options
     )
     check(inputs, prefill_of, multiprocessors=3, lse=True, seeds=range(4))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case.endswith(("options", "tiles", "ALiBi")) else nightly)
+        for case in CASES
+    ],
+)
+def test_cases_for_the_sanitizer_are_right(case):
+    check_case(case, EmulatedImplementation(), "cpu")
