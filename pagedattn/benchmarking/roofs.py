@@ -32,8 +32,8 @@ class Roofs:
         read_gb_per_s: bytes read by the faster sum of 4 GiB in `ways_to_read`, over its time; 1 GB
             is 1e9 bytes.
         copy_gb_per_s: bytes read and written by negating 4 GiB into another tensor, over its time.
-        matmul_tflop_per_s: rate of an 8192-cubed bfloat16 product of random matrices, each of a
-            few launches after a rest: one after the other, the board's power soon lowers the clock.
+        matmul_tflop_per_s: rate of an 8192-cubed bfloat16 product of random matrices, in graphs of
+            2 ms after a rest each: one after the other, the board's power soon lowers the clock.
 
     """
 

@@ -1,8 +1,9 @@
 """Prefill, chunks and mixed batches on Hopper: warp-specialised, K and V through the page table.
 
-Schedule. A *work item* is a tile of 128 rows of one KV head, or 192 over heads of 64: consecutive
-query tokens times the query heads that share the head. It works through tiles of 128 keys, or of 64
-where windows or prompts are short, and over heads of more than 128 (`Cut`). Tiles are numbered so
+Schedule. A *work item* is a tile of 128 rows of one KV head, or 192 of many queries in heads of 64:
+consecutive query tokens times the query heads that share the head. It works through tiles of 128
+keys, or 64 where windows or prompts are short, and over heads of more than 128 (`Cut`). Tiles are
+numbered so
 that sequence s begins at tile `query_starts[s] // tokens_a_tile + s`; a program, one a
 multiprocessor, draws its next item from a counter in memory, the items that see the most keys
 first, and finds its sequence by a search of `query_starts`. It draws when most of an item's keys
@@ -173,7 +174,8 @@ class PrefillLaunch:
         call: one of them.
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
         splits: shares of each tile's keys; None chooses.
-        cut: how large tiles are; None chooses.
+        cut: how large tiles are, one of `prefill_config` for such heads, whose rows the group's
+            heads do not exceed, and three warpgroups only over a cache of 16 bits; None chooses.
         mixture: of the batch; then its short queries are passed over, of which nothing is written.
             The launch before must be the decode kernel's over them, with nothing between: programs
             begin as that one's end, unless keys are shared out or the batch has no tickets.

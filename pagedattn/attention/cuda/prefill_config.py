@@ -1,9 +1,10 @@
 """How the prefill kernel is cut: tiles, stages, heads worked on together, shares of keys.
 
-A program works through tiles of keys whole. Large tiles take less time for each key, and small ones
-leave fewer keys to be multiplied in vain, at a window's edges and on the diagonal. Over heads of 64
-registers suffice for three warpgroups, which take less time for each row than two, whose tiles of
-queries are smaller and come out evenly over fewer programs. `cut_of` estimates what each takes.
+A program works through tiles of keys whole. Large tiles take less time for each key, and of small
+ones fewer keys are multiplied in vain, at a window's edges and on the diagonal. Over heads of 64
+registers suffice for three warpgroups, which take less time for each row than two. Two have smaller
+tiles of queries: of few queries more programs have one, and none has much more than others.
+`cut_of` estimates what each takes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LEAST_TILES = 4  # of keys, of a share
 LEAST_GAIN = 0.03
 LEAST_LONG_GAIN = 0.07  # from LONG_SECONDS on
 LONG_SECONDS = 1e-4
-ALIKE = 0.7  # of the most tiles of keys that an item sees: if their mean is more, all see alike
+EVEN = 0.7  # of the most tiles of keys that an item sees: if the mean is more, all take as long
 # the following estimate what sharing keys out saves and costs on an H100
 PRODUCT_RATE = 7e14  # operations a second of all programs
 MERGE_SECONDS = 3e-6  # of a launch that merges, besides its bytes
@@ -68,7 +69,8 @@ class Price:
     tile: float
 
 
-# fitted to times of 91 batches of prompts, chunks and windows on an H200
+# Fitted to times of 91 batches of prompts, chunks and windows on an H200, of 1 to 8 query heads a
+# KV head; few were in heads of 80 and 96, or over fp8.
 _SMALL_HEADS = {
     Cut(3, 128): Price(1.78e-6, 1.37e-6),
     Cut(2, 128): Price(1.20e-6, 1.12e-6),
@@ -159,12 +161,11 @@ class Items:
 
     Attributes:
         count: of them, at most.
-        kv_tiles: tiles of keys that each sees at most.
-        mean_kv_tiles: tiles of keys that one sees, over all.
+        kv_tiles: tiles of keys that each sees at most, where a window begins with a tile.
+        mean_kv_tiles: tiles of keys that an item of the longest sequence sees on average.
         tile_seconds: that a program multiplies for one of these.
         num_programs: that run at once.
-        see_alike: whether all see most of the keys, as a chunk's do; a prompt's see fewer the
-            earlier they are.
+        is_chunk: whether all see most of the keys; a prompt's see fewer the earlier they are.
 
     """
 
@@ -173,7 +174,7 @@ class Items:
     mean_kv_tiles: float
     tile_seconds: float
     num_programs: int
-    see_alike: bool
+    is_chunk: bool
 
     @classmethod
     def of(
@@ -200,14 +201,12 @@ class Items:
         return cls(
             count=num_tiles * cache.num_kv_heads,
             kv_tiles=-(-seen // cut.kv_tile),
-            mean_kv_tiles=_mean_tiles(kv_length - longest, kv_length, seen, cut.kv_tile),
-            tile_seconds=4
-            * cut.rows
-            * cut.kv_tile
-            * cache.head_size
-            / (PRODUCT_RATE / num_programs),
+            mean_kv_tiles=_mean_tiles(
+                kv_length - longest, kv_length, call.window, tokens_a_tile, cut.kv_tile
+            ),
+            tile_seconds=4 * cut.rows * cut.kv_tile * cache.head_size * num_programs / PRODUCT_RATE,
             num_programs=num_programs,
-            see_alike=2 * longest <= kv_length,
+            is_chunk=2 * longest <= kv_length,
         )
 
     def seconds(self, splits: int) -> float:
@@ -218,13 +217,13 @@ class Items:
     def seconds_at(self, price: Price) -> float:
         """Estimate how many seconds programs take at a cut's price, without shares.
 
-        If items see alike, who has one more takes that longer. Else those that see much are drawn
-        first, and those that see little even programs out; where these are few, each goes to who
-        had the least before.
+        If items take about as long as each other, who has one more of them takes that longer. Else
+        the longest are drawn first and the shortest even programs out. Where programs have one item
+        or two, the shortest of all goes to who had the shortest of the first ones.
         """
         mean = price.item + price.tile * self.mean_kv_tiles
         each = self.count / self.num_programs
-        if self.mean_kv_tiles >= ALIKE * self.kv_tiles:
+        if self.mean_kv_tiles >= EVEN * self.kv_tiles:
             return math.ceil(each) * mean
         most = price.item + price.tile * self.kv_tiles
         if 1 < each < 2:
@@ -233,22 +232,46 @@ class Items:
         return max(most, each * mean)
 
 
-def _mean_tiles(first: int, last: int, seen: int, kv_tile: int) -> float:
-    """Return of how many tiles of keys some are seen by a tile of queries, over all of these.
+def _mean_tiles(first: int, last: int, window: int | None, tokens: int, kv_tile: int) -> float:
+    """Return how many tiles of keys a tile of queries sees, on average over a sequence's.
 
     Args:
-        first: keys that are before the first query; less than 0 is 0.
-        last: keys that the last query sees without a window, more than `first`.
-        seen: keys that a tile sees at most, fewer than `last` under a window.
+        first: keys before the sequence's first query; less than 0 is 0.
+        last: keys that its last query sees without a window; less than 1 is 1.
+        window: keys that a query sees at most; None is all.
+        tokens: of a tile of queries.
         kv_tile: tokens of a tile of keys.
 
     """
     first, last = max(0, first), max(1, last)
-    rising = max(0, min(last, seen) - first)  # queries that see all keys before them
-    keys = rising * (first + rising / 2) + (last - first - rising) * seen
-    # a window's tiles have two edges within a tile of keys, others one
-    edges = rising * kv_tile / 2 + (last - first - rising) * kv_tile
-    return max(1.0, (keys + edges) / (last - first) / kv_tile)
+    count = -(-(last - first) // tokens)
+    # up to the last key that each sees; the last tile of queries may not be full
+    seen = _sum_of_quotients(count - 1, first + tokens + kv_tile - 1, tokens, kv_tile)
+    seen += -(-last // kv_tile)
+    if window is not None:
+        # those from whose window on keys are hidden
+        begun = max(0, -(-(window - 1 - first) // tokens))
+        hidden = first + begun * tokens + 1 - window
+        if begun < count:
+            seen -= _sum_of_quotients(count - begun, hidden, tokens, kv_tile)
+    return seen / count
+
+
+def _sum_of_quotients(count: int, start: int, step: int, divisor: int) -> int:
+    """Return the sum of `(start + i * step) // divisor` over i below `count`, as by Euclid.
+
+    Whole multiples of the divisor in `start` and `step` are summed at once; what is left is the
+    same sum with step and divisor exchanged, of as many terms as the largest quotient has.
+    """
+    total = 0
+    while True:
+        total += count * (count - 1) // 2 * (step // divisor) + count * (start // divisor)
+        step, start = step % divisor, start % divisor
+        largest = step * count + start
+        if largest < divisor:
+            return total
+        count, start = divmod(largest, divisor)
+        step, divisor = divisor, step
 
 
 def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> int:
@@ -268,7 +291,7 @@ def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = 
 
     """
     items = Items.of(call, num_programs, mixture)
-    if not call.causal or not items.see_alike:
+    if not call.causal or not items.is_chunk:
         return 1
     if items.count >= 2 * num_programs:  # who is done first takes what is left
         return 1

@@ -1,6 +1,8 @@
 """The CUDA kernel of prefill, run on the host: see test_cuda_emulated.py."""
 
 import dataclasses
+from unittest import mock
+from unittest.mock import DEFAULT
 
 import pytest
 import torch
@@ -73,6 +75,42 @@ def test_tiles_that_are_not_the_usual_ones_give_what_these_do(case):
     cut, (queries, kv_lengths), options = CUTS[case]
     inputs = inputs_of(kv_lengths, queries, **options)
     check(inputs, lambda call: prefill.PrefillLaunch(call, cut=Cut(*cut)), multiprocessors=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "launch_options", "cut", "shared_bytes"),
+    [
+        # two tiles of queries, and two of K and of V, 128 bytes a row, and 1,280 more
+        ({"window": 100}, {}, (2, 64), (2 * 128 + 4 * 64) * 128 + 1280),
+        ({"window": 100}, {"splits": 2}, (3, 128), (2 * 192 + 4 * 128) * 128 + 1280),
+        ({"window": 100}, {"cut": Cut(3, 64)}, (3, 64), (2 * 192 + 4 * 64) * 128 + 1280),
+        # and two of each, 64 bytes a row, that wait to be widened
+        (
+            {"window": 100, "fp8": True},
+            {},
+            (2, 64),
+            (2 * 128 + 4 * 64) * 128 + 4 * 64 * 64 + 1280,
+        ),
+        # a row of K of 128 bytes, and V in rows of 128 tokens and turned around
+        (
+            {"window": 100, "fp8": True},
+            {"fp8_products": True},
+            (2, 128),
+            (2 * 128 + 4 * 128) * 128 + 2 * 64 * 128 + 1280,
+        ),
+    ],
+)
+def test_a_launch_has_the_tiles_of_its_call(options, launch_options, cut, shared_bytes):
+    queries, kv_lengths = CHUNKS
+    call = inputs_of(kv_lengths, queries, **options).call()
+    with emulation(132), mock.patch.multiple(prefill, load_kernel=DEFAULT, launch=DEFAULT) as made:
+        made_launch = prefill.PrefillLaunch(call, **launch_options)
+        made_launch._launch(call)
+    macros = dict(made["load_kernel"].call_args.args[2])
+    assert (macros["WARPGROUPS"], macros["KV_TILE"]) == cut
+    _, threads, shared = made["launch"].call_args.args[1]
+    assert threads == (cut[0] + (2 if "fp8" in options else 1)) * 128
+    assert shared == shared_bytes
 
 
 # few queries, as Triton's interpreter merges each of them: 33 make two tiles

@@ -9,7 +9,7 @@ import torch
 from pagedattn.attention import cuda
 from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
 from pagedattn.attention.cuda.prefill import PrefillLaunch, not_taken
-from pagedattn.attention.cuda.prefill_config import macros_of
+from pagedattn.attention.cuda.prefill_config import Cut, macros_of
 from pagedattn.attention.reference import reference_attention
 from pagedattn.kv_cache import FP8
 from pagedattn.testing import check_attention, make_inputs
@@ -69,12 +69,12 @@ def run_by_fp8(inputs, rounded_to=FP8):
     check_attention(out, inputs, rounded_to=rounded_to)
 
 
-def run(inputs, *, return_lse=False):
+def run(inputs, *, return_lse=False, cut=None):
     out = torch.full_like(inputs.query, torch.nan)
     lse = torch.full(inputs.query.shape[:2], torch.nan, device="cuda") if return_lse else None
     call = inputs.call(out, lse)
     assert not_taken(call) is None
-    launch(call)
+    launch(call, cut=cut)
     check_attention(out, inputs)
     if return_lse:
         _, exact = reference_attention(inputs.call(), torch.float64)
@@ -184,6 +184,37 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, tmp_path, monkeypatc
     if kv_dtype is not None:
         macros = dict(macros_of(call, fp8_products=True))
         assert compile_kernel("prefill.cu", macros).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(
+    ("head_size", "cut"),
+    [
+        (64, Cut(3, 64)),
+        (128, Cut(2, 64)),
+        pytest.param(64, Cut(2, 64), marks=pytest.mark.nightly),
+        pytest.param(64, Cut(2, 128), marks=pytest.mark.nightly),
+    ],
+)
+def test_tiles_of_every_size_compile(head_size, cut, tmp_path, monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    try:
+        compiler_version()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
+    call = inputs_of(RAGGED, head_size=head_size, device="cpu", window=150).call()
+    assert compile_kernel("prefill.cu", dict(macros_of(call, cut))).startswith(b"\x7fELF")
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize(
+    ("head_size", "cut"), [(64, (3, 128)), (64, (3, 64)), (64, (2, 128)), (128, (2, 128))]
+)
+def test_features_agree_with_float64_by_tiles_of_every_size(head_size, cut, features):
+    inputs = inputs_of(LONG, head_size=head_size, **FEATURES[features])
+    run(inputs, return_lse=True, cut=Cut(*cut))
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pagedattn.attention.cuda import prefill_config
 from pagedattn.attention.cuda.prefill_config import (
     Cut,
     Items,
@@ -58,17 +59,22 @@ FP8 = {"dtype": torch.float8_e4m3fn}
         ((8192,), 8192, {}, (2, 128)),
         ((8192,), 8192, FP8, (2, 128)),
         ((8192,), 8192, {"window": 4096}, (2, 128)),
-        ((8192,), 8192, {"window": 128}, (2, 64)),  # 159 keys are in 2.2 tiles, or 3.5
+        ((8192,), 8192, {"window": 128}, (2, 64)),  # 32 queries see two tiles of 128, or three
         ((8192,), 8192, {"window": 128} | FP8, (2, 64)),
         ((256,) * 32, 256, {}, (2, 64)),  # of four tiles of keys two and a half are seen
         ((512,), 8192, {}, (2, 128)),
+        ((8192,), 8192, {"head_size": 256, "heads": (16, 8)}, (2, 64)),
         ((8192,), 8192, {"head_size": 256, "heads": (16, 8), "window": 128}, (2, 64)),
+        ((256,) * 32, 256, {"causal": False}, (2, 128)),  # parts of shared blocks
         ((8192,), 8192, OF_64, (3, 128)),
         ((8192,), 8192, OF_64 | FP8, (2, 128)),
         ((8192,), 8192, OF_64 | {"window": 128}, (3, 64)),
         ((512,), 16_384, OF_64 | {"window": 128}, (2, 64)),  # 176 items or 256, for 132 programs
         ((512,), 4096, OF_64 | {"heads": (32, 8)}, (2, 128)),  # 88 or 128
-        ((2048,), 2048, OF_64 | {"causal": False, "out": None}, (2, 128)),
+        # 128 queries that begin with a tile of keys see two of 128
+        ((512,), 4096, OF_64 | {"heads": (32, 32), "window": 128}, (2, 128)),
+        ((0, 0), 0, {}, (2, 64)),  # no tokens
+        ((512,), 8, {}, (2, 64)),  # fewer keys than the queries are likely
         ((300,), 300, OF_64 | {"heads": (160, 1)}, (3, 64)),  # two have not as many rows
     ],
 )
@@ -76,21 +82,54 @@ def test_tiles_are_of_the_size_that_takes_the_least_time(queries, kv_length, opt
     assert cut_of(call_of(queries, kv_length, **options), num_programs=132) == Cut(*cut)
 
 
+def test_a_mixed_batch_is_cut_by_its_long_queries():
+    mixture = SimpleNamespace(
+        num_long=4, most_long_queries=256, long_query_tokens=1024, longest_long_kv=256
+    )
+    call = call_of((256,) * 4 + (1,) * 500, 16_384, **OF_64)
+    assert cut_of(call, 132) == Cut(2, 128)
+    assert cut_of(call, 132, mixture) == Cut(3, 64)
+
+
 @pytest.mark.parametrize("kv_tile", [64, 128])
+@pytest.mark.parametrize("heads", [(32, 32), (32, 8), (9, 3), (64, 1)])
 @pytest.mark.parametrize(
     ("queries", "kv_length", "window"),
-    [(2048, 2048, None), (512, 4096, None), (2048, 2048, 300), (512, 4096, 100), (64, 64, 300)],
+    [
+        *((2048, 2048, None), (512, 4096, None), (2048, 2048, 300), (512, 4096, 100)),
+        *((64, 64, 300), (1, 1, None), (200, 200, None), (8192, 8192, 128), (300, 1001, 1)),
+    ],
 )
-def test_tiles_of_keys_are_counted_as_programs_find_them(queries, kv_length, window, kv_tile):
-    call = call_of((queries,), kv_length, window=window)
+def test_tiles_of_keys_are_counted_as_programs_find_them(
+    queries, kv_length, window, heads, kv_tile
+):
+    call = call_of((queries,), kv_length, heads=heads, window=window)
     items = Items.of(call, 132, None, Cut(2, kv_tile))
-    tokens = 2 * 64 // 4
+    tokens = 2 * 64 // (heads[0] // heads[1])
     seen = []
     for first in range(kv_length - queries, kv_length, tokens):
         begin = 0 if window is None else max(0, first + 1 - window)
-        seen.append(-(-(first + tokens) // kv_tile) - begin // kv_tile)
-    assert items.mean_kv_tiles == pytest.approx(sum(seen) / len(seen), rel=0.08)
-    assert max(seen) - 1 <= items.kv_tiles <= max(seen)
+        seen.append(-(-min(first + tokens, kv_length) // kv_tile) - begin // kv_tile)
+    assert items.mean_kv_tiles == pytest.approx(sum(seen) / len(seen))
+    assert max(seen) - 1 <= items.kv_tiles <= max(seen) + 1
+
+
+@pytest.mark.parametrize("options", [{}, OF_64, {"window": 700}, OF_64 | {"window": 300}], ids=str)
+def test_other_tiles_have_to_save_more_than_estimates_are_off(options):
+    prices = prefill_config._SMALL_HEADS if options.get("head_size") else None
+    prices = prices or prefill_config._HEADS_UP_TO_128
+    others = 0
+    for length in range(64, 8192, 136):
+        for count in (1, 3, 40):
+            call = call_of((length,) * count, length, **options)
+            usual, chosen = (
+                Items.of(call, 132, None, cut).seconds_at(prices[cut])
+                for cut in (usual_cut(call), cut_of(call, 132))
+            )
+            saved = 1 - chosen / usual
+            others += saved > 0
+            assert saved == 0 or saved >= (0.03 if usual < 1e-4 else 0.07)
+    assert others > 10
 
 
 @pytest.mark.parametrize("window", [None, 1000, 3000])

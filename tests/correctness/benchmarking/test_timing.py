@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def test_the_read_bandwidth_is_that_of_the_faster_way(of_ways, monkeypatch):
     seconds = iter([9.0, *of_ways])
     monkeypatch.setattr(timed_roofs, "_median_seconds", lambda _: next(seconds))
     assert timed_roofs._read_and_copy_seconds(2 * STRETCH_BYTES, "cpu") == (3.0, 9.0)
+
+
+def test_a_product_is_timed_after_rests(monkeypatch):
+    events = []
+    graph = SimpleNamespace(replay=lambda: events.append("replay") or 1.0)
+    monkeypatch.setattr(timed_roofs, "LaunchGraph", lambda _: graph)
+    monkeypatch.setattr(timed_roofs.time, "sleep", events.append)
+    monkeypatch.setattr(timed_roofs, "MATRIX_SIZE", 2)
+    assert timed_roofs._matmul_seconds("cpu") == 1.0
+    assert events == [timed_roofs.REST, "replay"] * timed_roofs.REPLAYS
 
 
 def test_without_triton_pytorch_s_sum_is_the_way_to_read(monkeypatch):
