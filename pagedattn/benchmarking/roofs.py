@@ -19,7 +19,7 @@ READ_BYTES = 4 << 30
 STRETCH_BYTES = 256 << 10  # that a program of `read_sum` adds up
 MATRIX_SIZE = 8192
 REPLAYS = 10
-REST = 0.1  # seconds before a product, in which the board cools down
+REST = 0.1  # seconds before a product, after which the board's power does not limit it
 BUS_BYTES = 512 << 20
 FP8_RATE = 2.0  # of products in fp8 over those of 16 bits, as all GPUs that have them say
 

@@ -73,14 +73,12 @@ from pagedattn.attention.cuda.module import (
     tensor_map,
 )
 from pagedattn.attention.cuda.prefill_config import (
-    STAGES,
     Cut,
     cut_of,
     macros_of,
-    query_stages_of,
     section_heads,
+    shared_bytes_of,
     splits_of,
-    stored_stages_of,
     usual_cut,
 )
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS
@@ -203,14 +201,11 @@ class PrefillLaunch:
         if self._splits > 1:
             call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
-        head_size = cache.head_size
         self._group = group = query.shape[1] // cache.num_kv_heads
-        tile = cut.kv_tile
-        over_fp8 = cache.dtype == FP8
-        self._threads = (cut.warpgroups + 1 + over_fp8) * 128
+        self._threads = (cut.warpgroups + 1 + (cache.dtype == FP8)) * 128
         self._rows = rows = cut.rows
         self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
-        self._maps = maps_of(_map_of, (tile, fp8_products), cache.key)
+        self._maps = maps_of(_map_of, (cut.kv_tile, fp8_products), cache.key)
         parameters = self._parameters(call)
         self._num_programs = min(
             num_programs,
@@ -228,16 +223,7 @@ class PrefillLaunch:
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("prefill.cu", "prefill_kernel", macros, query.device.index)
-        padded = -(-head_size // 64) * 128
-        if fp8_products:
-            # K, V as it comes, and V turned around
-            of_tiles = 2 * STAGES * tile * -(-head_size // 128) * 128 + STAGES * padded * 64
-        else:
-            stored = stored_stages_of(head_size) * head_size if over_fp8 else 0
-            of_tiles = 2 * tile * (STAGES * padded + stored)
-        # 1024: the tiles begin at a multiple of it; 256: items and barriers
-        of_queries = query_stages_of(head_size) * rows * padded
-        self._shared_bytes = 1024 + of_queries + of_tiles + 256
+        self._shared_bytes = shared_bytes_of(call, cut, fp8_products=fp8_products)
         self._fixed = bytes(parameters)
 
     def __call__(self, call: AttentionCall) -> None:

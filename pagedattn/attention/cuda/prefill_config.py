@@ -94,6 +94,23 @@ def usual_cut(call: AttentionCall) -> Cut:
     return Cut(3 if has_third else 2, 128 if cache.head_size <= 128 else 64)
 
 
+def prices_of(call: AttentionCall) -> dict[Cut, Price]:
+    """Return the cuts that a call can have if its keys are not shared out, and their prices.
+
+    None have prices but those of `causal` calls in heads of up to 128.
+    """
+    usual, cache = usual_cut(call), call.cache
+    if not call.causal or cache.head_size > 128:
+        return {}
+    group = call.query.shape[1] // cache.num_kv_heads
+    prices = _SMALL_HEADS if cache.head_size <= 64 else _HEADS_UP_TO_128
+    return {
+        cut: price
+        for cut, price in prices.items()
+        if group <= cut.rows and cut.warpgroups <= usual.warpgroups
+    }
+
+
 def cut_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = None) -> Cut:
     """Choose the cut that is estimated to take the least time, from bounds that the host knows.
 
@@ -105,16 +122,13 @@ def cut_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = Non
         mixture: of the batch, if its long queries alone are taken.
 
     """
-    usual, cache = usual_cut(call), call.cache
-    if not call.causal or cache.head_size > 128:
-        return usual
-    prices = _SMALL_HEADS if cache.head_size <= 64 else _HEADS_UP_TO_128
-    group = call.query.shape[1] // cache.num_kv_heads
+    usual = usual_cut(call)
     seconds = {
         cut: Items.of(call, num_programs, mixture, cut).seconds_at(price)
-        for cut, price in prices.items()
-        if group <= cut.rows and cut.warpgroups <= usual.warpgroups
+        for cut, price in prices_of(call).items()
     }
+    if not seconds:
+        return usual
     best = min(seconds, key=seconds.__getitem__)
     least_gain = LEAST_GAIN if seconds[usual] < LONG_SECONDS else LEAST_LONG_GAIN
     return best if seconds[best] < (1 - least_gain) * seconds[usual] else usual
@@ -125,9 +139,28 @@ def query_stages_of(head_size: int) -> int:
     return 1 if head_size > 192 else 2
 
 
-def stored_stages_of(head_size: int) -> int:
-    """Return how many tiles of K, and of V, wait in fp8 to be widened."""
-    return 2 if head_size <= 64 else 1
+def shared_bytes_of(call: AttentionCall, cut: Cut, *, fp8_products: bool = False) -> int:
+    """Return the bytes of shared memory that a program has, as `Shared` of prefill_shape.cuh.
+
+    Args:
+        call: of the launch.
+        cut: of it.
+        fp8_products: see `prefill.PrefillLaunch`.
+
+    """
+    head_size, tile = call.cache.head_size, cut.kv_tile
+    padded = -(-head_size // 64) * 128  # bytes of a row of 16 bits, in pieces of 64 columns
+    if fp8_products:
+        # K, V as it comes, and V turned around
+        of_tiles = 2 * STAGES * tile * -(-head_size // 128) * 128 + STAGES * padded * 64
+    else:
+        stored = 0  # bytes of a row of fp8, for each tile of K, and of V, that waits to be widened
+        if call.cache.dtype == FP8:
+            stored = head_size * (2 if head_size <= 64 else 1)
+        of_tiles = 2 * tile * (STAGES * padded + stored)
+    of_queries = query_stages_of(head_size) * cut.rows * padded
+    # 1024: the tiles begin at a multiple of it; 256: items and barriers
+    return 1024 + of_queries + of_tiles + 256
 
 
 def section_heads(num_kv_heads: int, head_bytes: int) -> int:

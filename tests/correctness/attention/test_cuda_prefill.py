@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pagedattn.attention import cuda
-from pagedattn.attention.cuda.compiler import compile_kernel, compiler_version
+from pagedattn.attention.cuda.compiler import compile_kernel
 from pagedattn.attention.cuda.prefill import PrefillLaunch, not_taken
 from pagedattn.attention.cuda.prefill_config import Cut, macros_of
 from pagedattn.attention.reference import reference_attention
@@ -148,6 +148,15 @@ def test_a_captured_graph_merges_shares_of_later_lengths(splits, kv_dtype):
         check_attention(out, inputs, lse)
 
 
+@pytest.fixture
+def compiles(request, tmp_path, monkeypatch):
+    """Function of macros that compiles the kernel anew, and says whether machine code came out."""
+    pytest.importorskip("cuda.bindings.nvrtc")
+    request.getfixturevalue("nvrtc")
+    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
+    return lambda macros: compile_kernel("prefill.cu", dict(macros)).startswith(b"\x7fELF")
+
+
 CUTS = [(head_size, kv_dtype) for head_size in (80, 128, 256) for kv_dtype in CACHES.values()]
 
 
@@ -163,13 +172,7 @@ CUTS = [(head_size, kv_dtype) for head_size in (80, 128, 256) for kv_dtype in CA
         ),
     ],
 )
-def test_the_kernel_compiles(head_size, kv_dtype, features, tmp_path, monkeypatch):
-    pytest.importorskip("cuda.bindings.nvrtc")
-    try:
-        compiler_version()
-    except RuntimeError as error:
-        pytest.skip(f"NVRTC cannot be loaded: {error}")
-    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
+def test_the_kernel_compiles(head_size, kv_dtype, features, compiles):
     options = {"causal": False, "soft_cap": 2.0} if features == "part" else FEATURES[features]
     call = inputs_of(RAGGED, head_size=head_size, kv_dtype=kv_dtype, device="cpu", **options).call()
     if features == "part":
@@ -177,13 +180,11 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, tmp_path, monkeypatc
             call, out=call.out.float(), lse=torch.empty(call.query.shape[:2])
         )
     assert not_taken(call) is None
-    assert compile_kernel("prefill.cu", dict(macros_of(call))).startswith(b"\x7fELF")
+    assert compiles(macros_of(call))
     if features == "part":
-        macros = dict(macros_of(dataclasses.replace(call, causal=True), is_split=True))
-        assert compile_kernel("prefill.cu", macros).startswith(b"\x7fELF")
+        assert compiles(macros_of(dataclasses.replace(call, causal=True), is_split=True))
     if kv_dtype is not None:
-        macros = dict(macros_of(call, fp8_products=True))
-        assert compile_kernel("prefill.cu", macros).startswith(b"\x7fELF")
+        assert compiles(macros_of(call, fp8_products=True))
 
 
 @pytest.mark.parametrize(
@@ -195,15 +196,9 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, tmp_path, monkeypatc
         pytest.param(64, Cut(2, 128), marks=pytest.mark.nightly),
     ],
 )
-def test_tiles_of_every_size_compile(head_size, cut, tmp_path, monkeypatch):
-    pytest.importorskip("cuda.bindings.nvrtc")
-    try:
-        compiler_version()
-    except RuntimeError as error:
-        pytest.skip(f"NVRTC cannot be loaded: {error}")
-    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
+def test_tiles_of_every_size_compile(head_size, cut, compiles):
     call = inputs_of(RAGGED, head_size=head_size, device="cpu", window=150).call()
-    assert compile_kernel("prefill.cu", dict(macros_of(call, cut))).startswith(b"\x7fELF")
+    assert compiles(macros_of(call, cut))
 
 
 @pytest.mark.gpu

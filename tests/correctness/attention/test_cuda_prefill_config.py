@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pagedattn.attention.cuda import prefill_config
 from pagedattn.attention.cuda.prefill_config import (
     Cut,
     Items,
     cut_of,
+    prices_of,
     section_heads,
     splits_of,
     usual_cut,
@@ -116,14 +116,12 @@ def test_tiles_of_keys_are_counted_as_programs_find_them(
 
 @pytest.mark.parametrize("options", [{}, OF_64, {"window": 700}, OF_64 | {"window": 300}], ids=str)
 def test_other_tiles_have_to_save_more_than_estimates_are_off(options):
-    prices = prefill_config._SMALL_HEADS if options.get("head_size") else None
-    prices = prices or prefill_config._HEADS_UP_TO_128
     others = 0
     for length in range(64, 8192, 136):
         for count in (1, 3, 40):
             call = call_of((length,) * count, length, **options)
             usual, chosen = (
-                Items.of(call, 132, None, cut).seconds_at(prices[cut])
+                Items.of(call, 132, None, cut).seconds_at(prices_of(call)[cut])
                 for cut in (usual_cut(call), cut_of(call, 132))
             )
             saved = 1 - chosen / usual
