@@ -40,6 +40,13 @@ GROUPS = {
 """What a marker's words stand for; no peer runs without a GPU."""
 
 
+@pytest.fixture
+def cache_folder(tmp_path, monkeypatch):
+    """Folder of compiled kernels, empty."""
+    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
 @pytest.fixture(scope="session")
 def nvrtc():
     """Skip where the compiler's library is missing; the tests' modules ask for the packages."""

@@ -26,12 +26,6 @@ from pagedattn.attention.cuda.decode_fits import H100
 from .bounds import with_bound
 
 
-@pytest.fixture
-def cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path / "kernels"))
-    return tmp_path / "kernels"
-
-
 def shape(**changes):
     values = {"num_query_heads": 8, "num_kv_heads": 2, "head_size": 128, "block_size": 16}
     return AttentionShape("test", (1, 1), (7, 40), **(values | {"dtype": "float16"} | changes))

@@ -149,11 +149,11 @@ def test_a_captured_graph_merges_shares_of_later_lengths(splits, kv_dtype):
 
 
 @pytest.fixture
-def compiles(request, tmp_path, monkeypatch):
+def compiles(request):
     """Function of macros that compiles the kernel anew, and says whether machine code came out."""
     pytest.importorskip("cuda.bindings.nvrtc")
-    request.getfixturevalue("nvrtc")
-    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
+    for name in ("nvrtc", "cache_folder"):
+        request.getfixturevalue(name)
     return lambda macros: compile_kernel("prefill.cu", dict(macros)).startswith(b"\x7fELF")
 
 

@@ -17,13 +17,10 @@ from pagedattn.attention.cuda.decode_fits import H100
 from pagedattn.benchmarking.launch_trace import MOMENTS, LaunchTrace
 from pagedattn.benchmarking.tracing import launch_of
 
+pytestmark = pytest.mark.usefixtures("cache_folder")
+
 TRACE = compiler._FOLDER / "trace.cuh"
 NAMES = list(MOMENTS)
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAGEDATTN_CACHE", str(tmp_path))
 
 
 def macros_of_decode(head_size, kv_bytes, columns, block_size=16, features=()):
