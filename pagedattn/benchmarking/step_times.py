@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pagedattn.workloads import AttentionShape
 
 WARM_UP = 8
-STEPS = 80
+STEPS = 240
 
 
 @dataclass(frozen=True)
