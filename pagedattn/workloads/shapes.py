@@ -88,8 +88,9 @@ PREFILL: tuple[AttentionShape, ...] = (
     AttentionShape("prefill-8k", (8 * _K,), (8 * _K,)),
     AttentionShape("prefill-8k-block256", (8 * _K,), (8 * _K,), block_size=256),
     AttentionShape("prefill-16x1k", (1 * _K,) * 16, (1 * _K,) * 16),
+    AttentionShape("prefill-4k-h48x1", (4 * _K,), (4 * _K,), 48, 1),
 )
-"""Whole prompts."""
+"""Whole prompts; ``h48x1`` are StarCoder's heads."""
 
 MIXED: tuple[AttentionShape, ...] = (
     AttentionShape("verify4-B32-8k", (4,) * 32, (8 * _K,) * 32),
@@ -97,13 +98,18 @@ MIXED: tuple[AttentionShape, ...] = (
     AttentionShape("chunk-2k-over-16k", (2 * _K,), (16 * _K,)),
     AttentionShape("chunk-512-over-8k", (512,), (8 * _K,)),
     AttentionShape("chunk-128-over-16k", (128,), (16 * _K,)),
+    AttentionShape(
+        "chunks-ragged-8x256-of-1k-to-8k",
+        (256,) * 8,
+        tuple(length * _K for length in (8, 1, 4, 2, 7, 3, 6, 5)),
+    ),
     AttentionShape("mixed-2k-at-8k+63x4k", (2 * _K,) + (1,) * 63, (8 * _K,) + (4 * _K,) * 63),
     AttentionShape(
         "mixed-512-at-4k+63-lognormal", (512,) + (1,) * 63, (4 * _K, *_lognormal_lengths(63))
     ),
 )
-"""Verification of 4 and 8 draft tokens, a prompt's last chunk, also small ones, and a chunk among
-decodes, of one length and of lengths as of requests."""
+"""Verification of 4 and 8 draft tokens, a prompt's last chunk, also small ones, chunks of prompts
+of several lengths, and a chunk among decodes, of one length and of lengths as of requests."""
 
 
 def _named(name: str) -> AttentionShape:
