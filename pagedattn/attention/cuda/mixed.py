@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda import decode, decode_calls, prefill
 from pagedattn.attention.cuda.decode_fits import fit_for
-from pagedattn.attention.cuda.prefill_config import PRODUCT_RATE, Items, merge_seconds, splits_of
+from pagedattn.attention.cuda.prefill_choice import (
+    PRODUCT_RATE,
+    divided,
+    merge_seconds,
+    splits_of,
+)
+from pagedattn.attention.cuda.prefill_config import usual_cut
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
@@ -61,7 +67,8 @@ def pays(call: AttentionCall) -> bool:
     splits, of_long = (splits_of(call, NUM_PROGRAMS, each) for each in (None, mixture))
     two = reading + multiplying + LAUNCH_SECONDS + merge_seconds(call, of_long)
     if splits > 1:
-        multiplying = max(multiplying, Items.of(call, NUM_PROGRAMS, mixture).seconds(splits))
+        _, shared_out = divided(call, NUM_PROGRAMS, mixture, usual_cut(call), splits=splits)
+        multiplying = max(multiplying, shared_out)
     if cache.dtype == FP8:
         reading *= READ_FP8
     elif splits == 1:

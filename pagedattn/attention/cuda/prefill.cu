@@ -7,12 +7,12 @@
 // they are in memory, and a warpgroup widens K and V to float16 from there into those that are read. Or
 // e4m3 is multiplied: then only V takes this way, and is turned around.
 //
-// Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), KV_TILE, WARPGROUPS that multiply
-// (2 or 3), QUERY_STAGES, BF16 (queries, and an output of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS
-// (over it queries and weights are rounded to e4m3), OUT_F32 (an output in float32), CAUSAL (else queries
-// see all keys), SPLIT (items are shares of a tile's keys), BESIDE (the launch before is another kernel's
-// over the same batch, beside which this one begins), the switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and
-// TRACE, which need not be there, see trace.cuh.
+// Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), HEAD_PARTS (that these are divided into,
+// none of them empty), KV_TILE, WARPGROUPS that multiply (2 or 3), QUERY_STAGES, BF16 (queries, and an output
+// of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS (over it queries and weights are rounded to e4m3), OUT_F32
+// (an output in float32), CAUSAL (else queries see all keys), SPLIT (items are shares of a tile's keys),
+// BESIDE (the launch before is another kernel's over the same batch, beside which this one begins), the
+// switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see trace.cuh.
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
@@ -32,7 +32,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
         if (item.head < 0) break;
         barrier_wait(shared.query_full(place.stage), place.parity);
         u32 tile = shared.query(place.stage);
-        if (warpgroup * 64 < item.num_tokens * GROUP) {
+        if (warpgroup * 64 < item.num_tokens * TILE_HEADS) {
             if (FP8) consumer.prepare_query(item, tile, warpgroup);
             consumer.start_item(item);
             if (item.tile_begin < item.tile_end)

@@ -1,18 +1,19 @@
 """Prefill, chunks and mixed batches on Hopper: warp-specialised, K and V through the page table.
 
 Schedule. A *work item* is a tile of 128 rows of one KV head, or 192 of many queries in heads of 64:
-consecutive query tokens times the query heads that share the head. It works through tiles of 128
-keys, or 64 where windows or prompts are short, and over heads of more than 128 (`Cut`). Tiles are
-numbered so
-that sequence s begins at tile `query_starts[s] // tokens_a_tile + s`; a program, one a
-multiprocessor, draws its next item from a counter in memory, the items that see the most keys
-first, and finds its sequence by a search of `query_starts`. It draws when most of an item's keys
-are on their way, so that who is done first gets what is left. Where long and short queries are
-mixed, items are drawn from both ends of the batch by turns, so that some multiprocessors wait for
-memory while others multiply. Nothing is planned on the host, and a captured graph follows new
-lengths. Parts of shared blocks (`causal=False`, an output in float32) are few and cut for about an
-item a program: there tiles are counted one by one, so that the first numbers drawn all have an
-item.
+consecutive query tokens times the query heads that share the head, or times a part of these heads
+where a tile of all would have rows to spare. It works through tiles of 128 keys, or 64 where
+windows or prompts are short, and over heads of more than 128 (`Cut`). A program, one a
+multiprocessor, draws its next item from a counter in memory, those that see the most keys first:
+sequences with more keys before others, and of each its last tile before its first. It draws when
+most of an item's keys are on their way, so that who is done first gets what is left. Which sequence
+has which number each program finds out once, in the registers of a warp. Of more than 32 sequences
+with long queries it searches for each item: tiles are numbered so that sequence s begins at tile
+`query_starts[s] // tokens_a_tile + s`, and the last go first; or, where long and short queries are
+mixed, tiles from both ends of the batch by turns, so that some multiprocessors wait for memory
+while others multiply. Nothing is planned on the host, and a captured graph follows new lengths.
+Parts of shared blocks (`causal=False`, an output in float32) are few and cut for about an item a
+program: there tiles are counted one by one, so that the first numbers drawn all have an item.
 
 Where items are few and keys many, each tile's keys are shared out: an item is a share, whose result
 is written in float32 with its log-sum-exp, and another launch merges the shares in order.
@@ -72,13 +73,13 @@ from pagedattn.attention.cuda.module import (
     num_multiprocessors,
     tensor_map,
 )
+from pagedattn.attention.cuda.prefill_choice import cut_of, divided, splits_of
 from pagedattn.attention.cuda.prefill_config import (
     Cut,
-    cut_of,
+    group_of,
     macros_of,
     section_heads,
     shared_bytes_of,
-    splits_of,
     usual_cut,
 )
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS
@@ -133,7 +134,6 @@ class _Parameters(ctypes.Structure):
 def not_taken(call: AttentionCall) -> str | None:
     """Say in a phrase why the kernel cannot take a call, or None if it can."""
     cache, query = call.cache, call.query
-    group = query.shape[1] // cache.num_kv_heads
     block_size, cut = cache.block_size, usual_cut(call)
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"queries of {query.dtype}"
@@ -144,8 +144,8 @@ def not_taken(call: AttentionCall) -> str | None:
     # smaller tiles divide these blocks too, or are divided by them
     if block_size % 8 or (cut.kv_tile % block_size and block_size % cut.kv_tile):
         return f"block_size {block_size}"
-    if group > cut.rows:
-        return f"{group} query heads a KV head"
+    if cut.head_parts > 1 and not call.causal:
+        return f"{group_of(call)} query heads a KV head, where queries see all keys"
     if cache.dtype == FP8 and not call.causal and rows_of_one_tile(call) is not None:
         # parts of shared blocks: the decode kernel comes first, and what it does not take, as heads
         # of 80, is read by all programs together in Triton's
@@ -172,8 +172,9 @@ class PrefillLaunch:
         call: one of them.
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
         splits: shares of each tile's keys; None chooses.
-        cut: how large tiles are, one of `prefill_config` for such heads, whose rows the group's
-            heads do not exceed, and three warpgroups only over a cache of 16 bits; None chooses.
+        cut: how large tiles are, one of `prefill_choice` for such heads, three warpgroups only over
+            a cache of 16 bits, and no part of the group's heads empty, or more than its rows; None
+            chooses.
         mixture: of the batch; then its short queries are passed over, of which nothing is written.
             The launch before must be the decode kernel's over them, with nothing between: programs
             begin as that one's end, unless keys are shared out or the batch has no tickets.
@@ -194,22 +195,25 @@ class PrefillLaunch:
         num_programs = num_multiprocessors(call.query.device)
         self._mixture = mixture
         self._splits = splits_of(call, num_programs, mixture) if splits is None else splits
-        if cut is None:
-            # what shares of keys take, and products of fp8, is known of the usual cut alone
-            is_usual = fp8_products or self._splits > 1
-            cut = usual_cut(call) if is_usual else cut_of(call, num_programs, mixture)
+        if cut is None and (fp8_products or self._splits > 1):
+            # what these take is known of the usual tiles alone
+            usual = usual_cut(call)
+            cut, _ = divided(call, num_programs, mixture, usual, splits=self._splits)
+        elif cut is None:
+            cut = cut_of(call, num_programs, mixture)
         if self._splits > 1:
             call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
-        self._group = group = query.shape[1] // cache.num_kv_heads
+        group = group_of(call)
         self._threads = (cut.warpgroups + 1 + (cache.dtype == FP8)) * 128
-        self._rows = rows = cut.rows
-        self._query_maps = maps_of(_map_of_queries, (rows // group, group), query)
+        self._tokens_a_tile = cut.tokens(group)
+        of_queries = (self._tokens_a_tile, cut.heads(group), group)
+        self._query_maps = maps_of(_map_of_queries, of_queries, query)
         self._maps = maps_of(_map_of, (cut.kv_tile, fp8_products), cache.key)
         parameters = self._parameters(call)
         self._num_programs = min(
             num_programs,
-            parameters.num_tiles * cache.num_kv_heads * self._splits,
+            parameters.num_tiles * cache.num_kv_heads * cut.head_parts * self._splits,
         )
         macros = macros_of(
             call,
@@ -289,7 +293,7 @@ class PrefillLaunch:
         parameters.window = call.window or 0
         parameters.num_sequences = batch.num_sequences
         parameters.num_kv_heads = cache.num_kv_heads
-        parameters.num_tiles = num_tokens // (self._rows // self._group) + batch.num_sequences
+        parameters.num_tiles = num_tokens // self._tokens_a_tile + batch.num_sequences
         token_bytes = 2 * cache.head_size * cache.dtype.itemsize
         longest = batch.expected_kv_length if mixture is None else mixture.longest_long_kv
         head_bytes = token_bytes * max(1, longest)
@@ -321,12 +325,17 @@ def _shares_of(
     return replace(call, out=out[0], lse=lse[0], sinks=None), out, lse
 
 
-def _map_of_queries(query: torch.Tensor, tile: tuple[int, int]) -> TensorMap:
+def _map_of_queries(query: torch.Tensor, tile: tuple[int, int, int]) -> TensorMap:
     """Describe the queries: columns, heads of a group, tokens, groups.
 
-    A box is 64 columns of `tile`: tokens and heads of a group.
+    A box is 64 columns of some tokens and heads of a group; heads past its end are zeros.
+
+    Args:
+        query: [num_tokens, num_heads, head_size].
+        tile: its tokens, its heads, and heads of a group.
+
     """
-    tokens, group = tile
+    tokens, heads, group = tile
     num_tokens, num_heads, head_size = query.shape
     token_stride, head_stride = (2 * stride for stride in query.stride()[:2])
     return tensor_map(
@@ -334,7 +343,7 @@ def _map_of_queries(query: torch.Tensor, tile: tuple[int, int]) -> TensorMap:
         2,
         (head_size, group, num_tokens, num_heads // group),
         (head_stride, token_stride, group * head_stride),
-        (64, group, tokens, 1),
+        (64, heads, tokens, 1),
         128,
         fit_for(query.device).fetched_bytes,
     )

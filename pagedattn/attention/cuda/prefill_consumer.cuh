@@ -58,11 +58,11 @@ struct Consumer {
             peak[i] = MINUS_INFINITY;
             total[i] = 0.0f;
             int row = warp_row + lane / 4 + 8 * i;
-            if (ALIBI && row < TILE_TOKENS * GROUP)
-                slope[i] = p.alibi_slopes[item.head * GROUP + row % GROUP] * LOG2_E /
-                           (SCALED_EARLY ? 1.0f : p.scale_log2);
+            slope[i] = ALIBI && item.has_row(row) ? p.alibi_slopes[item.query_head(row)] * LOG2_E /
+                                                        (SCALED_EARLY ? 1.0f : p.scale_log2)
+                                                  : 0.0f;
         }
-        int group = warp_row / 64, groups = min(WARPGROUPS, (item.num_tokens * GROUP + 63) / 64);
+        int group = warp_row / 64, groups = min(WARPGROUPS, (item.num_tokens * TILE_HEADS + 63) / 64);
         by_turns = TURNS && groups > 1;
         next_group = group + 1 == groups ? 0 : group + 1;
     }
@@ -72,7 +72,7 @@ struct Consumer {
     // warpgroup.
     DEVICE void prepare_query(const Item &item, u32 tile, int group) {
         row_scale[0] = row_scale[1] =
-            p.key_scale ? p.scale_log2 * __ldg(p.key_scale + item.head) : p.scale_log2;
+            p.key_scale ? p.scale_log2 * __ldg(p.key_scale + item.kv_head()) : p.scale_log2;
         if (BF16 || FP8_PRODUCTS) {
             constexpr int OWN = HEAD_SIZE / 16;  // every other chunk
             constexpr int MORE = FP8_PRODUCTS ? 7 : 0;  // of a row of e4m3 the largest is from 128 to 256
@@ -366,8 +366,8 @@ struct Consumer {
     DEVICE void attend(const Item &item, u64 query) {
         int row = warp_row + lane / 4;
         // each row's own key, counted from this thread's first column of tile 0
-        int position[2] = {item.first_position + (CAUSAL ? row / GROUP : 0) - lane % 4 * 2,
-                           item.first_position + (CAUSAL ? (row + 8) / GROUP : 0) - lane % 4 * 2};
+        int position[2] = {item.first_position + (CAUSAL ? row / TILE_HEADS : 0) - lane % 4 * 2,
+                           item.first_position + (CAUSAL ? (row + 8) / TILE_HEADS : 0) - lane % 4 * 2};
         int own[2];
         auto go_to = [&](int tile) {
             own[0] = position[0] - tile * KV_TILE;
@@ -400,16 +400,17 @@ struct Consumer {
 
     // Divide by the sums of weights; write the log-sum-exp.
     DEVICE void finish(const Item &item) {
-        float value_scale = FP8 && p.value_scale ? __ldg(p.value_scale + item.head) : 1.0f;
+        float value_scale = FP8 && p.value_scale ? __ldg(p.value_scale + item.kv_head()) : 1.0f;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             float sum = total[i];
             sum += __shfl_xor_sync(0xffffffff, sum, 1);
             sum += __shfl_xor_sync(0xffffffff, sum, 2);
             int row = warp_row + lane / 4 + 8 * i;
-            int token = row / GROUP, head = item.head * GROUP + row % GROUP;
+            int token = row / TILE_HEADS, head = item.query_head(row);
+            bool has_query = item.has_row(row);
             float highest = peak[i] * scale(i) - WEIGHT_BITS, factor = 1.0f;  // of what `sum` is of
-            if (SINKS && token < item.num_tokens) {
+            if (SINKS && has_query) {
                 float sink = p.sinks[head] * LOG2_E;
                 float top = fmaxf(highest, sink);
                 factor = exp2_of(highest - top);
@@ -423,7 +424,7 @@ struct Consumer {
                 outputs[j] *= inverse;
                 outputs[j + 1] *= inverse;
             }
-            if (LSE && lane % 4 == 0 && token < item.num_tokens)
+            if (LSE && lane % 4 == 0 && has_query)
                 p.lse[(SPLIT ? item.split * (p.out_split_stride / HEAD_SIZE) : 0) +
                       (i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] =
                     sum > 0.0f ? (highest + log2_of(sum)) * LN_2 : MINUS_INFINITY;
@@ -435,8 +436,8 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             int row = warp_row + lane / 4 + 8 * i;
-            int token = row / GROUP, head = item.head * GROUP + row % GROUP;
-            if (token >= item.num_tokens) continue;
+            int token = row / TILE_HEADS, head = item.query_head(row);
+            if (!item.has_row(row)) continue;
             float *to = (float *)p.out + (item.first_token + token) * p.out_token_stride +
                         head * p.out_head_stride + lane % 4 * 2;
             if (SPLIT) to += item.split * p.out_split_stride;
@@ -463,8 +464,8 @@ struct Consumer {
             int from_row = warp_row + i / CHUNKS, chunk = i % CHUNKS;
             u32 x[4];
             load_shared(x, tile + chunk_of_row(from_row, chunk));
-            int token = from_row / GROUP, head = item.head * GROUP + from_row % GROUP;
-            if (token < item.num_tokens) {
+            int token = from_row / TILE_HEADS, head = item.query_head(from_row);
+            if (item.has_row(from_row)) {
                 u16 *to = (u16 *)p.out + (item.first_token + token) * p.out_token_stride +
                           head * p.out_head_stride + chunk * 8;
                 store_16_bytes(to, x);

@@ -3,10 +3,11 @@
 #include "prefill_work.cuh"
 
 DEVICE void load_query(const Parameters &p, u32 to, u32 barrier, const Item &item) {
-    barrier_arrive_expect(barrier, HALVES * TILE_TOKENS * GROUP * 128);
+    barrier_arrive_expect(barrier, HALVES * TILE_TOKENS * TILE_HEADS * 128);
 #pragma unroll
     for (int half = 0; half < HALVES; ++half)
-        tma_load(to + half * ROWS * 128, &p.query, half * 64, 0, item.first_token, item.head, barrier);
+        tma_load(to + half * ROWS * 128, &p.query, half * 64, item.first_of_group(), item.first_token, item.kv_head(),
+                 barrier);
 }
 
 // Bring LOAD_TOKENS tokens. The tensor's dimensions: 64 columns, 8 tokens, pieces of 64 columns,
@@ -73,12 +74,12 @@ DEVICE void clear_rows(u32 tile, int begin, int end, int lane) {
 DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
     Place place{0, 1};
     u32 loaded_parity = 0;
-    Range range = Range::of(p, lane);
-    int num_items = range.count * p.num_kv_heads * (SPLIT ? p.splits : 1);
+    Order order = Order::of(p, lane);
+    int num_items = order.num_tiles * p.num_kv_heads * HEAD_PARTS * (SPLIT ? p.splits : 1);
     int index = blockIdx.x;
     Item item;
     while (index < num_items) {
-        if (find_item(p, range, index, lane, item)) {
+        if (find_item(p, order, index, lane, item)) {
             mark(Moment::LENGTHS_KNOWN);
             barrier_wait(shared.query_empty(place.stage), place.parity);
             if (elected()) {
@@ -119,6 +120,7 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
         item_place.next<QUERY_STAGES>();
         if (item.head < 0) break;
         const int *table = p.tables + item.sequence * p.table_stride;
+        int kv_head = item.kv_head();
         int first_key = item.first_key(p);
         int tile = item.tile_end - 1;
         int octet = octet_of_load(p, item, table, tile, first_key, lane);
@@ -139,9 +141,9 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
             int end = (held + LOAD_TOKENS - 1) / LOAD_TOKENS;
             if (!OF_VALUES && tile == item.tile_end - 1) mark(Moment::FIRST_ASKED);
             if (!OF_VALUES || FP8 || (hidden == 0 && held == KV_TILE)) {
-                load_tile(map, to, full, octet, begin, end, item.head);
+                load_tile(map, to, full, octet, begin, end, kv_head);
             } else {
-                load_tile(map, to, shared.value_arrived(), octet, begin, end, item.head);
+                load_tile(map, to, shared.value_arrived(), octet, begin, end, kv_head);
                 barrier_wait(shared.value_arrived(), arrived_parity);
                 arrived_parity ^= 1;
                 clear_rows(to, 0, hidden, lane);

@@ -52,8 +52,10 @@ struct Parameters {
 
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
-constexpr int ROWS = 64 * WARPGROUPS;  // of a query tile: tokens times heads of a group
-constexpr int TILE_TOKENS = ROWS / GROUP;
+constexpr int ROWS = 64 * WARPGROUPS;  // of a query tile: tokens times heads of a group, or of a part of it
+constexpr int TILE_HEADS = (GROUP + HEAD_PARTS - 1) / HEAD_PARTS;
+constexpr int TILE_TOKENS = ROWS / TILE_HEADS;
+static_assert((HEAD_PARTS - 1) * TILE_HEADS < GROUP && TILE_TOKENS > 0, "no part is empty, and a tile has one");
 constexpr int HALVES = (HEAD_SIZE + 63) / 64;  // pieces of 64 columns; zeros fill the last
 constexpr int STAGES = 2;
 constexpr int SCORES = KV_TILE / 2;   // a thread's

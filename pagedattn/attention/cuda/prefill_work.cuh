@@ -1,4 +1,4 @@
-// Work items: a query tile of one KV head, and how a program finds the next.
+// Work items: a query tile of a KV head's query heads, or of a part of them, and how a program finds the next.
 #pragma once
 #include "prefill_shape.cuh"
 
@@ -6,12 +6,24 @@ struct Item {
     int first_token;     // the tile's first query token
     int split = 0;       // of the tile's keys, which of `splits` shares it has
     int num_tokens;      // its query tokens
-    int head;            // KV head; negative after the last item
+    int head;            // a part of a KV head's query heads, all numbered through; negative after the last item
     int first_position;  // of the first query token; if not CAUSAL the last key, for all of them
     int tile_begin;      // KV tiles from here
     int tile_end;        // to here are seen by some row
     int sequence;
     int kv_length;
+
+    DEVICE int kv_head() const { return head / HEAD_PARTS; }
+
+    // The part's first query head, counted from the KV head's first.
+    DEVICE int first_of_group() const { return head % HEAD_PARTS * TILE_HEADS; }
+
+    // The query head of a row of the tile, and whether the row has a query.
+    DEVICE int query_head(int row) const { return kv_head() * GROUP + first_of_group() + row % TILE_HEADS; }
+    DEVICE bool has_row(int row) const {
+        if (GROUP % TILE_HEADS != 0 && first_of_group() + row % TILE_HEADS >= GROUP) return false;
+        return row / TILE_HEADS < num_tokens;
+    }
 
     // The first key that a row sees.
     DEVICE int first_key(const Parameters &p) const {
@@ -84,63 +96,153 @@ DEVICE bool part_of_tile(const Parameters &p, int tile, int lane, int &sequence,
     return false;
 }
 
-// The query tiles that items are drawn of: all, or from the first to the last one of a sequence that is
-// not passed over. By the whole warp.
-struct Range {
-    int first, count;
+// A sequence's queries, and where a tile of them begins.
+struct Queries {
+    int sequence, start, count, kv_length;
 
-    DEVICE static Range of(const Parameters &p, int lane) {
-        if (p.short_queries == 0) return {0, p.num_tiles};
-        int first = p.num_tiles, end = 0;
+    DEVICE int tiles() const { return (count + TILE_TOKENS - 1) / TILE_TOKENS; }
+
+    // Another lane's, by the whole warp.
+    DEVICE Queries of_lane(int lane) const {
+        return {__shfl_sync(0xffffffff, sequence, lane), __shfl_sync(0xffffffff, start, lane),
+                __shfl_sync(0xffffffff, count, lane), __shfl_sync(0xffffffff, kv_length, lane)};
+    }
+
+    DEVICE static Queries of(const Parameters &p, int sequence) {
+        int start = p.query_starts[sequence];
+        return {sequence, start, p.query_starts[sequence + 1] - start, p.kv_lengths[sequence]};
+    }
+};
+
+// In which order query tiles are drawn, those that see the most keys first: a sequence's last tiles before
+// its first ones, and sequences with more keys before others, unless there are more than lanes. By the
+// whole warp, as all that is here.
+//
+// Else tiles are numbered through, and those from `first` on are drawn, the last ones first, or from both
+// ends by turns.
+struct Order {
+    int first, num_tiles;
+    bool is_sorted;
+    Queries own;       // the lane's sequence, if they are sorted
+    int tiles_before;  // of the lanes below
+
+    DEVICE static Order of(const Parameters &p, int lane) {
+        Order order{0, p.num_tiles, false, {}, 0};
+        if (!CAUSAL) return order;
+        bool passes_over = p.short_queries > 0;
+        int count = p.num_sequences;
+        order.own.sequence = lane;
+        if (passes_over) count = order.find_long(p, lane);
+        if (count > 32) return order;
+        order.is_sorted = true;
+        bool has = lane < count;
+        if (has) order.own = Queries::of(p, order.own.sequence);
+        int keys = !has ? -1 : WINDOW ? min(order.own.kv_length, p.window) : order.own.kv_length;
+        int before = 0, from = lane;  // lanes with more keys; which lane's sequence comes to this one
+#pragma unroll 1
+        for (int other = 0; other < count; ++other) {
+            int others = __shfl_sync(0xffffffff, keys, other);
+            before += others > keys || (others == keys && other > lane);
+        }
+#pragma unroll 1
+        for (int other = 0; other < count; ++other)
+            if (__shfl_sync(0xffffffff, before, other) == lane) from = other;
+        order.own = order.own.of_lane(from);
+        int tiles = has ? order.own.tiles() : 0, end = tiles;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            int lower = __shfl_up_sync(0xffffffff, end, step);
+            if (lane >= step) end += lower;
+        }
+        order.tiles_before = has ? end - tiles : 0x7fffffff;
+        order.num_tiles = __shfl_sync(0xffffffff, end, 31);
+        return order;
+    }
+
+    // Give each lane one of the sequences that are not passed over, and return how many these are, or more
+    // than there are lanes. Their tiles are from `first` on, with those of others between.
+    DEVICE int find_long(const Parameters &p, int lane) {
+        int count = 0, end = 0;
+        u32 longs = 0;  // a bit for each of 32 sequences, lane after lane
+        first = p.num_tiles;
 #pragma unroll 4
-        for (int sequence = lane; sequence < p.num_sequences; sequence += 32) {
-            int start = p.query_starts[sequence], queries = p.query_starts[sequence + 1] - start;
-            if (queries <= p.short_queries) continue;
-            int tile = start / TILE_TOKENS + sequence;
-            first = min(first, tile);
-            end = max(end, tile + (queries + TILE_TOKENS - 1) / TILE_TOKENS);
+        for (int base = 0; base < p.num_sequences; base += 32) {
+            int sequence = base + lane, start = 0, queries = 0;
+            if (sequence < p.num_sequences) {
+                start = p.query_starts[sequence];
+                queries = p.query_starts[sequence + 1] - start;
+            }
+            bool is_long = queries > p.short_queries;
+            if (is_long) {
+                int tile = start / TILE_TOKENS + sequence;
+                first = min(first, tile);
+                end = max(end, tile + (queries + TILE_TOKENS - 1) / TILE_TOKENS);
+            }
+            u32 of_these = __ballot_sync(0xffffffff, is_long);
+            if (lane == base / 32) longs = of_these;
         }
 #pragma unroll
         for (int step = 1; step < 32; step *= 2) {
             first = min(first, __shfl_xor_sync(0xffffffff, first, step));
             end = max(end, __shfl_xor_sync(0xffffffff, end, step));
         }
-        return {first, max(0, end - first)};
+        num_tiles = max(0, end - first);
+        if (p.num_sequences > 32 * 32) return 33;
+#pragma unroll 1
+        for (int base = 0; base < p.num_sequences; base += 32) {
+            u32 left = __shfl_sync(0xffffffff, longs, base / 32);
+            if (count + __popc(left) > 32) return 33;
+            for (; left; left &= left - 1, ++count)
+                if (lane == count) own.sequence = base + __ffs(left) - 1;
+        }
+        return count;
+    }
+
+    // The queries of the tile that is drawn as number `tile`, and which of their tiles it is; false if they
+    // have none such.
+    DEVICE bool find(const Parameters &p, int tile, int lane, Queries &queries, int &step) const {
+        if (is_sorted) {
+            int has = __popc(__ballot_sync(0xffffffff, tiles_before <= tile)) - 1;
+            queries = own.of_lane(has);
+            step = queries.tiles() - 1 - (tile - __shfl_sync(0xffffffff, tiles_before, has));
+            return true;
+        }
+        int sequence, first_tile;
+        if (CAUSAL) {
+            int back = p.from_both_ends ? tile / 2 : tile;
+            tile = first + (p.from_both_ends && tile % 2 ? tile / 2 : num_tiles - 1 - back);
+            sequence = sequence_of_tile(p, tile, lane);
+            first_tile = p.query_starts[sequence] / TILE_TOKENS + sequence;
+        } else if (!part_of_tile(p, tile, lane, sequence, first_tile)) {
+            // Parts are cut for about an item a program. One whose first number had none would begin
+            // later, having to draw another.
+            return false;
+        }
+        queries = Queries::of(p, sequence);
+        step = tile - first_tile;
+        return step < queries.tiles() && queries.count > p.short_queries;
     }
 };
 
-// Find the item that is drawn as number `index` of those of `range`; false if it has no queries.
-DEVICE bool find_item(const Parameters &p, Range range, int index, int lane, Item &item) {
+// Find the item that is drawn as number `index`; false if it has no queries.
+DEVICE bool find_item(const Parameters &p, const Order &order, int index, int lane, Item &item) {
     if (SPLIT) {
         item.split = index % p.splits;
         index /= p.splits;
     }
-    int section_items = p.section_heads * range.count;
+    int section_heads = p.section_heads * HEAD_PARTS, section_items = section_heads * order.num_tiles;
     int section = index / section_items;
     int rest = index - section * section_items;
-    int tile = rest / p.section_heads;
-    item.head = section * p.section_heads + rest - tile * p.section_heads;
-    int sequence, first_tile;
-    if (CAUSAL) {
-        // a sequence's last tiles see the most keys: they go first
-        int back = p.from_both_ends ? tile / 2 : tile;
-        tile = range.first + (p.from_both_ends && tile % 2 ? tile / 2 : range.count - 1 - back);
-        sequence = sequence_of_tile(p, tile, lane);
-        first_tile = p.query_starts[sequence] / TILE_TOKENS + sequence;
-    } else if (!part_of_tile(p, tile, lane, sequence, first_tile)) {
-        // Parts are cut for about an item a program. One whose first number had none would begin
-        // later, having to draw another.
-        return false;
-    }
-    int start = p.query_starts[sequence];
-    int num_queries = p.query_starts[sequence + 1] - start;
-    int first_step = (tile - first_tile) * TILE_TOKENS;
-    if (first_step >= num_queries || num_queries <= p.short_queries) return false;
-    item.sequence = sequence;
-    item.kv_length = p.kv_lengths[sequence];
-    item.first_token = start + first_step;
-    item.num_tokens = min(TILE_TOKENS, num_queries - first_step);
-    item.first_position = item.kv_length - (CAUSAL ? num_queries - first_step : 1);
+    int tile = rest / section_heads, step;
+    item.head = section * section_heads + rest - tile * section_heads;
+    Queries queries;
+    if (!order.find(p, tile, lane, queries, step)) return false;
+    int first_step = step * TILE_TOKENS;
+    item.sequence = queries.sequence;
+    item.kv_length = queries.kv_length;
+    item.first_token = queries.start + first_step;
+    item.num_tokens = min(TILE_TOKENS, queries.count - first_step);
+    item.first_position = item.kv_length - (CAUSAL ? queries.count - first_step : 1);
     int seen = item.first_position + (CAUSAL ? item.num_tokens : 1);
     seen = item.kv_length > 0 ? max(seen, 0) : 0;
     item.tile_end = (seen + KV_TILE - 1) / KV_TILE;

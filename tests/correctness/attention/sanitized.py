@@ -46,6 +46,8 @@ CASES = {
         {"head_size": 64, "window": 100},
     ),
     "chunk of small heads": ((40, 1, 230), (333, 64, 500), {"head_size": 64}),
+    # of seven heads four, and three
+    "chunk of parts of heads": ((40, 1, 130), (333, 64, 500), {"num_query_heads": 14}),
     "chunk over fp8": ((40, 1, 130), (333, 64, 500), {"kv_dtype": "float8_e4m3"}),
     # by three terms and by five
     "chunk under a high soft cap": ((40, 1, 130), (333, 64, 500), {"soft_cap": 50.0}),
@@ -58,6 +60,7 @@ CUTS = {
     "chunk": Cut(2, 128),
     "chunk of small heads": Cut(3, 128),
     "chunk by small tiles": Cut(3, 64),
+    "chunk of parts of heads": Cut(2, 128, 2),
     "chunk over fp8": Cut(2, 128),
     "chunk under a high soft cap": Cut(2, 128),
     "chunk under a soft cap": Cut(2, 128),
@@ -72,7 +75,10 @@ def check_case(name, implementation, device):
     """Attend over a case by an implementation, with its options, and compare with float64."""
     query_lengths, kv_lengths, changes, *bound = CASES[name]
     inputs = make_inputs(
-        AttentionShape(name, query_lengths, kv_lengths, 8, 2, **changes), device=device
+        AttentionShape(
+            name, query_lengths, kv_lengths, **{"num_query_heads": 8, "num_kv_heads": 2} | changes
+        ),
+        device=device,
     )
     if bound:
         inputs = with_bound(inputs, *bound)

@@ -65,7 +65,7 @@ def test_the_l2_fetches_as_much_at_once_as_its_gpu_was_measured_with(fit, option
         monkeypatch.setattr(module, "fit_for", lambda _: fit)
     inputs = inputs_of((40,), 40, **options)
     decode_map.map_of(inputs.cache.key, 32)
-    prefill._map_of_queries(inputs.query, (32, 4))
+    prefill._map_of_queries(inputs.query, (32, 4, 4))
     for fp8_products in (False, True):
         prefill._map_of(inputs.cache.key, (128, fp8_products))
     assert asked == [{H100: 256, H200: 128}[fit]] * 4

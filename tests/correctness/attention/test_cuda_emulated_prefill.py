@@ -77,6 +77,34 @@ def test_tiles_that_are_not_the_usual_ones_give_what_these_do(case):
     check(inputs, lambda call: prefill.PrefillLaunch(call, cut=Cut(*cut)), multiprocessors=3)
 
 
+FEW_QUERIES = ((21, 1, 5), (150, 30, 300))
+PARTS = {
+    "48 heads in three": ((2, 128, 3), {"heads": (48, 1), "dtype": "bfloat16", "sinks": True}),
+    "7 heads in four and three": ((2, 64, 2), {"heads": (14, 2)} | ALL),
+    "71 heads in two of 24 and 23": ((3, 128, 3), {"heads": (71, 1), "sinks": True}),
+    "5 heads one by one": ((2, 128, 5), {"heads": (10, 2), "head_size": 128, "window": 100}),
+    "over fp8": ((2, 128, 2), {"heads": (14, 2), "fp8": True, "dtype": "bfloat16"}),
+    "of heads of 256": ((2, 64, 2), {"heads": (6, 2), "head_size": 256, "soft_cap": 3.0}),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_parts_of_heads_give_what_whole_ones_do(case):
+    cut, options = PARTS[case]
+    queries, kv_lengths = FEW_QUERIES
+    inputs = inputs_of(kv_lengths, queries, **options)
+
+    def divided(call):
+        return prefill.PrefillLaunch(call, cut=Cut(*cut))
+
+    check(inputs, divided, multiprocessors=3, lse=True)
+
+
+def test_more_heads_than_a_tile_has_rows_are_divided():
+    inputs = inputs_of((20, 150), (2, 9), heads=(260, 1))
+    check(inputs, prefill_of, multiprocessors=3, lse=True)
+
+
 @pytest.mark.parametrize(
     ("options", "launch_options", "cut", "shared_bytes"),
     [
@@ -122,6 +150,7 @@ SHARED_OUT = {
     "all options": (3, FEW_CHUNKS, ALL),
     "fp8": (2, FEW_CHUNKS, {"fp8": True, "sinks": True}),
     "products of fp8": (2, FEW_CHUNKS, {"fp8": True, "window": 300}),
+    "parts of heads": (2, ((9, 2), (300, 40)), {"heads": (48, 1), "sinks": True}),
 }
 
 
@@ -222,7 +251,9 @@ def test_prefill_agrees_with_float64_in_many_orders(lengths, heads, head_size, b
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=() if case.endswith(("options", "tiles", "ALiBi")) else nightly)
+        pytest.param(
+            case, marks=() if case.endswith(("options", "tiles", "ALiBi", "of heads")) else nightly
+        )
         for case in CASES
     ],
 )

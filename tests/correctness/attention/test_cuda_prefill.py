@@ -191,7 +191,7 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, compiles):
     ("head_size", "cut"),
     [
         (64, Cut(3, 64)),
-        (128, Cut(2, 64)),
+        (128, Cut(2, 64, 2)),
         pytest.param(64, Cut(2, 64), marks=pytest.mark.nightly),
         pytest.param(64, Cut(2, 128), marks=pytest.mark.nightly),
     ],
@@ -348,14 +348,19 @@ def test_a_tile_finds_its_sequence_among_any_number(num_sequences):
         ({"head_size": 72}, "head_size 72"),
         ({"block_size": 12}, "block_size 12"),
         ({"block_size": 48}, "block_size 48"),
-        ({"heads": "group129"}, "129 query heads a KV head"),
     ],
     ids=str,
 )
-def test_what_the_kernel_cannot_take_over_fp8_is_told(changes, phrase, monkeypatch):
-    monkeypatch.setitem(HEADS, "group129", (129, 1))
+def test_what_the_kernel_cannot_take_over_fp8_is_told(changes, phrase):
     options = {"kv_dtype": CACHES["fp8"], "device": "cpu", **changes}
     assert phrase in not_taken(inputs_of(RAGGED, **options).call())
+
+
+def test_parts_of_shared_blocks_are_not_taken_of_more_heads_than_a_tile_has_rows(monkeypatch):
+    monkeypatch.setitem(HEADS, "group129", (129, 1))
+    call = inputs_of(RAGGED, "group129", device="cpu").call()
+    assert not_taken(call) is None
+    assert "129 query heads a KV head" in not_taken(dataclasses.replace(call, causal=False))
 
 
 @pytest.mark.parametrize(

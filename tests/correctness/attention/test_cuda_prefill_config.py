@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pagedattn.attention.cuda.prefill_config import (
-    Cut,
+from pagedattn.attention.cuda.prefill_choice import (
     Items,
     cut_of,
+    divided,
+    head_parts_of,
     prices_of,
-    section_heads,
     splits_of,
-    usual_cut,
 )
+from pagedattn.attention.cuda.prefill_config import Cut, section_heads, usual_cut
 
 
 def call_of(queries, kv_length, *, heads=(32, 8), head_size=128, dtype=torch.bfloat16, **options):
@@ -49,6 +49,21 @@ def test_keys_are_shared_out_where_query_tiles_are_few(queries, kv_length, optio
     assert splits_of(call_of(queries, kv_length, **options), num_programs=132) == splits
 
 
+@pytest.mark.parametrize(
+    ("queries", "kv_length", "heads", "splits", "parts"),
+    [
+        ((64,), 28_291, (48, 1), 5, 2),  # 26 tiles of 120 rows, where 32 of 96 would be
+        ((7,), 28_238, (48, 1), 37, 3),  # three of 112, where four of 96 would be
+        ((20,), 9000, (32, 8), 15, 1),
+    ],
+)
+def test_heads_are_divided_as_suits_the_shares_of_keys(queries, kv_length, heads, splits, parts):
+    call = call_of(queries, kv_length, heads=heads)
+    assert splits_of(call, 132) == splits
+    cut, _ = divided(call, 132, None, usual_cut(call), splits=splits)
+    assert cut.head_parts == parts
+
+
 OF_64 = {"heads": (64, 8), "head_size": 64}
 FP8 = {"dtype": torch.float8_e4m3fn}
 
@@ -75,7 +90,16 @@ FP8 = {"dtype": torch.float8_e4m3fn}
         ((512,), 4096, OF_64 | {"heads": (32, 32), "window": 128}, (2, 128)),
         ((0, 0), 0, {}, (2, 64)),  # no tokens
         ((512,), 8, {}, (2, 64)),  # fewer keys than the queries are likely
-        ((300,), 300, OF_64 | {"heads": (160, 1)}, (3, 64)),  # two have not as many rows
+        ((300,), 300, OF_64 | {"heads": (160, 1)}, (3, 64, 5)),  # six tokens of 32 heads
+        # where tokens of all heads would not fill a tile
+        ((8192,), 8192, {"heads": (48, 1)}, (2, 128, 3)),
+        ((8192,), 8192, {"heads": (96, 8), "head_size": 192}, (2, 64, 3)),
+        ((8192,), 8192, OF_64 | {"heads": (71, 1)}, (3, 128, 3)),
+        ((8192,), 8192, {"heads": (300, 1)}, (2, 128, 75)),  # nor one of them a tile
+        ((8192,), 8192, {"heads": (28, 4)}, (2, 128, 7)),  # 18 of 7 heads are 126 of 128 rows,
+        ((2048,), 16_384, {"heads": (28, 4)}, (2, 128)),  # an item more for some, or for others
+        ((40, *(1,) * 300), 8192, {"heads": (48, 1)}, (2, 128)),  # most have one token
+        ((20,), 8192, {"heads": (48, 1)}, (2, 128)),  # an item a program whatever is done
     ],
 )
 def test_tiles_are_of_the_size_that_takes_the_least_time(queries, kv_length, options, cut):
@@ -89,6 +113,26 @@ def test_a_mixed_batch_is_cut_by_its_long_queries():
     call = call_of((256,) * 4 + (1,) * 500, 16_384, **OF_64)
     assert cut_of(call, 132) == Cut(2, 128)
     assert cut_of(call, 132, mixture) == Cut(3, 64)
+
+
+@pytest.mark.parametrize(
+    ("group", "rows", "parts"),
+    [
+        (4, 128, (1,)),
+        (7, 128, (1, 7)),  # 18 tokens of 7 heads are 126
+        (48, 128, (1, 2, 3)),  # 2 tokens are 96, 5 of 24 heads 120
+        (71, 192, (1, 2, 3, 71)),  # of 71 heads 24, 24 and 23
+        (71, 128, (1, 2, 3, 4, 9, 71)),
+        (128, 128, (1,)),
+        (300, 128, (3, 5, 12, 19, 75)),
+    ],
+)
+def test_each_way_to_divide_heads_fills_tiles_better_and_leaves_no_part_empty(group, rows, parts):
+    assert head_parts_of(group, rows) == parts
+    for each in parts:
+        cut = Cut(rows // 64, 128, each)
+        assert (each - 1) * cut.heads(group) < group <= each * cut.heads(group)
+        assert cut.heads(group) * cut.tokens(group) <= rows
 
 
 @pytest.mark.parametrize("kv_tile", [64, 128])
