@@ -8,7 +8,14 @@ from unittest import mock
 
 import torch
 
-from pagedattn.attention.cuda import CudaImplementation, decode, decode_calls, decode_map, prefill
+from pagedattn.attention.cuda import (
+    CudaImplementation,
+    decode,
+    decode_calls,
+    decode_map,
+    prefill,
+    prefill_map,
+)
 from pagedattn.attention.triton import TritonImplementation
 from pagedattn.testing.emulator.kernel import EmulatedKernel, tensor_map, unavailable
 
@@ -45,7 +52,7 @@ def emulation(num_multiprocessors: int = 6, seed: int = 0) -> Iterator[None]:
             replaced.enter_context(
                 mock.patch.multiple(module, load_kernel=load, num_multiprocessors=count)
             )
-        for module in (decode_map, prefill):
+        for module in (decode_map, prefill_map):
             replaced.enter_context(mock.patch.object(module, "tensor_map", tensor_map))
         was_deterministic = torch.are_deterministic_algorithms_enabled()
         replaced.callback(torch.use_deterministic_algorithms, was_deterministic)

@@ -13,7 +13,7 @@ from pagedattn.attention.cuda import (
     decode_config,
     decode_division,
     decode_map,
-    prefill,
+    prefill_map,
 )
 from pagedattn.attention.cuda.decode_fits import H100, H200, fit_for
 from pagedattn.attention.cuda.module import TensorMap, memory_rate
@@ -60,14 +60,14 @@ def test_the_l2_fetches_as_much_at_once_as_its_gpu_was_measured_with(fit, option
         asked.append(words[-1])
         return TensorMap()
 
-    for module in (decode_map, prefill):
+    for module in (decode_map, prefill_map):
         monkeypatch.setattr(module, "tensor_map", note)
         monkeypatch.setattr(module, "fit_for", lambda _: fit)
     inputs = inputs_of((40,), 40, **options)
     decode_map.map_of(inputs.cache.key, 32)
-    prefill._map_of_queries(inputs.query, (32, 4, 4))
+    prefill_map.map_of_queries(inputs.query, (32, 4, 4))
     for fp8_products in (False, True):
-        prefill._map_of(inputs.cache.key, (128, fp8_products))
+        prefill_map.map_of(inputs.cache.key, (128, fp8_products))
     assert asked == [{H100: 256, H200: 128}[fit]] * 4
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pagedattn.attention.batch_memory import NUM_ARRIVALS
-from pagedattn.attention.cuda import decode, decode_map, prefill
+from pagedattn.attention.cuda import decode, decode_map, prefill, prefill_map
 from pagedattn.attention.cuda.launching import signature_of
 from pagedattn.attention.cuda.mixed import MixedLaunch
 from pagedattn.attention.cuda.module import TensorMap
@@ -153,7 +153,7 @@ def test_a_second_launch_begins_beside_the_first_where_nothing_is_between(
     for module in (decode, prefill):
         monkeypatch.setattr(module, "load_kernel", load)
         monkeypatch.setattr(module, "num_multiprocessors", lambda _: 132)
-    for module in (decode_map, prefill):
+    for module in (decode_map, prefill_map):
         monkeypatch.setattr(module, "tensor_map", lambda *_: TensorMap())
     monkeypatch.setattr(prefill, "splits_of", lambda *_: splits)
     monkeypatch.setattr(prefill, "merge_shares", lambda *_: None)
@@ -186,7 +186,7 @@ def kernel(kind, monkeypatch):
         return TensorMap((address,))
 
     monkeypatch.setattr(module, "load_kernel", lambda *_: recorder)
-    monkeypatch.setattr(decode_map if module is decode else module, "tensor_map", describe)
+    monkeypatch.setattr(decode_map if module is decode else prefill_map, "tensor_map", describe)
     processors = type("Properties", (), {"multi_processor_count": 132})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: processors)
     shared_maps.cache_clear()
