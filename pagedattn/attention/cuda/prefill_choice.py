@@ -75,19 +75,21 @@ def prices_of(call: AttentionCall) -> dict[Cut, Price]:
     None have prices but those of `causal` calls in heads of up to 128. A cut into more parts of
     heads than these has the same price.
     """
-    usual, cache = usual_cut(call), call.cache
-    if not call.causal or cache.head_size > 128:
+    head_size = call.cache.head_size
+    if not call.causal or head_size > 128:
         return {}
-    group = group_of(call)
-    prices = _SMALL_HEADS if cache.head_size <= 64 else _HEADS_UP_TO_128
-    return {
-        replace(cut, head_parts=-(-group // cut.rows)): price
-        for cut, price in prices.items()
-        if cut.warpgroups <= usual.warpgroups
-    }
+    return _prices(head_size <= 64, usual_cut(call).warpgroups, group_of(call))
 
 
 @functools.cache
+def _prices(is_small: bool, most_warpgroups: int, group: int) -> dict[Cut, Price]:
+    return {
+        replace(cut, head_parts=-(-group // cut.rows)): price
+        for cut, price in (_SMALL_HEADS if is_small else _HEADS_UP_TO_128).items()
+        if cut.warpgroups <= most_warpgroups
+    }
+
+
 def head_parts_of(group: int, rows: int) -> tuple[int, ...]:
     """Return into how many parts heads may be divided: fewest first, each fills tiles better.
 
@@ -106,11 +108,14 @@ def head_parts_of(group: int, rows: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def ways_to_divide(call: AttentionCall, cut: Cut) -> list[Cut]:
+def ways_to_divide(call: AttentionCall, cut: Cut) -> tuple[Cut, ...]:
     """Return a cut with each number of parts of heads that a call can have, fewest first."""
-    if not call.causal:
-        return [cut]
-    return [replace(cut, head_parts=parts) for parts in head_parts_of(group_of(call), cut.rows)]
+    return _ways(cut, group_of(call)) if call.causal else (cut,)
+
+
+@functools.cache
+def _ways(cut: Cut, group: int) -> tuple[Cut, ...]:
+    return tuple(replace(cut, head_parts=parts) for parts in head_parts_of(group, cut.rows))
 
 
 @dataclass(frozen=True)
@@ -327,8 +332,18 @@ def splits_of(call: AttentionCall, num_programs: int, mixture: Mixture | None = 
     if min(items.count for items in ways) >= 2 * num_programs:
         return 1  # who is done first takes what is left
     return min(
-        range(1, min(MAX_SPLITS, ways[0].kv_tiles) + 1),
+        _fewest_splits(ways[0].kv_tiles),
         key=lambda splits: (
             min(items.seconds(splits) for items in ways) + merge_seconds(call, splits)
         ),
     )
+
+
+@functools.cache
+def _fewest_splits(kv_tiles: int) -> list[int]:
+    """Return for each number of tiles of keys that a share may have the fewest shares."""
+    found, each = [1], kv_tiles
+    while each > 1 and (splits := -(-kv_tiles // (each - 1))) <= MAX_SPLITS:
+        found.append(splits)
+        each = -(-kv_tiles // splits)
+    return found

@@ -6,7 +6,7 @@ part of them. Which cut a call has, `prefill_choice` says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,8 +62,8 @@ def usual_cut(call: AttentionCall) -> Cut:
     """
     cache = call.cache
     has_third = cache.head_size <= 64 and call.causal and cache.dtype != FP8
-    cut = Cut(3 if has_third else 2, 128 if cache.head_size <= 128 else 64)
-    return replace(cut, head_parts=-(-group_of(call) // cut.rows))
+    warpgroups, kv_tile = 3 if has_third else 2, 128 if cache.head_size <= 128 else 64
+    return Cut(warpgroups, kv_tile, -(-group_of(call) // (64 * warpgroups)))
 
 
 def query_stages_of(head_size: int) -> int:
