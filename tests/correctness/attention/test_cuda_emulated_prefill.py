@@ -100,6 +100,14 @@ def test_parts_of_heads_give_what_whole_ones_do(case):
     check(inputs, divided, multiprocessors=3, lse=True)
 
 
+def test_parts_of_heads_are_worked_on_in_sections_of_kv_heads(monkeypatch):
+    monkeypatch.setattr(prefill, "section_heads", lambda *_: 1)
+    queries, kv_lengths = FEW_QUERIES
+    inputs = inputs_of(kv_lengths, queries, heads=(14, 2))
+    cut = Cut(2, 128, 2)
+    check(inputs, lambda call: prefill.PrefillLaunch(call, cut=cut), multiprocessors=3)
+
+
 def test_more_heads_than_a_tile_has_rows_are_divided():
     inputs = inputs_of((20, 150), (2, 9), heads=(260, 1))
     check(inputs, prefill_of, multiprocessors=3, lse=True)

@@ -70,6 +70,11 @@ def test_no_tile_is_left_out_of_few_sequences_or_of_many(count):
     check(inputs_of(kv_lengths.tolist(), queries.tolist(), heads=(2, 1)), prefill_of)
 
 
+def test_no_tile_is_left_out_from_either_end_of_a_mixed_batch():
+    inputs = inputs_of((500, *range(5, 42), 300), (300, *(1,) * 37, 140), heads=(2, 1))
+    check(inputs, lambda call: prefill.PrefillLaunch(call, splits=1), multiprocessors=3)
+
+
 @pytest.mark.parametrize(("count", "shorts"), [(32, 40), (33, 40), (3, 1100)])
 def test_no_tile_of_long_queries_is_left_out_among_any_number_of_short_ones(count, shorts):
     rng = np.random.default_rng(count)
