@@ -100,6 +100,12 @@ def test_parts_of_heads_give_what_whole_ones_do(case):
     check(inputs, divided, multiprocessors=3, lse=True)
 
 
+def test_a_window_ends_for_a_tile_of_parts_of_heads_where_its_last_token_s_does():
+    inputs = inputs_of((600,), (140,), heads=(5, 1), window=200)
+    cut = Cut(2, 64, 5)  # 128 tokens, where 25 of all heads would be
+    check(inputs, lambda call: prefill.PrefillLaunch(call, cut=cut), multiprocessors=3)
+
+
 def test_parts_of_heads_are_worked_on_in_sections_of_kv_heads(monkeypatch):
     monkeypatch.setattr(prefill, "section_heads", lambda *_: 1)
     queries, kv_lengths = FEW_QUERIES
