@@ -32,7 +32,7 @@ LEAST_LONG_GAIN = 0.07  # from LONG_SECONDS on
 LONG_SECONDS = 1e-4
 LEAST_GAIN_OF_PARTS = 0.01  # of a tile's rows, and then of the time, that more parts of heads save
 EVEN = 0.7  # of the most tiles of keys that an item sees: if the mean is more, all take as long
-# the following estimate what sharing keys out saves and costs on an H100
+# the following estimate what sharing keys out saves and costs
 PRODUCT_RATE = 7e14  # operations a second of all programs
 ITEM_SECONDS = 2e-6  # of an item, besides its tiles of keys
 MERGE_SECONDS = 3e-6  # of a launch that merges, besides its bytes,
@@ -172,7 +172,7 @@ class Items:
         )
 
     def seconds(self, splits: int) -> float:
-        """Estimate how many seconds multiplying takes if keys are shared among so many."""
+        """Estimate how many seconds all items take if keys are shared among so many."""
         rounds = -(-self.count * splits // self.num_programs)
         return rounds * (ITEM_SECONDS + -(-self.kv_tiles // splits) * self.tile_seconds)
 

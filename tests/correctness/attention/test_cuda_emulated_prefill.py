@@ -81,7 +81,7 @@ FEW_QUERIES = ((21, 1, 5), (150, 30, 300))
 PARTS = {
     "48 heads in three": ((2, 128, 3), {"heads": (48, 1), "dtype": "bfloat16", "sinks": True}),
     "7 heads in four and three": ((2, 64, 2), {"heads": (14, 2)} | ALL),
-    "71 heads in two of 24 and 23": ((3, 128, 3), {"heads": (71, 1), "sinks": True}),
+    "71 heads in two of 24 and one of 23": ((3, 128, 3), {"heads": (71, 1), "sinks": True}),
     "5 heads one by one": ((2, 128, 5), {"heads": (10, 2), "head_size": 128, "window": 100}),
     "over fp8": ((2, 128, 2), {"heads": (14, 2), "fp8": True, "dtype": "bfloat16"}),
     "of heads of 256": ((2, 64, 2), {"heads": (6, 2), "head_size": 256, "soft_cap": 3.0}),
