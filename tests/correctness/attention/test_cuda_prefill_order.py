@@ -1,5 +1,7 @@
 """In which order the prefill kernel's programs draw query tiles, and that none is left out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -19,15 +21,22 @@ pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {
 TILE = 128  # tokens, of one head
 
 
-def first_of(inputs, **options):
-    """Query tokens of the first item, as all that come behind it seem to be drawn already."""
-    out = torch.full_like(inputs.query, torch.nan)
+def drawn(inputs, count, **options):
+    """Query tokens of the first `count` items, each a list, in the order in which they are drawn.
+
+    Where the counter says that some are drawn already, the only program leaves them out, but for
+    number 0, with which it begins.
+    """
+    out, written = torch.empty_like(inputs.query), []
     with emulation(1):
         launch = prefill.PrefillLaunch(inputs.call(out), splits=1, **options)
-        # its first item is number 0, the next one what comes after all that were drawn
-        inputs.batch.tickets()[0] = 1_000_000
-        launch(inputs.call(out))
-    return (~out.isnan().any((1, 2))).nonzero().flatten().tolist()
+        for before in (*range(count), 1_000_000):
+            out.fill_(torch.nan)
+            inputs.batch.tickets()[0] = before
+            launch(inputs.call(out))
+            written.append(~out.isnan().any((1, 2)))
+    items = [written[-1], *(more & ~less for more, less in itertools.pairwise(written[:-1]))]
+    return [item.nonzero().flatten().tolist() for item in items]
 
 
 def tokens_of(queries, sequence, tile=0):
@@ -36,21 +45,26 @@ def tokens_of(queries, sequence, tile=0):
 
 
 @pytest.mark.parametrize(
-    ("queries", "kv_lengths", "options", "first"),
+    ("queries", "kv_lengths", "options", "order"),
     [
-        ((40, 40, 40), (100, 700, 300), {}, (1, 0)),
-        ((40, 40, 40), (700, 100, 300), {}, (0, 0)),
-        ((300, 20), (300, 310), {}, (1, 0)),
-        ((20, 300), (200, 300), {}, (1, 2)),  # a sequence's last tile sees the most keys
-        ((20, 20, 20), (300, 100, 300), {}, (2, 0)),  # of as many keys, the last one
-        ((0, 20, 0, 20, 0), (400, 100, 500, 90, 500), {}, (1, 0)),  # others have no queries
-        ((20, 20), (400, 300), {"window": 50}, (1, 0)),  # of which both see as many
+        ((40, 40, 40), (100, 700, 300), {}, [(1, 0), (2, 0), (0, 0)]),
+        ((40, 40, 40), (700, 100, 300), {}, [(0, 0), (2, 0), (1, 0)]),
+        ((300, 20), (300, 310), {}, [(1, 0), (0, 2), (0, 1), (0, 0)]),
+        # a sequence's last tile sees the most keys
+        ((20, 300), (200, 300), {}, [(1, 2), (1, 1), (1, 0), (0, 0)]),
+        ((20, 20, 20), (300, 100, 300), {}, [(2, 0), (0, 0), (1, 0)]),  # of as many, the last one
+        # others have no queries
+        ((0, 20, 0, 20, 0), (400, 100, 500, 90, 500), {}, [(1, 0), (3, 0)]),
+        ((20, 20), (400, 300), {"window": 50}, [(1, 0), (0, 0)]),  # of which both see as many
+        # more than 32: from the last one, or, where short and long are mixed, from both ends
+        ((9,) * 33, (*range(300, 332), 10), {}, [(32, 0), (31, 0), (30, 0)]),
+        ((140, *(1,) * 37, 140), (300,) * 39, {}, [(38, 1), (0, 0), (38, 0), (0, 1)]),
     ],
 )
-def test_what_sees_the_most_keys_is_drawn_first(queries, kv_lengths, options, first):
+def test_sequences_with_the_most_keys_are_drawn_first(queries, kv_lengths, options, order):
     inputs = inputs_of(kv_lengths, [max(1, count) for count in queries], heads=(1, 1), **options)
     inputs.batch.query_starts[1:] = torch.tensor(queries).cumsum(0)
-    assert first_of(inputs) == tokens_of(queries, *first)
+    assert drawn(inputs, len(order)) == [tokens_of(queries, *item) for item in order]
 
 
 @pytest.mark.parametrize("others", [3, 40])
@@ -59,7 +73,8 @@ def test_of_long_queries_among_short_ones_those_with_the_most_keys_are_drawn_fir
     kv_lengths = (300, *(600,) * others, 400, 700, 200)
     inputs = inputs_of(kv_lengths, queries, heads=(1, 1))
     assert inputs.batch.mixture == Mixture.of(np.array(queries), np.array(kv_lengths))
-    assert first_of(inputs, mixture=inputs.batch.mixture) == tokens_of(queries, others + 1)
+    order = [tokens_of(queries, sequence) for sequence in (others + 1, 0, others + 3)]
+    assert drawn(inputs, 3, mixture=inputs.batch.mixture) == order
 
 
 @pytest.mark.parametrize("count", [32, 33, 70])
