@@ -1,7 +1,8 @@
 """Batches of short and long queries, each for its own kernel: one launch after the other.
 
-Schedule. The prefill kernel takes a mixed batch whole: who waits for memory, at a decode, runs
-beside who multiplies, at a chunk, and both end sooner than one after the other. But there a decode
+Schedule. The prefill kernel takes a mixed batch whole: of more than 32 sequences, who waits for
+memory, at a decode, runs beside who multiplies, at a chunk, and both end sooner than one after the
+other; fewer are drawn by their keys. But there a decode
 is one program's work for each KV head, and the longest of them can last longer than all else; if
 keys are shared out, decodes are merged as well; and over fp8 what they read is widened. Where one
 launch takes longer for that, the decode kernel takes the sequences of short queries, whose keys it

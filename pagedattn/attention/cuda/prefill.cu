@@ -29,7 +29,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
     if (Consumer::TURNS && warpgroup == WARPGROUPS - 1) named_barrier_arrive(FIRST_TURN, 2 * 128);
     for (;;) {
         Item item = wait_for_item(shared, place);
-        if (item.head < 0) break;
+        if (item.head_part < 0) break;
         barrier_wait(shared.query_full(place.stage), place.parity);
         u32 tile = shared.query(place.stage);
         if (warpgroup * 64 < item.num_tokens * TILE_HEADS) {
@@ -68,7 +68,7 @@ DEVICE void prepare_tiles(const Parameters &p, const Shared &shared, int thread)
         __syncwarp();
         if (thread % 32 == 0) barrier_arrive(shared.query_empty(item_place.stage));
         item_place.next<QUERY_STAGES>();
-        if (item.head < 0) break;
+        if (item.head_part < 0) break;
         int first_key = item.first_key(p);
         int tiles = item.tile_end - item.tile_begin;
         int hidden = first_key - item.tile_end * KV_TILE, held = item.kv_length - item.tile_end * KV_TILE;

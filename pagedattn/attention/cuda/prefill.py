@@ -4,16 +4,17 @@ Schedule. A *work item* is a tile of 128 rows of one KV head, or 192 of many que
 consecutive query tokens times the query heads that share the head, or times a part of these heads
 where a tile of all would have rows to spare. It works through tiles of 128 keys, or 64 where
 windows or prompts are short, and over heads of more than 128 (`Cut`). A program, one a
-multiprocessor, draws its next item from a counter in memory, those that see the most keys first:
-sequences with more keys before others, and of each its last tile before its first. It draws when
-most of an item's keys are on their way, so that who is done first gets what is left. Which sequence
-has which number each program finds out once, in the registers of a warp. Of more than 32 sequences
-with long queries it searches for each item: tiles are numbered so that sequence s begins at tile
-`query_starts[s] // tokens_a_tile + s`, and the last go first; or, where long and short queries are
-mixed, tiles from both ends of the batch by turns, so that some multiprocessors wait for memory
-while others multiply. Nothing is planned on the host, and a captured graph follows new lengths.
-Parts of shared blocks (`causal=False`, an output in float32) are few and cut for about an item a
-program: there tiles are counted one by one, so that the first numbers drawn all have an item.
+multiprocessor, draws its next item from a counter in memory: sequences with more keys before
+others, and of each its last tile, which sees the most, before its first. It draws when most of an
+item's keys are on their way, so that who is done first gets what is left. Which sequence has which
+number each program finds out once, in the registers of a warp. Of more than 32 sequences, or as
+many with long queries, or 1,024 in all, it searches for each item: tiles are numbered so that
+sequence s begins at tile `query_starts[s] // tokens_a_tile + s`, and the last go first; or, where
+long and short queries are mixed, tiles from both ends of the batch by turns, so that some
+multiprocessors wait for memory while others multiply. Nothing is planned on the host, and a
+captured graph follows new lengths. Parts of shared blocks (`causal=False`, an output in float32)
+are few and cut for about an item a program: there tiles are counted one by one, so that the first
+numbers drawn all have an item.
 
 Where items are few and keys many, each tile's keys are shared out: an item is a share, whose result
 is written in float32 with its log-sum-exp, and another launch merges the shares in order.
@@ -232,6 +233,8 @@ class PrefillLaunch:
     def __call__(self, call: AttentionCall) -> None:
         """Launch on the current stream, with room for what shares of the keys give.
 
+        That is 4 * (head_size + 1) bytes for each share, query token and query head.
+
         Args:
             call: of the signature; `out`, and `lse` if given, are written.
 
@@ -298,7 +301,7 @@ class PrefillLaunch:
         head_bytes = token_bytes * max(1, longest)
         parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
         # few of the longest query: chunks, which the matrix units limit, among decodes, which the
-        # memory does; a part of shared blocks is neither
+        # memory does, if they are not sorted; a part of shared blocks is neither
         parameters.from_both_ends = (
             call.causal
             and mixture is None

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda.prefill_config import Cut, group_of, usual_cut
+from pagedattn.attention.triton.parts import parts_at_once
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -30,20 +31,20 @@ MAX_SPLITS = 64
 LEAST_GAIN = 0.03
 LEAST_LONG_GAIN = 0.07  # from LONG_SECONDS on
 LONG_SECONDS = 1e-4
-LEAST_GAIN_OF_PARTS = 0.01  # of a tile's rows, and then of the time, that more parts of heads save
+LEAST_FILLED = 0.01  # of a tile's rows, that more parts of heads fill,
+LEAST_GAIN_OF_PARTS = 0.01  # and of the time, that they are estimated to save
 EVEN = 0.7  # of the most tiles of keys that an item sees: if the mean is more, all take as long
-# the following estimate what sharing keys out saves and costs
-PRODUCT_RATE = 7e14  # operations a second of all programs
-ITEM_SECONDS = 2e-6  # of an item, besides its tiles of keys
+ITEM_SECONDS = 2e-6  # of an item for which no price is fitted, besides its tiles of keys
+PRODUCT_RATE = 7e14  # operations a second of all programs, for these
+# the following estimate what merging shares of keys costs
 MERGE_SECONDS = 3e-6  # of a launch that merges, besides its bytes,
-MERGE_TRIP_SECONDS = 0.6e-6  # and more for every further MERGED_AT_ONCE shares
-MERGED_AT_ONCE = 8
+MERGE_TRIP_SECONDS = 0.6e-6  # and more for each time that it reads shares, but the first
 MERGE_RATE = 2e12  # bytes a second of results in float32, written and read
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a program takes for an item, a tile of queries of one KV head.
+    """What a program takes for an item, a tile of queries of a KV head or of a part of it.
 
     Attributes:
         item: seconds for what does not depend on keys.
@@ -102,14 +103,17 @@ def head_parts_of(group: int, rows: int) -> tuple[int, ...]:
     for heads in range(min(group, rows), 0, -1):
         parts = -(-group // heads)
         filled = group * (rows // heads) / (parts * rows)
-        if heads == -(-group // parts) and filled > most + LEAST_GAIN_OF_PARTS:
+        if heads == -(-group // parts) and filled > most + LEAST_FILLED:
             found.append(parts)
             most = filled
     return tuple(found)
 
 
 def ways_to_divide(call: AttentionCall, cut: Cut) -> tuple[Cut, ...]:
-    """Return a cut with each number of parts of heads that a call can have, fewest first."""
+    """Return a cut with each number of parts of heads that a call can have, fewest first.
+
+    Where queries see all keys, only the cut itself.
+    """
     return _ways(cut, group_of(call)) if call.causal else (cut,)
 
 
@@ -303,7 +307,7 @@ def merge_seconds(call: AttentionCall, splits: int) -> float:
     """
     if splits == 1:
         return 0.0
-    trips = (splits - 1) // MERGED_AT_ONCE
+    trips = (splits - 2) // parts_at_once(call.cache.head_size)
     written = 8 * call.out.numel() * splits
     return MERGE_SECONDS + trips * MERGE_TRIP_SECONDS + written / MERGE_RATE
 

@@ -6,7 +6,7 @@ DEVICE void load_query(const Parameters &p, u32 to, u32 barrier, const Item &ite
     barrier_arrive_expect(barrier, HALVES * TILE_TOKENS * TILE_HEADS * 128);
 #pragma unroll
     for (int half = 0; half < HALVES; ++half)
-        tma_load(to + half * ROWS * 128, &p.query, half * 64, item.first_of_group(), item.first_token, item.kv_head(),
+        tma_load(to + half * ROWS * 128, &p.query, half * 64, item.first_head(), item.first_token, item.kv_head(),
                  barrier);
 }
 
@@ -97,7 +97,7 @@ DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
     }
     barrier_wait(shared.query_empty(place.stage), place.parity);
     if (lane == 0) {
-        item.head = -1;
+        item.head_part = -1;
         item.write(shared.item(place.stage));
         barrier_arrive(shared.item_full(place.stage));
         if (atomicAdd(p.tickets + 1, 1) == gridDim.x - 1) {  // nobody draws any more
@@ -118,7 +118,7 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
         __syncwarp();
         if (lane == 0) barrier_arrive(shared.query_empty(item_place.stage));
         item_place.next<QUERY_STAGES>();
-        if (item.head < 0) break;
+        if (item.head_part < 0) break;
         const int *table = p.tables + item.sequence * p.table_stride;
         int kv_head = item.kv_head();
         int first_key = item.first_key(p);

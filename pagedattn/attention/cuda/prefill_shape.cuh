@@ -43,7 +43,7 @@ struct Parameters {
     int num_tiles;          // upper bound of the query tiles
     int section_heads;      // KV heads that are worked on together
     int octets_of_a_block;  // block stride in units of 8 tokens
-    int from_both_ends;     // draw tiles from both ends of the batch by turns
+    int from_both_ends;     // draw tiles from both ends of the batch by turns, if they are not sorted
     int splits;             // shares of each tile's keys, an item each
     int short_queries;      // sequences of as many at most are passed over, if it is not 0
     const float *key_scale;  // of a cache of e4m3, for each KV head; or null

@@ -6,22 +6,22 @@ struct Item {
     int first_token;     // the tile's first query token
     int split = 0;       // of the tile's keys, which of `splits` shares it has
     int num_tokens;      // its query tokens
-    int head;            // a part of a KV head's query heads, all numbered through; negative after the last item
+    int head_part;       // parts of all KV heads are numbered through; negative after the last item
     int first_position;  // of the first query token; if not CAUSAL the last key, for all of them
     int tile_begin;      // KV tiles from here
     int tile_end;        // to here are seen by some row
     int sequence;
     int kv_length;
 
-    DEVICE int kv_head() const { return head / HEAD_PARTS; }
+    DEVICE int kv_head() const { return head_part / HEAD_PARTS; }
 
     // The part's first query head, counted from the KV head's first.
-    DEVICE int first_of_group() const { return head % HEAD_PARTS * TILE_HEADS; }
+    DEVICE int first_head() const { return head_part % HEAD_PARTS * TILE_HEADS; }
 
     // The query head of a row of the tile, and whether the row has a query.
-    DEVICE int query_head(int row) const { return kv_head() * GROUP + first_of_group() + row % TILE_HEADS; }
+    DEVICE int query_head(int row) const { return kv_head() * GROUP + first_head() + row % TILE_HEADS; }
     DEVICE bool has_row(int row) const {
-        if (GROUP % TILE_HEADS != 0 && first_of_group() + row % TILE_HEADS >= GROUP) return false;
+        if (GROUP % TILE_HEADS != 0 && first_head() + row % TILE_HEADS >= GROUP) return false;
         return row / TILE_HEADS < num_tokens;
     }
 
@@ -32,14 +32,14 @@ struct Item {
 
     DEVICE void write(u32 to) const {
         u32 tokens = SPLIT ? split << 16 | num_tokens : num_tokens;
-        store_shared(to, {(u32)first_token, tokens, (u32)head, (u32)first_position});
+        store_shared(to, {(u32)first_token, tokens, (u32)head_part, (u32)first_position});
         store_shared(to + 16, {(u32)tile_begin, (u32)tile_end, (u32)sequence, (u32)kv_length});
     }
 
     DEVICE void read(u32 from) {
         u32 x[4];
         load_shared(x, from);
-        first_token = x[0], num_tokens = x[1], head = x[2], first_position = x[3];
+        first_token = x[0], num_tokens = x[1], head_part = x[2], first_position = x[3];
         if (SPLIT) {
             split = num_tokens >> 16;
             num_tokens &= 0xffff;
@@ -71,7 +71,7 @@ DEVICE int sequence_of_tile(const Parameters &p, int tile, int lane) {
 
 // The sequence that has a tile if tiles are counted one by one, and the first of its tiles; false if
 // there is no such tile. By the whole warp, which reads all sequences: parts are few.
-DEVICE bool part_of_tile(const Parameters &p, int tile, int lane, int &sequence, int &first_tile) {
+DEVICE bool shared_part_of_tile(const Parameters &p, int tile, int lane, int &sequence, int &first_tile) {
     int before = 0;
     for (int base = 0; base < p.num_sequences; base += 32) {
         int own = base + lane, tiles = 0;
@@ -114,9 +114,9 @@ struct Queries {
     }
 };
 
-// In which order query tiles are drawn, those that see the most keys first: a sequence's last tiles before
-// its first ones, and sequences with more keys before others, unless there are more than lanes. By the
-// whole warp, as all that is here.
+// In which order query tiles are drawn: sequences with more keys before others, and of each its last tiles,
+// which see the most, before its first ones. So it is of as many sequences as there are lanes; where some are
+// passed over, of as many others among 1,024. By the whole warp, as all that is here.
 //
 // Else tiles are numbered through, and those from `first` on are drawn, the last ones first, or from both
 // ends by turns.
@@ -137,12 +137,12 @@ struct Order {
         order.is_sorted = true;
         bool has = lane < count;
         if (has) order.own = Queries::of(p, order.own.sequence);
-        int keys = !has ? -1 : WINDOW ? min(order.own.kv_length, p.window) : order.own.kv_length;
-        int before = 0, from = lane;  // lanes with more keys; which lane's sequence comes to this one
+        int most_keys = !has ? -1 : WINDOW ? min(order.own.kv_length, p.window) : order.own.kv_length;
+        int before = 0, from = lane;  // lanes that come before; whose sequence comes to this one
 #pragma unroll 1
         for (int other = 0; other < count; ++other) {
-            int others = __shfl_sync(0xffffffff, keys, other);
-            before += others > keys || (others == keys && other > lane);
+            int others = __shfl_sync(0xffffffff, most_keys, other);
+            before += others > most_keys || (others == most_keys && other > lane);
         }
 #pragma unroll 1
         for (int other = 0; other < count; ++other)
@@ -202,9 +202,9 @@ struct Order {
     // have none such.
     DEVICE bool find(const Parameters &p, int tile, int lane, Queries &queries, int &step) const {
         if (is_sorted) {
-            int has = __popc(__ballot_sync(0xffffffff, tiles_before <= tile)) - 1;
-            queries = own.of_lane(has);
-            step = queries.tiles() - 1 - (tile - __shfl_sync(0xffffffff, tiles_before, has));
+            int owner = __popc(__ballot_sync(0xffffffff, tiles_before <= tile)) - 1;
+            queries = own.of_lane(owner);
+            step = queries.tiles() - 1 - (tile - __shfl_sync(0xffffffff, tiles_before, owner));
             return true;
         }
         int sequence, first_tile;
@@ -213,8 +213,8 @@ struct Order {
             tile = first + (p.from_both_ends && tile % 2 ? tile / 2 : num_tiles - 1 - back);
             sequence = sequence_of_tile(p, tile, lane);
             first_tile = p.query_starts[sequence] / TILE_TOKENS + sequence;
-        } else if (!part_of_tile(p, tile, lane, sequence, first_tile)) {
-            // Parts are cut for about an item a program. One whose first number had none would begin
+        } else if (!shared_part_of_tile(p, tile, lane, sequence, first_tile)) {
+            // Parts of shared blocks are cut for about an item a program. One whose first number had none would begin
             // later, having to draw another.
             return false;
         }
@@ -230,11 +230,11 @@ DEVICE bool find_item(const Parameters &p, const Order &order, int index, int la
         item.split = index % p.splits;
         index /= p.splits;
     }
-    int section_heads = p.section_heads * HEAD_PARTS, section_items = section_heads * order.num_tiles;
+    int section_parts = p.section_heads * HEAD_PARTS, section_items = section_parts * order.num_tiles;
     int section = index / section_items;
     int rest = index - section * section_items;
-    int tile = rest / section_heads, step;
-    item.head = section * section_heads + rest - tile * section_heads;
+    int tile = rest / section_parts, step;
+    item.head_part = section * section_parts + rest - tile * section_parts;
     Queries queries;
     if (!order.find(p, tile, lane, queries, step)) return false;
     int first_step = step * TILE_TOKENS;

@@ -164,6 +164,11 @@ def _merge_kernel(
     )
 
 
+def parts_at_once(head_size: int) -> int:
+    """Return how many parts of a query and head the merge reads at a time, after the first."""
+    return 8 if head_size <= 128 else 4
+
+
 def merge_parts(
     call: AttentionCall,
     own: tuple[torch.Tensor, torch.Tensor],
@@ -217,7 +222,7 @@ def _merge(
         short_queries,
         HEAD_SIZE=head_size,
         HEAD_TILE=head_tile,
-        PARTS=8 if head_tile <= 128 else 4,
+        PARTS=parts_at_once(head_size),
         SEQUENCES=triton.next_power_of_2(call.batch.num_sequences) if short_queries else 1,
         num_warps=1,
     )
