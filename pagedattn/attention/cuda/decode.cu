@@ -110,19 +110,9 @@ DEVICE void write_nothing(const Parameters &p, int program, int thread, int thre
 }
 
 // Have what is small on its way to the L2 before it is known who needs what of it, a line of 128 bytes a thread.
-// This may be done before the launch before is over: what that still writes goes to the L2 as well.
 DEVICE void prefetch(const Parameters &p, int program) {
-    int tables = p.num_sequences * p.table_lines, starts = (p.num_sequences + 32) / 32;
-    int line = program * blockDim.x + threadIdx.x;
-    if (line < starts) {
-        prefetch_l2(p.query_starts + line * 32);
-        if (line * 32 < p.num_sequences) prefetch_l2(p.kv_lengths + line * 32);
-    } else if (line - starts < tables) {
-        line -= starts;
-        prefetch_l2(p.tables + line / p.table_lines * p.table_stride + line % p.table_lines * 32);
-    } else if (line - starts - tables < p.query_lines) {
-        prefetch_l2(p.query + (i64)(line - starts - tables) * 64);
-    }
+    int line = prefetch_batch(p, program * blockDim.x + threadIdx.x);
+    if (0 <= line && line < p.query_lines) prefetch_l2(p.query + (i64)line * 64);
 }
 
 // Free a stage of what a wrong guess brings; by the warp whose it is, which then waits for the next

@@ -106,7 +106,13 @@ from pagedattn.attention.cuda.decode_division import (
     ranges_of,
 )
 from pagedattn.attention.cuda.decode_map import comes_by_lines, map_of
-from pagedattn.attention.cuda.launching import launch, macros_of_trace, marks_of, set_scale
+from pagedattn.attention.cuda.launching import (
+    launch,
+    macros_of_trace,
+    marks_of,
+    set_scale,
+    table_lines_of,
+)
 from pagedattn.attention.cuda.module import (
     TensorMap,
     load_kernel,
@@ -355,8 +361,7 @@ class DecodeLaunch:
         parameters.whole_rows, parameters.whole_more = self._whole.of_range, self._whole.more
         tile_bytes = 2 * self._config.tile * cache.head_size * cache.key.element_size()
         parameters.whole_tiles = min(self._whole.most_bytes // tile_bytes, (1 << 31) - 1)
-        blocks = -(-batch.expected_kv_length // cache.block_size)
-        parameters.table_lines = min(-(-blocks // 32), max(1, width // 32))
+        parameters.table_lines = table_lines_of(call)
         if query.is_contiguous():
             parameters.query_lines = query.numel() // 64
         return parameters

@@ -1,5 +1,6 @@
 // Sizes and parameters of the decode kernel.
 #pragma once
+#include "prefetch.cuh"
 #include "trace.cuh"
 
 constexpr int CHUNKS_OF_16 = HEAD_SIZE / 16;

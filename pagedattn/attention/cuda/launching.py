@@ -53,6 +53,13 @@ def reads_again(call: AttentionCall) -> bool:
     return call.window is None and call.alibi_slopes is None and call.batch.expects_shared
 
 
+def table_lines_of(call: AttentionCall) -> int:
+    """Return how many lines of 128 bytes, 32 entries, a row of the tables is likely to have."""
+    batch = call.batch
+    blocks = -(-batch.expected_kv_length // call.cache.block_size)
+    return min(-(-blocks // 32), max(1, batch.block_tables.shape[1] // 32))
+
+
 def set_scale(parameters: ctypes.Structure, call: AttentionCall) -> None:
     """Set `scale_log2`, which brings scores to units of log2, and `cap_log2`."""
     parameters.scale_log2 = call.scale * LOG2_E

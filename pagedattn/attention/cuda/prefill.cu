@@ -111,6 +111,7 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
             }
         barrier_init_fence();
     }
+    prefetch_batch(p, blockIdx.x * blockDim.x + threadIdx.x);
     if (!BESIDE) wait_for_the_launch_before();
     mark(Moment::STARTED);
     allow_the_next_launch();

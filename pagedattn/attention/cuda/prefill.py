@@ -4,17 +4,18 @@ Schedule. A *work item* is a tile of 128 rows of one KV head, or 192 of many que
 consecutive query tokens times the query heads that share the head, or times a part of these heads
 where a tile of all would have rows to spare. It works through tiles of 128 keys, or 64 where
 windows or prompts are short, and over heads of more than 128 (`Cut`). A program, one a
-multiprocessor, draws its next item from a counter in memory: sequences with more keys before
-others, and of each its last tile, which sees the most, before its first. It draws when most of an
-item's keys are on their way, so that who is done first gets what is left. Which sequence has which
-number each program finds out once, in the registers of a warp. Of more than 32 sequences, or as
-many with long queries, or 1,024 in all, it searches for each item: tiles are numbered so that
+multiprocessor, draws its next item from a counter in memory: sequences whose first tile sees more
+keys before others, and of each its last tile, which sees the most, before its first. It draws when
+most of an item's keys are on their way, so that who is done first gets what is left. Which sequence
+has which number each program finds out once, in the registers of a warp. Of more than 32 sequences,
+or as many with long queries, or 1,024 in all, it searches for each item: tiles are numbered so that
 sequence s begins at tile `query_starts[s] // tokens_a_tile + s`, and the last go first; or, where
 long and short queries are mixed, tiles from both ends of the batch by turns, so that some
-multiprocessors wait for memory while others multiply. Nothing is planned on the host, and a
-captured graph follows new lengths. Parts of shared blocks (`causal=False`, an output in float32)
-are few and cut for about an item a program: there tiles are counted one by one, so that the first
-numbers drawn all have an item.
+multiprocessors wait for memory while others multiply. Lengths and tables are on their way to the L2
+before the launch before is over. Nothing is planned on the host, and a captured graph follows new
+lengths. Parts of shared blocks (`causal=False`, an output in float32) are few and cut for about an
+item a program: there tiles are counted one by one, so that the first numbers drawn all have an
+item.
 
 Where items are few and keys many, each tile's keys are shared out: an item is a share, whose result
 is written in float32 with its log-sum-exp, and another launch merges the shares in order.
@@ -65,6 +66,7 @@ from pagedattn.attention.cuda.launching import (
     macros_of_trace,
     marks_of,
     set_scale,
+    table_lines_of,
 )
 from pagedattn.attention.cuda.module import (
     TensorMap,
@@ -123,7 +125,7 @@ class _Parameters(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "window", "num_sequences", "num_kv_heads", "num_tiles", "section_heads",
-                "octets_of_a_block", "from_both_ends", "splits", "short_queries",
+                "octets_of_a_block", "from_both_ends", "splits", "short_queries", "table_lines",
             )
         ),
         *((name, ctypes.c_void_p) for name in ("key_scale", "value_scale")),
@@ -286,6 +288,7 @@ class PrefillLaunch:
         parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
         parameters.out_split_stride, parameters.splits = call.out.numel(), self._splits
         parameters.table_stride = batch.block_tables.stride(0)
+        parameters.table_lines = table_lines_of(call)
         set_scale(parameters, call)
         if call.soft_cap is not None:
             # over fp8, whose rows have a scale each, scores are brought to tanh's argument before

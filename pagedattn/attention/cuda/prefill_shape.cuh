@@ -1,5 +1,6 @@
 // Sizes, parameters and shared memory of the prefill kernel.
 #pragma once
+#include "prefetch.cuh"
 #include "trace.cuh"
 
 // The soft cap of a score as an odd polynomial, see soft_cap.py.
@@ -46,6 +47,7 @@ struct Parameters {
     int from_both_ends;     // draw tiles from both ends of the batch by turns, if they are not sorted
     int splits;             // shares of each tile's keys, an item each
     int short_queries;      // sequences of as many at most are passed over, if it is not 0
+    int table_lines;        // of 128 bytes, that a row of the block tables has at most
     const float *key_scale;  // of a cache of e4m3, for each KV head; or null
     const float *value_scale;
 };

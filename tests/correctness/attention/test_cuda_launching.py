@@ -10,7 +10,7 @@ import torch
 
 from pagedattn.attention.batch_memory import NUM_ARRIVALS
 from pagedattn.attention.cuda import decode, decode_map, prefill, prefill_map
-from pagedattn.attention.cuda.launching import signature_of
+from pagedattn.attention.cuda.launching import signature_of, table_lines_of
 from pagedattn.attention.cuda.mixed import MixedLaunch
 from pagedattn.attention.cuda.module import TensorMap
 from pagedattn.attention.cuda.module import _maps as shared_maps
@@ -246,3 +246,17 @@ def test_what_a_launch_makes_lives_until_it_is_launched(kernel, kind, monkeypatc
     launch(call)
     assert made
     assert gone == [[False] * len(made)]
+
+
+@pytest.mark.parametrize("kv_length", [1, 16, 500, 512, 513, 3000])
+@pytest.mark.parametrize("extra_columns", [0, 3, 500])
+def test_lines_of_tables_end_with_the_longest_sequences_blocks_or_before_the_rows_end(
+    kv_length, extra_columns
+):
+    shape = AttentionShape("small", (1, 1), (1, kv_length), **ROWS)
+    call = make_inputs(shape, extra_columns=extra_columns).call()
+    lines, blocks = table_lines_of(call), -(-kv_length // 16)
+    width = call.batch.block_tables.shape[1]
+    assert lines == 1 or 32 * lines <= width
+    assert 32 * (lines - 1) < blocks  # no line has padding alone
+    assert 32 * lines >= min(blocks, width // 32 * 32)
