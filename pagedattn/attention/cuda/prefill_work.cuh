@@ -102,6 +102,14 @@ struct Queries {
 
     DEVICE int tiles() const { return (count + TILE_TOKENS - 1) / TILE_TOKENS; }
 
+    // Who has more is drawn first: of the keys that the first tile sees, the fewest of all tiles, and where these
+    // are as many, as prompts' are, of those that the last one sees.
+    DEVICE i64 keys(const Parameters &p) const {
+        int least = kv_length - max(0, count - TILE_TOKENS), most = kv_length;
+        if (WINDOW) least = min(least, p.window), most = min(most, p.window);
+        return (i64)max(0, least) << 32 | (u32)most;
+    }
+
     // Another lane's, by the whole warp.
     DEVICE Queries of_lane(int lane) const {
         return {__shfl_sync(0xffffffff, sequence, lane), __shfl_sync(0xffffffff, start, lane),
@@ -114,9 +122,9 @@ struct Queries {
     }
 };
 
-// In which order query tiles are drawn: sequences with more keys before others, and of each its last tiles,
-// which see the most, before its first ones. So it is of as many sequences as there are lanes; where some are
-// passed over, of as many others among 1,024. By the whole warp, as all that is here.
+// In which order query tiles are drawn: sequences whose first tile sees more keys before others, and of each its
+// last tiles, which see the most, before its first ones. So it is of as many sequences as there are lanes; where
+// some are passed over, of as many others among 1,024. By the whole warp, as all that is here.
 //
 // Else tiles are numbered through, and those from `first` on are drawn, the last ones first, or from both
 // ends by turns.
@@ -124,7 +132,7 @@ struct Order {
     int first, num_tiles;
     bool is_sorted;
     Queries own;       // the lane's sequence, if they are sorted
-    int tiles_before;  // of the lanes below
+    int tiles_before;  // that are drawn before its first one
 
     DEVICE static Order of(const Parameters &p, int lane) {
         Order order{0, p.num_tiles, false, {}, 0};
@@ -135,27 +143,18 @@ struct Order {
         if (passes_over) count = order.find_long(p, lane);
         if (count > 32) return order;
         order.is_sorted = true;
-        bool has = lane < count;
-        if (has) order.own = Queries::of(p, order.own.sequence);
-        int most_keys = !has ? -1 : WINDOW ? min(order.own.kv_length, p.window) : order.own.kv_length;
-        int before = 0, from = lane;  // lanes that come before; whose sequence comes to this one
+        if (lane < count) order.own = Queries::of(p, order.own.sequence);
+        i64 keys = order.own.keys(p);
+        int tiles = order.own.tiles();  // 0 where the lane has no sequence, so that nothing comes of its keys
 #pragma unroll 1
-        for (int other = 0; other < count; ++other) {
-            int others = __shfl_sync(0xffffffff, most_keys, other);
-            before += others > most_keys || (others == most_keys && other > lane);
-        }
-#pragma unroll 1
-        for (int other = 0; other < count; ++other)
-            if (__shfl_sync(0xffffffff, before, other) == lane) from = other;
-        order.own = order.own.of_lane(from);
-        int tiles = has ? order.own.tiles() : 0, end = tiles;
+        for (int base = 0; base < count; base += 8)
 #pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            int lower = __shfl_up_sync(0xffffffff, end, step);
-            if (lane >= step) end += lower;
-        }
-        order.tiles_before = has ? end - tiles : 0x7fffffff;
-        order.num_tiles = __shfl_sync(0xffffffff, end, 31);
+            for (int other = base; other < base + 8; ++other) {
+                i64 others = __shfl_sync(0xffffffff, keys, other);
+                int more = __shfl_sync(0xffffffff, tiles, other);
+                if (others > keys || (others == keys && other > lane)) order.tiles_before += more;
+            }
+        order.num_tiles = __reduce_add_sync(0xffffffff, tiles);
         return order;
     }
 
@@ -202,9 +201,10 @@ struct Order {
     // have none such.
     DEVICE bool find(const Parameters &p, int tile, int lane, Queries &queries, int &step) const {
         if (is_sorted) {
-            int owner = __popc(__ballot_sync(0xffffffff, tiles_before <= tile)) - 1;
+            int back = tile - tiles_before;  // from the last one
+            int owner = __ffs(__ballot_sync(0xffffffff, 0 <= back && back < own.tiles())) - 1;
             queries = own.of_lane(owner);
-            step = queries.tiles() - 1 - (tile - __shfl_sync(0xffffffff, tiles_before, owner));
+            step = queries.tiles() - 1 - __shfl_sync(0xffffffff, back, owner);
             return true;
         }
         int sequence, first_tile;

@@ -12,6 +12,7 @@ from pagedattn.attention.reference import reference_attention
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import prefill
+from pagedattn.attention.cuda.prefill_config import Cut
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import check, inputs_of, prefill_of
@@ -19,6 +20,7 @@ from .emulated import check, inputs_of, prefill_of
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
 
 TILE = 128  # tokens, of one head
+CUT = Cut(2, 128)
 
 
 def drawn(inputs, count, **options):
@@ -29,7 +31,7 @@ def drawn(inputs, count, **options):
     """
     out, written = torch.empty_like(inputs.query), []
     with emulation(1):
-        launch = prefill.PrefillLaunch(inputs.call(out), splits=1, **options)
+        launch = prefill.PrefillLaunch(inputs.call(out), splits=1, cut=CUT, **options)
         for before in (*range(count), 1_000_000):
             out.fill_(torch.nan)
             inputs.batch.tickets()[0] = before
@@ -50,8 +52,11 @@ def tokens_of(queries, sequence, tile=0):
         ((40, 40, 40), (100, 700, 300), {}, [(1, 0), (2, 0), (0, 0)]),
         ((40, 40, 40), (700, 100, 300), {}, [(0, 0), (2, 0), (1, 0)]),
         ((300, 20), (300, 310), {}, [(1, 0), (0, 2), (0, 1), (0, 0)]),
-        # a sequence's last tile sees the most keys
-        ((20, 300), (200, 300), {}, [(1, 2), (1, 1), (1, 0), (0, 0)]),
+        # a prompt's first tile sees few keys, and goes after a chunk's
+        ((20, 300), (200, 300), {}, [(0, 0), (1, 2), (1, 1), (1, 0)]),
+        ((300, 140, 300), (300, 280, 350), {}, [(1, 1), (1, 0), (2, 2), (2, 1), (2, 0), (0, 2)]),
+        # of prompts, whose first tiles see as many, the longest
+        ((130, 300, 200), (130, 300, 200), {}, [(1, 2), (1, 1), (1, 0), (2, 1), (2, 0), (0, 1)]),
         ((20, 20, 20), (300, 100, 300), {}, [(2, 0), (0, 0), (1, 0)]),  # of as many, the last one
         # others have no queries
         ((0, 20, 0, 20, 0), (400, 100, 500, 90, 500), {}, [(1, 0), (3, 0)]),
@@ -61,14 +66,14 @@ def tokens_of(queries, sequence, tile=0):
         ((140, *(1,) * 37, 140), (300,) * 39, {}, [(38, 1), (0, 0), (38, 0), (0, 1)]),
     ],
 )
-def test_sequences_with_the_most_keys_are_drawn_first(queries, kv_lengths, options, order):
+def test_whose_first_tiles_see_the_most_keys_are_drawn_first(queries, kv_lengths, options, order):
     inputs = inputs_of(kv_lengths, [max(1, count) for count in queries], heads=(1, 1), **options)
     inputs.batch.query_starts[1:] = torch.tensor(queries).cumsum(0)
     assert drawn(inputs, len(order)) == [tokens_of(queries, *item) for item in order]
 
 
 @pytest.mark.parametrize("others", [3, 40])
-def test_of_long_queries_among_short_ones_those_with_the_most_keys_are_drawn_first(others):
+def test_long_queries_among_short_ones_are_drawn_in_the_same_order(others):
     queries = (40, *(1,) * others, 60, 1, 50)
     kv_lengths = (300, *(600,) * others, 400, 700, 200)
     inputs = inputs_of(kv_lengths, queries, heads=(1, 1))
