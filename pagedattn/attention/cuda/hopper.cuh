@@ -167,6 +167,10 @@ DEVICE void store_shared(u32 to, const u32 (&x)[4]) {
                  : "memory");
 }
 
+DEVICE void store_shared(u32 to, const u32 (&x)[2]) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(x[0]), "r"(x[1]) : "memory");
+}
+
 DEVICE void load_shared(u32 (&to)[4], u32 from) {
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

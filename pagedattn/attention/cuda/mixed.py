@@ -1,14 +1,13 @@
 """Batches of short and long queries, each for its own kernel: one launch after the other.
 
-Schedule. The prefill kernel takes a mixed batch whole: of more than 32 sequences, who waits for
-memory, at a decode, runs beside who multiplies, at a chunk, and both end sooner than one after the
-other; fewer are drawn by their keys. But there a decode is one program's work for each KV head, and
-the longest of them can last longer than all else; if keys are shared out, decodes are merged as
-well; and over fp8 what they read is widened. Where one launch takes longer for that, the decode
-kernel takes the sequences of short queries, whose keys it divides evenly over the whole GPU, and
-the prefill kernel the others; its programs begin as the first kernel's end, unless it shares keys
-out. Each passes over what is the other's as the device has it, so that a captured graph follows
-sequences that begin and end their prompts.
+Schedule. The prefill kernel takes a mixed batch whole: programs that wait for memory, at a decode,
+run beside others that multiply, at a chunk, and what has the most keys is drawn first. But there a
+decode is one program's work for each KV head, and the longest of them can last longer than all
+else; if keys are shared out, decodes are merged as well; and over fp8 what they read is widened.
+Where one launch takes longer for that, the decode kernel takes the sequences of short queries,
+whose keys it divides evenly over the whole GPU, and the prefill kernel the others; its programs
+begin as the first kernel's end, unless it shares keys out. Each passes over what is the other's as
+the device has it, so that a captured graph follows sequences that begin and end their prompts.
 
 Bytes: as the kernels'. Limit: the memory first, then the matrix units.
 """

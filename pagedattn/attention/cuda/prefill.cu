@@ -112,17 +112,21 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
         barrier_init_fence();
     }
     prefetch_batch(p, blockIdx.x * blockDim.x + threadIdx.x);
+    u32 *sorted = (u32 *)(memory + shared.sorted() - shared.base);
+    Order order(p);
+    if (order.are_many()) order.clear(shared, sorted, threadIdx.x);
     if (!BESIDE) wait_for_the_launch_before();
     mark(Moment::STARTED);
     allow_the_next_launch();
     __syncthreads();
+    if (order.are_many()) order.sort_many(p, shared, sorted, threadIdx.x);
     // the same in all lanes, as the compiler sees from the shuffle
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
         give_registers<PRODUCER_REGISTERS>();
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         if (warp == 0)
-            schedule(p, shared, lane);
+            schedule(p, shared, order, lane);
         else if (warp == 1)
             load_tiles<false>(p, shared, lane);
         else if (warp == 2)

@@ -71,15 +71,15 @@ DEVICE void clear_rows(u32 tile, int begin, int end, int lane) {
 
 // Draw work items, publish them and load their queries. The next one is drawn when most of an item's keys
 // are on their way: where items are few, who is done first has to get what is left.
-DEVICE void schedule(const Parameters &p, const Shared &shared, int lane) {
+DEVICE void schedule(const Parameters &p, const Shared &shared, Order &order, int lane) {
     Place place{0, 1};
     u32 loaded_parity = 0;
-    Order order = Order::of(p, lane);
+    if (order.is_few) order.sort_few(p, lane);
     int num_items = order.num_tiles * p.num_kv_heads * HEAD_PARTS * (SPLIT ? p.splits : 1);
     int index = blockIdx.x;
     Item item;
     while (index < num_items) {
-        if (find_item(p, order, index, lane, item)) {
+        if (find_item(p, shared, order, index, lane, item)) {
             mark(Moment::LENGTHS_KNOWN);
             barrier_wait(shared.query_empty(place.stage), place.parity);
             if (elected()) {

@@ -102,6 +102,7 @@ constexpr int FIRST_TURN = 1 + WARPGROUPS;  // of the named barriers by which wa
 constexpr int PREPARER_WARPS = FP8 ? 4 : 0;  // that widen K and V, or turn V around
 constexpr int KEY_WARPS = ARE_WIDENED ? PREPARER_WARPS : 1;  // that bring a tile of K to where it is multiplied
 constexpr int LOADER_WARPS = 2;
+constexpr int MOST_SORTED = 192;  // sequences
 // Tiles of keys that are left to be loaded of an item when the next one is drawn: as long as that takes.
 constexpr int DRAWN_AHEAD = 2;
 
@@ -145,6 +146,12 @@ struct Shared {
     }
 
     DEVICE u32 nearly_loaded() const { return stored_empty(true, STORED_STAGES); }
+
+    // Of the sequences that are sorted: how many these are and their tiles; what `Rank` says of each; and before that
+    // is known, where tiles come later, what it is found out from.
+    DEVICE u32 sorted() const { return nearly_loaded() + 8; }
+    DEVICE u32 rank(int rank) const { return sorted() + 8 + rank * 8; }
+    DEVICE u32 unsorted(int place) const { return base + place * 16; }
 
     // The ring of K or V that the TMA fills.
     DEVICE u32 loaded(bool values, int stage) const {

@@ -96,19 +96,21 @@ DEVICE bool shared_part_of_tile(const Parameters &p, int tile, int lane, int &se
     return false;
 }
 
-// A sequence's queries, and where a tile of them begins.
+// A sequence's queries.
 struct Queries {
     int sequence, start, count, kv_length;
 
     DEVICE int tiles() const { return (count + TILE_TOKENS - 1) / TILE_TOKENS; }
 
-    // Who has more is drawn first: of the keys that the first tile sees, the fewest of all tiles, and where these
+    // Who has more is drawn first: of the tiles of keys that the first tile sees, the fewest of all, and where these
     // are as many, as prompts' are, of those that the last one sees.
-    DEVICE i64 keys(const Parameters &p) const {
+    DEVICE u32 keys(const Parameters &p) const {
         int least = kv_length - max(0, count - TILE_TOKENS), most = kv_length;
         if (WINDOW) least = min(least, p.window), most = min(most, p.window);
-        return (i64)max(0, least) << 32 | (u32)most;
+        return tiles_of(least) << 16 | tiles_of(most);
     }
+
+    DEVICE static u32 tiles_of(int keys) { return min((max(0, keys) + KV_TILE - 1) / KV_TILE, 0xffff); }
 
     // Another lane's, by the whole warp.
     DEVICE Queries of_lane(int lane) const {
@@ -123,94 +125,115 @@ struct Queries {
 };
 
 // In which order query tiles are drawn: sequences whose first tile sees more keys before others, and of each its
-// last tiles, which see the most, before its first ones. So it is of as many sequences as there are lanes; where
-// some are passed over, of as many others among 1,024. By the whole warp, as all that is here.
-//
-// Else tiles are numbered through, and those from `first` on are drawn, the last ones first, or from both
-// ends by turns.
+// last tiles, which see the most, before its first ones. So it is where up to `MOST_SORTED` have queries that are
+// not passed over. Few of them a warp sorts in its registers, others the whole program in shared memory. Of more,
+// tiles are numbered through, and drawn from the last one on, or from both ends by turns.
 struct Order {
-    int first, num_tiles;
-    bool is_sorted;
-    Queries own;       // the lane's sequence, if they are sorted
-    int tiles_before;  // that are drawn before its first one
+    int num_tiles;
+    bool is_few;
+    int count = 0;  // of the sequences that are sorted in shared memory
 
-    DEVICE static Order of(const Parameters &p, int lane) {
-        Order order{0, p.num_tiles, false, {}, 0};
-        if (!CAUSAL) return order;
-        bool passes_over = p.short_queries > 0;
-        int count = p.num_sequences;
-        order.own.sequence = lane;
-        if (passes_over) count = order.find_long(p, lane);
-        if (count > 32) return order;
-        order.is_sorted = true;
-        if (lane < count) order.own = Queries::of(p, order.own.sequence);
-        i64 keys = order.own.keys(p);
-        int tiles = order.own.tiles();  // 0 where the lane has no sequence, so that nothing comes of its keys
+    Queries own{};         // the lane's sequence, if they are few,
+    int tiles_before = 0;  // and the tiles that are drawn before its first one
+
+    DEVICE explicit Order(const Parameters &p)
+        : num_tiles(p.num_tiles), is_few(CAUSAL && p.num_sequences <= 32 && p.short_queries == 0) {}
+    DEVICE bool are_many() const { return CAUSAL && !is_few; }
+
+    // By a whole warp, as `find`.
+    DEVICE void sort_few(const Parameters &p, int lane) {
+        if (lane < p.num_sequences) own = Queries::of(p, lane);
+        u32 keys = own.keys(p);
+        int tiles = own.tiles();  // 0 where the lane has no sequence, so that nothing comes of its keys
 #pragma unroll 1
-        for (int base = 0; base < count; base += 8)
+        for (int base = 0; base < p.num_sequences; base += 8)
 #pragma unroll
             for (int other = base; other < base + 8; ++other) {
-                i64 others = __shfl_sync(0xffffffff, keys, other);
+                u32 others = __shfl_sync(0xffffffff, keys, other);
                 int more = __shfl_sync(0xffffffff, tiles, other);
-                if (others > keys || (others == keys && other > lane)) order.tiles_before += more;
+                if (others > keys || (others == keys && other > lane)) tiles_before += more;
             }
-        order.num_tiles = __reduce_add_sync(0xffffffff, tiles);
-        return order;
+        num_tiles = __reduce_add_sync(0xffffffff, tiles);
     }
 
-    // Give each lane one of the sequences that are not passed over, and return how many these are, or more
-    // than there are lanes. Their tiles are from `first` on, with those of others between.
-    DEVICE int find_long(const Parameters &p, int lane) {
-        int count = 0, end = 0;
-        u32 longs = 0;  // a bit for each of 32 sequences, lane after lane
-        first = p.num_tiles;
-#pragma unroll 4
-        for (int base = 0; base < p.num_sequences; base += 32) {
-            int sequence = base + lane, start = 0, queries = 0;
-            if (sequence < p.num_sequences) {
-                start = p.query_starts[sequence];
-                queries = p.query_starts[sequence + 1] - start;
-            }
-            bool is_long = queries > p.short_queries;
-            if (is_long) {
-                int tile = start / TILE_TOKENS + sequence;
-                first = min(first, tile);
-                end = max(end, tile + (queries + TILE_TOKENS - 1) / TILE_TOKENS);
-            }
-            u32 of_these = __ballot_sync(0xffffffff, is_long);
-            if (lane == base / 32) longs = of_these;
+    // Before the program's next barrier; `sorted` are two words of shared memory: of those that are sorted, how many
+    // these are and their tiles.
+    DEVICE void clear(const Shared &shared, u32 *sorted, int thread) const {
+        if (thread < MOST_SORTED) store_shared(shared.unsorted(thread), {0, 0, 0, 0});
+        if (thread == 0) sorted[0] = sorted[1] = 0;
+    }
+
+    // By the whole program, after `clear`.
+    DEVICE void sort_many(const Parameters &p, const Shared &shared, u32 *sorted, int thread) {
+        for (int base = 0; base < p.num_sequences; base += blockDim.x) {
+            Queries queries{};
+            if (base + thread < p.num_sequences) queries = Queries::of(p, base + thread);
+            bool is_drawn = queries.count > p.short_queries;
+            u32 drawn = __ballot_sync(0xffffffff, is_drawn), place = 0;
+            if (drawn && thread % 32 == 0) place = atomicAdd(sorted, __popc(drawn));
+            place = __shfl_sync(0xffffffff, place, 0) + __popc(drawn & ((1u << thread % 32) - 1));
+            if (is_drawn && place < MOST_SORTED)
+                store_shared(shared.unsorted(place),
+                             {(u32)queries.sequence, queries.keys(p), (u32)queries.tiles(), 0});
         }
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            first = min(first, __shfl_xor_sync(0xffffffff, first, step));
-            end = max(end, __shfl_xor_sync(0xffffffff, end, step));
-        }
-        num_tiles = max(0, end - first);
-        if (p.num_sequences > 32 * 32) return 33;
+        fence_for_tma();
+        __syncthreads();
+        if (*sorted > MOST_SORTED) return;
+        count = *sorted;
+        if (thread < count) rank(shared, sorted, thread);
+        __syncthreads();
+        num_tiles = sorted[1];
+    }
+
+    // Count the sequences and tiles that are drawn before those of one; of sequences with as many keys the last one
+    // is first.
+    DEVICE void rank(const Shared &shared, u32 *sorted, int place) const {
+        u32 own[4];
+        load_shared(own, shared.unsorted(place));
+        u64 keys = (u64)own[1] << 32 | own[0];
+        u32 before = 0, tiles = own[2];
 #pragma unroll 1
-        for (int base = 0; base < p.num_sequences; base += 32) {
-            u32 left = __shfl_sync(0xffffffff, longs, base / 32);
-            if (count + __popc(left) > 32) return 33;
-            for (; left; left &= left - 1, ++count)
-                if (lane == count) own.sequence = base + __ffs(left) - 1;
-        }
-        return count;
+        for (int base = 0; base < count; base += 8)  // and some more, whose keys and tiles are zero
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                u32 other[4];
+                load_shared(other, shared.unsorted(base + i));
+                if (((u64)other[1] << 32 | other[0]) <= keys) continue;
+                ++before;
+                tiles += other[2];
+            }
+        store_shared(shared.rank(before), {tiles, own[0]});
+        atomicAdd(sorted + 1, own[2]);
     }
 
     // The queries of the tile that is drawn as number `tile`, and which of their tiles it is; false if they
     // have none such.
-    DEVICE bool find(const Parameters &p, int tile, int lane, Queries &queries, int &step) const {
-        if (is_sorted) {
+    DEVICE bool find(const Parameters &p, const Shared &shared, int tile, int lane, Queries &queries,
+                     int &step) const {
+        if (is_few) {
             int back = tile - tiles_before;  // from the last one
             int owner = __ffs(__ballot_sync(0xffffffff, 0 <= back && back < own.tiles())) - 1;
             queries = own.of_lane(owner);
             step = queries.tiles() - 1 - __shfl_sync(0xffffffff, back, owner);
             return true;
         }
+        if (count) {
+            int before = 0;  // sequences
+            u32 end[2];
+            for (u32 done = 0xffffffff; done == 0xffffffff;) {
+                load_shared(end, shared.rank(before + lane));
+                done = __ballot_sync(0xffffffff, before + lane < count && (int)end[0] <= tile);
+                before += __popc(done);
+            }
+            load_shared(end, shared.rank(before));
+            queries = Queries::of(p, end[1]);
+            step = end[0] - 1 - tile;
+            return true;
+        }
         int sequence, first_tile;
         if (CAUSAL) {
             int back = p.from_both_ends ? tile / 2 : tile;
-            tile = first + (p.from_both_ends && tile % 2 ? tile / 2 : num_tiles - 1 - back);
+            tile = p.from_both_ends && tile % 2 ? tile / 2 : num_tiles - 1 - back;
             sequence = sequence_of_tile(p, tile, lane);
             first_tile = p.query_starts[sequence] / TILE_TOKENS + sequence;
         } else if (!shared_part_of_tile(p, tile, lane, sequence, first_tile)) {
@@ -225,7 +248,8 @@ struct Order {
 };
 
 // Find the item that is drawn as number `index`; false if it has no queries.
-DEVICE bool find_item(const Parameters &p, const Order &order, int index, int lane, Item &item) {
+DEVICE bool find_item(const Parameters &p, const Shared &shared, const Order &order, int index, int lane,
+                      Item &item) {
     if (SPLIT) {
         item.split = index % p.splits;
         index /= p.splits;
@@ -236,7 +260,7 @@ DEVICE bool find_item(const Parameters &p, const Order &order, int index, int la
     int tile = rest / section_parts, step;
     item.head_part = section * section_parts + rest - tile * section_parts;
     Queries queries;
-    if (!order.find(p, tile, lane, queries, step)) return false;
+    if (!order.find(p, shared, tile, lane, queries, step)) return false;
     int first_step = step * TILE_TOKENS;
     item.sequence = queries.sequence;
     item.kv_length = queries.kv_length;

@@ -81,6 +81,11 @@ DEVICE void store_shared(u32 to, const u32 (&x)[4]) {
     machine::note_written(machine::current, to);
 }
 
+DEVICE void store_shared(u32 to, const u32 (&x)[2]) {
+    memcpy(machine::shared_to_write(to, 8, 8), x, 8);
+    machine::note_written(machine::current, to);
+}
+
 DEVICE void load_shared(u32 (&to)[2], u32 from) { memcpy(to, machine::shared(from, 8, 8), 8); }
 DEVICE void forget(int &) {}
 DEVICE void load_shared(u32 (&to)[4], u32 from) { memcpy(to, machine::shared(from, 16), 16); }

@@ -39,6 +39,8 @@ CASES = {
     ),
     "prefill": ((1, 70, 300), (1, 70, 300), {}),
     "chunk": ((40, 1, 130), (333, 64, 500), {}),
+    "sorted chunks": ((20,) * 40, (*range(20, 400, 10), 20, 33), {}),
+    "chunks too many to be sorted": ((9,) * 193, tuple(range(9, 202)), {}),
     "chunk whose keys are shared out": ((40, 1), (3000, 333), {}),
     "chunk beside a long decode": ((300, 1, 1, 2), (700, 20_000, 33, 4000), {}),
     "chunk by small tiles": (

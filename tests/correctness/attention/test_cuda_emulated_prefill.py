@@ -122,23 +122,23 @@ def test_more_heads_than_a_tile_has_rows_are_divided():
 @pytest.mark.parametrize(
     ("options", "launch_options", "cut", "shared_bytes"),
     [
-        # two tiles of queries, and two of K and of V, 128 bytes a row, and 1,280 more
-        ({"window": 100}, {}, (2, 64), (2 * 128 + 4 * 64) * 128 + 1280),
-        ({"window": 100}, {"splits": 2}, (3, 128), (2 * 192 + 4 * 128) * 128 + 1280),
-        ({"window": 100}, {"cut": Cut(3, 64)}, (3, 64), (2 * 192 + 4 * 64) * 128 + 1280),
+        # two tiles of queries, and two of K and of V, 128 bytes a row, and 2,824 more
+        ({"window": 100}, {}, (2, 64), (2 * 128 + 4 * 64) * 128 + 2824),
+        ({"window": 100}, {"splits": 2}, (3, 128), (2 * 192 + 4 * 128) * 128 + 2824),
+        ({"window": 100}, {"cut": Cut(3, 64)}, (3, 64), (2 * 192 + 4 * 64) * 128 + 2824),
         # and two of each, 64 bytes a row, that wait to be widened
         (
             {"window": 100, "fp8": True},
             {},
             (2, 64),
-            (2 * 128 + 4 * 64) * 128 + 4 * 64 * 64 + 1280,
+            (2 * 128 + 4 * 64) * 128 + 4 * 64 * 64 + 2824,
         ),
         # a row of K of 128 bytes, and V in rows of 128 tokens and turned around
         (
             {"window": 100, "fp8": True},
             {"fp8_products": True},
             (2, 128),
-            (2 * 128 + 4 * 128) * 128 + 2 * 64 * 128 + 1280,
+            (2 * 128 + 4 * 128) * 128 + 2 * 64 * 128 + 2824,
         ),
     ],
 )

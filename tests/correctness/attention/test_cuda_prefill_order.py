@@ -59,11 +59,18 @@ def tokens_of(queries, sequence, tile=0):
         ((130, 300, 200), (130, 300, 200), {}, [(1, 2), (1, 1), (1, 0), (2, 1), (2, 0), (0, 1)]),
         ((20, 20, 20), (300, 100, 300), {}, [(2, 0), (0, 0), (1, 0)]),  # of as many, the last one
         # others have no queries
-        ((0, 20, 0, 20, 0), (400, 100, 500, 90, 500), {}, [(1, 0), (3, 0)]),
+        ((0, 20, 0, 20, 0), (400, 300, 500, 90, 500), {}, [(1, 0), (3, 0)]),
         ((20, 20), (400, 300), {"window": 50}, [(1, 0), (0, 0)]),  # of which both see as many
-        # more than 32: from the last one, or, where short and long are mixed, from both ends
-        ((9,) * 33, (*range(300, 332), 10), {}, [(32, 0), (31, 0), (30, 0)]),
-        ((140, *(1,) * 37, 140), (300,) * 39, {}, [(38, 1), (0, 0), (38, 0), (0, 1)]),
+        (
+            (20, 20, 20),
+            (300, 280, 257),
+            {},
+            [(2, 0), (1, 0), (0, 0)],
+        ),  # three tiles of keys
+        ((9,) * 50, (*range(300, 349), 10), {}, [(48, 0), (47, 0), (46, 0)]),
+        # too many to be sorted: from the last one, or, of short and long ones, from both ends
+        ((9,) * 193, (*(300,) * 192, 10), {}, [(192, 0), (191, 0), (190, 0)]),
+        ((140, *(1,) * 191, 140), (300,) * 193, {}, [(192, 1), (0, 0), (192, 0), (0, 1)]),
     ],
 )
 def test_whose_first_tiles_see_the_most_keys_are_drawn_first(queries, kv_lengths, options, order):
@@ -82,20 +89,26 @@ def test_long_queries_among_short_ones_are_drawn_in_the_same_order(others):
     assert drawn(inputs, 3, mixture=inputs.batch.mixture) == order
 
 
-@pytest.mark.parametrize("count", [32, 33, 70])
+@pytest.mark.parametrize("count", [32, 33, 192, 193])
 def test_no_tile_is_left_out_of_few_sequences_or_of_many(count):
     rng = np.random.default_rng(count)
     queries = rng.integers(9, 14, count)
     kv_lengths = queries + rng.integers(0, 60, count)
-    check(inputs_of(kv_lengths.tolist(), queries.tolist(), heads=(2, 1)), prefill_of)
+    inputs = inputs_of(kv_lengths.tolist(), queries.tolist(), heads=(1, 1))
+    check(inputs, prefill_of, multiprocessors=3, seeds=(count,))
 
 
 def test_no_tile_is_left_out_from_either_end_of_a_mixed_batch():
-    inputs = inputs_of((500, *range(5, 42), 300), (300, *(1,) * 37, 140), heads=(2, 1))
-    check(inputs, lambda call: prefill.PrefillLaunch(call, splits=1), multiprocessors=3)
+    inputs = inputs_of((500, *range(5, 196), 300), (300, *(1,) * 191, 140), heads=(1, 1))
+    check(
+        inputs,
+        lambda call: prefill.PrefillLaunch(call, splits=1),
+        multiprocessors=3,
+        seeds=(0,),
+    )
 
 
-@pytest.mark.parametrize(("count", "shorts"), [(32, 40), (33, 40), (3, 1100)])
+@pytest.mark.parametrize(("count", "shorts"), [(32, 40), (192, 40), (193, 40), (3, 1100)])
 def test_no_tile_of_long_queries_is_left_out_among_any_number_of_short_ones(count, shorts):
     rng = np.random.default_rng(count)
     queries = rng.permutation([1] * shorts + [12] * count)
