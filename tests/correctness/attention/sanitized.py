@@ -39,8 +39,11 @@ CASES = {
     ),
     "prefill": ((1, 70, 300), (1, 70, 300), {}),
     "chunk": ((40, 1, 130), (333, 64, 500), {}),
-    "sorted chunks": ((20,) * 40, (*range(20, 400, 10), 20, 33), {}),
-    "chunks too many to be sorted": ((9,) * 193, tuple(range(9, 202)), {}),
+    "sorted chunks": ((9,) * 40, (*range(9, 199, 5), 20, 33), {}),
+    "chunks too many to be sorted": (
+        *((40, *(9,) * 192), (60, *(9, 40) * 96)),
+        {"num_query_heads": 2, "num_kv_heads": 1, "head_size": 64},
+    ),
     "chunk whose keys are shared out": ((40, 1), (3000, 333), {}),
     "chunk beside a long decode": ((300, 1, 1, 2), (700, 20_000, 33, 4000), {}),
     "chunk by small tiles": (
@@ -60,6 +63,8 @@ CASES = {
 }
 CUTS = {
     "chunk": Cut(2, 128),
+    "sorted chunks": Cut(2, 128),
+    "chunks too many to be sorted": Cut(2, 128),
     "chunk of small heads": Cut(3, 128),
     "chunk by small tiles": Cut(3, 64),
     "chunk of parts of heads": Cut(2, 128, 2),
