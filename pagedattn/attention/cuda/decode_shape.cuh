@@ -81,7 +81,7 @@ struct Parameters {
     int num_sequences, num_query_heads, num_kv_heads, window, num_programs;
     int parallel_heads;  // neighbouring programs have so many heads of a sequence; divides num_kv_heads
     int groups, ranges;  // of heads, and of tiles at most: num_kv_heads and num_programs by parallel_heads
-    int table_lines;     // of 128 bytes, that a row of the block tables has at most
+    int table_lines;     // of 128 bytes, that are asked for of each row of the block tables
     int query_lines;     // of the queries
     int max_kv_length, max_query_length;  // of a sequence
     int is_full;  // whether all sequences have `max_kv_length` tokens, as far as the host knows

@@ -54,7 +54,10 @@ def reads_again(call: AttentionCall) -> bool:
 
 
 def table_lines_of(call: AttentionCall) -> int:
-    """Return how many lines of 128 bytes, 32 entries, a row of the tables is likely to have."""
+    """Return how many lines of a row of the tables to ask for, of 128 bytes or 32 entries each.
+
+    Those that are likely filled; none goes past the row's end, but the only one of a short row.
+    """
     batch = call.batch
     blocks = -(-batch.expected_kv_length // call.cache.block_size)
     return min(-(-blocks // 32), max(1, batch.block_tables.shape[1] // 32))

@@ -1,13 +1,14 @@
 """Batches of short and long queries, each for its own kernel: one launch after the other.
 
-Schedule. The prefill kernel takes a mixed batch whole: programs that wait for memory, at a decode,
-run beside others that multiply, at a chunk, and what has the most keys is drawn first. But there a
-decode is one program's work for each KV head, and the longest of them can last longer than all
-else; if keys are shared out, decodes are merged as well; and over fp8 what they read is widened.
-Where one launch takes longer for that, the decode kernel takes the sequences of short queries,
-whose keys it divides evenly over the whole GPU, and the prefill kernel the others; its programs
-begin as the first kernel's end, unless it shares keys out. Each passes over what is the other's as
-the device has it, so that a captured graph follows sequences that begin and end their prompts.
+Schedule. The prefill kernel takes a mixed batch whole: who waits for memory, at a decode, runs
+beside who multiplies, at a chunk, if there are more sequences than it sorts, or these have about as
+many keys. But there a decode is one program's work for each KV head, and the longest of them can
+last longer than all else; if keys are shared out, decodes are merged as well; and over fp8 what
+they read is widened. Where one launch takes longer for that, the decode kernel takes the sequences
+of short queries, whose keys it divides evenly over the whole GPU, and the prefill kernel the
+others; its programs begin as the first kernel's end, unless it shares keys out. Each passes over
+what is the other's as the device has it, so that a captured graph follows sequences that begin and
+end their prompts.
 
 Bytes: as the kernels'. Limit: the memory first, then the matrix units.
 """
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
     from pagedattn.attention.mixture import Mixture
 
-# fitted to times on an H100, of mixed batches whose lengths are even, log-normal, or even but one;
+# fitted to times on an H100, of mixed batches whose lengths are even, log-normal, or even but one,
+# which the prefill kernel drew from both ends, and not sorted as it draws up to 192 sequences now;
 # the rate at which decode reads is each GPU's own
 ITEM_RATE = 27.5e9  # elements of K and V a second, of a decode, by a program of the prefill kernel
 # what reading decodes' keys adds to one launch, in times of what the decode kernel takes for it

@@ -114,12 +114,12 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
     prefetch_batch(p, blockIdx.x * blockDim.x + threadIdx.x);
     u32 *sorted = (u32 *)(memory + shared.sorted() - shared.base);
     Order order(p);
-    if (order.are_many()) order.clear(shared, sorted, threadIdx.x);
+    if (order.in_shared()) order.clear(shared, sorted, threadIdx.x);
     if (!BESIDE) wait_for_the_launch_before();
     mark(Moment::STARTED);
     allow_the_next_launch();
     __syncthreads();
-    if (order.are_many()) order.sort_many(p, shared, sorted, threadIdx.x);
+    if (order.in_shared()) order.sort_in_shared(p, shared, sorted, threadIdx.x);
     // the same in all lanes, as the compiler sees from the shuffle
     int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
     if (warpgroup == 0) {

@@ -7,10 +7,10 @@ windows or prompts are short, and over heads of more than 128 (`Cut`). A program
 multiprocessor, draws its next item from a counter in memory: sequences whose first tile sees more
 keys before others, and of each its last tile, which sees the most, before its first. It draws when
 most of an item's keys are on their way, so that who is done first gets what is left. Which sequence
-has which number each program finds out once: of up to 32, in the registers of a warp, of up to 192
-that are not passed over, in shared memory. Of more, it searches for each item: tiles are numbered
-so that sequence s begins at tile `query_starts[s] // tokens_a_tile + s`, and the last go first; or,
-where long and short queries are mixed, tiles from both ends of the batch by turns, so that some
+has which number each program finds out once: of up to 32, none passed over, in the registers of a
+warp, of up to 192 in shared memory. Of more, it searches for each item: tiles are numbered so that
+sequence s begins at tile `query_starts[s] // tokens_a_tile + s`, and the last go first; or, where
+long and short queries are mixed, tiles from both ends of the batch by turns, so that some
 multiprocessors wait for memory while others multiply. Lengths and tables are on their way to the L2
 before the launch before is over. Nothing is planned on the host, and a captured graph follows new
 lengths. Parts of shared blocks (`causal=False`, an output in float32) are few and cut for about an

@@ -16,7 +16,7 @@ from pagedattn.kv_cache import FP8
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
-MOST_SORTED = 192  # sequences, see prefill_work.cuh
+MOST_SORTED = 192  # sequences, see prefill_shape.cuh
 STAGES = 2  # tiles of K, and of V, in shared memory
 SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 

@@ -74,7 +74,7 @@ DEVICE void clear_rows(u32 tile, int begin, int end, int lane) {
 DEVICE void schedule(const Parameters &p, const Shared &shared, Order &order, int lane) {
     Place place{0, 1};
     u32 loaded_parity = 0;
-    if (order.is_few) order.sort_few(p, lane);
+    if (order.in_registers) order.sort_in_registers(p, lane);
     int num_items = order.num_tiles * p.num_kv_heads * HEAD_PARTS * (SPLIT ? p.splits : 1);
     int index = blockIdx.x;
     Item item;

@@ -47,7 +47,7 @@ struct Parameters {
     int from_both_ends;     // draw tiles from both ends of the batch by turns, if they are not sorted
     int splits;             // shares of each tile's keys, an item each
     int short_queries;      // sequences of as many at most are passed over, if it is not 0
-    int table_lines;        // of 128 bytes, that a row of the block tables has at most
+    int table_lines;        // of 128 bytes, that are asked for of each row of the block tables
     const float *key_scale;  // of a cache of e4m3, for each KV head; or null
     const float *value_scale;
 };
@@ -103,6 +103,8 @@ constexpr int PREPARER_WARPS = FP8 ? 4 : 0;  // that widen K and V, or turn V ar
 constexpr int KEY_WARPS = ARE_WIDENED ? PREPARER_WARPS : 1;  // that bring a tile of K to where it is multiplied
 constexpr int LOADER_WARPS = 2;
 constexpr int MOST_SORTED = 192;  // sequences
+static_assert(MOST_SORTED <= (1 + WARPGROUPS) * 128 && 16 * MOST_SORTED <= QUERY_BYTES, "a thread ranks one");
+static_assert(MOST_SORTED % 32 == 0, "they are looked at by 8, and by 32");
 // Tiles of keys that are left to be loaded of an item when the next one is drawn: as long as that takes.
 constexpr int DRAWN_AHEAD = 2;
 
@@ -147,8 +149,8 @@ struct Shared {
 
     DEVICE u32 nearly_loaded() const { return stored_empty(true, STORED_STAGES); }
 
-    // Of the sequences that are sorted: how many these are and their tiles; what `Rank` says of each; and before that
-    // is known, where tiles come later, what it is found out from.
+    // Of the sequences that are sorted: how many these are and their tiles; of each rank the tiles up to its
+    // sequence's end, and the sequence; and before that is known, where queries come later, what it is found out from.
     DEVICE u32 sorted() const { return nearly_loaded() + 8; }
     DEVICE u32 rank(int rank) const { return sorted() + 8 + rank * 8; }
     DEVICE u32 unsorted(int place) const { return base + place * 16; }

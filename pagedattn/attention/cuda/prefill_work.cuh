@@ -103,7 +103,7 @@ struct Queries {
     DEVICE int tiles() const { return (count + TILE_TOKENS - 1) / TILE_TOKENS; }
 
     // Who has more is drawn first: of the tiles of keys that the first tile sees, the fewest of all, and where these
-    // are as many, as prompts' are, of those that the last one sees.
+    // are as many, as prompts' are, of those that the last one sees. Under a window, none is taken to see more.
     DEVICE u32 keys(const Parameters &p) const {
         int least = kv_length - max(0, count - TILE_TOKENS), most = kv_length;
         if (WINDOW) least = min(least, p.window), most = min(most, p.window);
@@ -126,22 +126,23 @@ struct Queries {
 
 // In which order query tiles are drawn: sequences whose first tile sees more keys before others, and of each its
 // last tiles, which see the most, before its first ones. So it is where up to `MOST_SORTED` have queries that are
-// not passed over. Few of them a warp sorts in its registers, others the whole program in shared memory. Of more,
-// tiles are numbered through, and drawn from the last one on, or from both ends by turns.
+// not passed over. Of up to 32, and none passed over, a warp finds it out in its registers, else the whole program
+// in shared memory. Of more, tiles are numbered through, those that are passed over too, and drawn from the last one
+// on, or from both ends by turns.
 struct Order {
     int num_tiles;
-    bool is_few;
+    bool in_registers;
     int count = 0;  // of the sequences that are sorted in shared memory
 
-    Queries own{};         // the lane's sequence, if they are few,
-    int tiles_before = 0;  // and the tiles that are drawn before its first one
+    Queries own{};         // the lane's sequence, and
+    int tiles_before = 0;  // the tiles that are drawn before its first one, if that is in registers
 
     DEVICE explicit Order(const Parameters &p)
-        : num_tiles(p.num_tiles), is_few(CAUSAL && p.num_sequences <= 32 && p.short_queries == 0) {}
-    DEVICE bool are_many() const { return CAUSAL && !is_few; }
+        : num_tiles(p.num_tiles), in_registers(CAUSAL && p.num_sequences <= 32 && p.short_queries == 0) {}
+    DEVICE bool in_shared() const { return CAUSAL && !in_registers; }
 
     // By a whole warp, as `find`.
-    DEVICE void sort_few(const Parameters &p, int lane) {
+    DEVICE void sort_in_registers(const Parameters &p, int lane) {
         if (lane < p.num_sequences) own = Queries::of(p, lane);
         u32 keys = own.keys(p);
         int tiles = own.tiles();  // 0 where the lane has no sequence, so that nothing comes of its keys
@@ -163,16 +164,18 @@ struct Order {
         if (thread == 0) sorted[0] = sorted[1] = 0;
     }
 
-    // By the whole program, after `clear`.
-    DEVICE void sort_many(const Parameters &p, const Shared &shared, u32 *sorted, int thread) {
+    // By the whole program, after `clear`. What is unsorted lies where the TMA brings queries later.
+    DEVICE void sort_in_shared(const Parameters &p, const Shared &shared, u32 *sorted, int thread) {
         for (int base = 0; base < p.num_sequences; base += blockDim.x) {
             Queries queries{};
             if (base + thread < p.num_sequences) queries = Queries::of(p, base + thread);
             bool is_drawn = queries.count > p.short_queries;
             u32 drawn = __ballot_sync(0xffffffff, is_drawn), place = 0;
             if (drawn && thread % 32 == 0) place = atomicAdd(sorted, __popc(drawn));
-            place = __shfl_sync(0xffffffff, place, 0) + __popc(drawn & ((1u << thread % 32) - 1));
-            if (is_drawn && place < MOST_SORTED)
+            place = __shfl_sync(0xffffffff, place, 0);
+            if (place + __popc(drawn) > MOST_SORTED) break;  // too many, whatever comes
+            place += __popc(drawn & ((1u << thread % 32) - 1));
+            if (is_drawn)
                 store_shared(shared.unsorted(place),
                              {(u32)queries.sequence, queries.keys(p), (u32)queries.tiles(), 0});
         }
@@ -210,7 +213,7 @@ struct Order {
     // have none such.
     DEVICE bool find(const Parameters &p, const Shared &shared, int tile, int lane, Queries &queries,
                      int &step) const {
-        if (is_few) {
+        if (in_registers) {
             int back = tile - tiles_before;  // from the last one
             int owner = __ffs(__ballot_sync(0xffffffff, 0 <= back && back < own.tiles())) - 1;
             queries = own.of_lane(owner);

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pagedattn.attention.cuda.decode_config import SHARED_BYTES
+from pagedattn.attention.cuda.prefill import HEAD_SIZES
 from pagedattn.attention.cuda.prefill_choice import (
     Items,
     cut_of,
@@ -13,7 +15,12 @@ from pagedattn.attention.cuda.prefill_choice import (
     prices_of,
     splits_of,
 )
-from pagedattn.attention.cuda.prefill_config import Cut, section_heads, usual_cut
+from pagedattn.attention.cuda.prefill_config import (
+    Cut,
+    section_heads,
+    shared_bytes_of,
+    usual_cut,
+)
 
 
 def call_of(queries, kv_length, *, heads=(32, 8), head_size=128, dtype=torch.bfloat16, **options):
@@ -187,3 +194,11 @@ def test_long_prompts_are_cut_as_usual_whatever_their_length(window):
 )
 def test_as_many_heads_are_worked_on_together_as_fit_and_divide(num_kv_heads, head_bytes, heads):
     assert section_heads(num_kv_heads, head_bytes) == heads
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_a_program_fits_in_a_multiprocessors_shared_memory(head_size):
+    for dtype, by_fp8 in ((torch.bfloat16, False), *((FP8["dtype"], by) for by in (False, True))):
+        call = call_of((512,), 1024, head_size=head_size, dtype=dtype)
+        for cut in (usual_cut(call), *prices_of(call)):
+            assert shared_bytes_of(call, cut, fp8_products=by_fp8) <= SHARED_BYTES

@@ -61,13 +61,11 @@ def tokens_of(queries, sequence, tile=0):
         # others have no queries
         ((0, 20, 0, 20, 0), (400, 300, 500, 90, 500), {}, [(1, 0), (3, 0)]),
         ((20, 20), (400, 300), {"window": 50}, [(1, 0), (0, 0)]),  # of which both see as many
-        (
-            (20, 20, 20),
-            (300, 280, 257),
-            {},
-            [(2, 0), (1, 0), (0, 0)],
-        ),  # three tiles of keys
+        # which all see three tiles of keys
+        ((20, 20, 20), (300, 280, 257), {}, [(2, 0), (1, 0), (0, 0)]),
+        # more than 32
         ((9,) * 50, (*range(300, 349), 10), {}, [(48, 0), (47, 0), (46, 0)]),
+        ((300, *(9,) * 31, 140), (600, *(10,) * 31, 700), {}, [(32, 1), (32, 0), (0, 2), (0, 1)]),
         # too many to be sorted: from the last one, or, of short and long ones, from both ends
         ((9,) * 193, (*(300,) * 192, 10), {}, [(192, 0), (191, 0), (190, 0)]),
         ((140, *(1,) * 191, 140), (300,) * 193, {}, [(192, 1), (0, 0), (192, 0), (0, 1)]),
@@ -108,10 +106,13 @@ def test_no_tile_is_left_out_from_either_end_of_a_mixed_batch():
     )
 
 
-@pytest.mark.parametrize(("count", "shorts"), [(32, 40), (192, 40), (193, 40), (3, 1100)])
-def test_no_tile_of_long_queries_is_left_out_among_any_number_of_short_ones(count, shorts):
+@pytest.mark.parametrize(
+    ("count", "shorts", "longest"),
+    [(32, 40, 150), (192, 40, 12), (193, 40, 150), (3, 1100, 12)],
+)
+def test_no_tile_of_long_queries_is_left_out_among_any_number_of_short_ones(count, shorts, longest):
     rng = np.random.default_rng(count)
-    queries = rng.permutation([1] * shorts + [12] * count)
+    queries = rng.permutation([1] * shorts + [12] * (count - 1) + [longest])
     kv_lengths = queries + rng.integers(0, 60, queries.size)
     inputs = inputs_of(kv_lengths.tolist(), queries.tolist(), heads=(2, 1))
     out = torch.full_like(inputs.query, torch.nan)
