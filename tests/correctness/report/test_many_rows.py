@@ -46,13 +46,17 @@ def copies_of_an_h100(count):
     return content | {"benchmarks": rows}
 
 
+def seconds_to_parse(text):
+    begin = time.process_time()
+    json.loads(text)
+    return time.process_time() - begin
+
+
 @pytest.mark.undisturbed
 def test_ten_thousand_real_rows_are_reported_in_ten_seconds_by_the_whole_command(tmp_path):
     path, text = tmp_path / "results.json", json.dumps(copies_of_an_h100(10_000))
     path.write_text(text)
-    begin = time.process_time()
-    json.loads(text)
-    parsing = time.process_time() - begin
+    parsing = [seconds_to_parse(text) for _ in range(2)]
     before = os.times()
     done = subprocess.run(
         [sys.executable, TOOL, path, "--out", tmp_path / "out"],
@@ -61,9 +65,11 @@ def test_ten_thousand_real_rows_are_reported_in_ten_seconds_by_the_whole_command
         check=True,
     )
     after = os.times()
+    parsing += [seconds_to_parse(text) for _ in range(2)]
     assert "10000 rows" in done.stdout
     used = sum(after[2:4]) - sum(before[2:4])  # by children: a busy machine's waits do not count
-    assert used < max(10.0, 40 * parsing)  # a third of a second where nothing else runs
+    # a third of a second where nothing else runs; a machine may get slower on the way
+    assert used < max(10.0, 40 * max(parsing))
 
 
 def test_a_picture_of_many_cases_draws_the_first_and_says_so(tmp_path):
