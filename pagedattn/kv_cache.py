@@ -11,12 +11,14 @@ from __future__ import annotations
 import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
@@ -88,32 +90,42 @@ class LayerCache:
                 f"given strides {scale.stride()} on {scale.device}"
             )
 
-    @property
+    @cached_property
+    def layout(self) -> Hashable:
+        """All that is known of the tensors but where they lie, of which only the last 4 bits."""
+        key, value = self.key, self.value
+        return (
+            *(key.shape, key.stride(), key.dtype, value.stride()),
+            (key.data_ptr() | value.data_ptr()) % 16,
+            *(self.key_scale is None, self.value_scale is None),
+        )
+
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Type of the stored elements."""
         return self.key.dtype
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
         """Blocks of the pool."""
         return self.key.shape[0]
 
-    @property
+    @cached_property
     def num_kv_heads(self) -> int:
         """KV heads."""
         return self.key.shape[1]
 
-    @property
+    @cached_property
     def block_size(self) -> int:
         """Tokens a block."""
         return self.key.shape[2]
 
-    @property
+    @cached_property
     def head_size(self) -> int:
         """Elements of one head's key or value of one token."""
         return self.key.shape[3]
 
-    @property
+    @cached_property
     def num_slots(self) -> int:
         """Tokens that the cache can hold; slots are from 0 to this, exclusive."""
         return self.num_blocks * self.block_size

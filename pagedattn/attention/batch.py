@@ -15,6 +15,8 @@ from pagedattn.attention.step import Step
 from pagedattn.page_table import PageTable
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from numpy.typing import ArrayLike
 
 _FIELDS = ("block_tables", "kv_lengths", "query_starts", "slots")
@@ -176,15 +178,24 @@ class AttentionBatch:
             ),
         )
 
-    @property
+    @cached_property
     def num_sequences(self) -> int:
         """Sequences, padding included."""
         return self.kv_lengths.shape[0]
 
-    @property
+    @cached_property
     def num_query_tokens(self) -> int:
         """Query tokens of all sequences together."""
         return self.slots.shape[0]
+
+    @cached_property
+    def layout(self) -> Hashable:
+        """The block tables' shape and all that the host knows of lengths, which stays as it is."""
+        tables = self.block_tables
+        return (
+            *(tables.shape, tables.stride(0), self.max_query_length, self.max_kv_length),
+            *(self.is_full, self.expected_kv_length, self.mixture, self.has_tickets),
+        )
 
     @property
     def expected_kv_length(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda.decode_division import MIN_TILE, few_missing, heads_in_parallel
@@ -52,7 +53,7 @@ class DecodeConfig:
     cluster: int = 1
     keeps_whole: bool = False
 
-    @property
+    @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a program: as much as there is for it."""
         return SHARED_BYTES // self.programs - (self.programs - 1) * 1024

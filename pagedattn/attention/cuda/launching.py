@@ -28,19 +28,13 @@ def signature_of(call: AttentionCall) -> Hashable:
     Calls with the same signature are launched in the same way, with other addresses. Of an address
     only its place within 16 bytes counts, on which the kernels' loads depend.
     """
-    query, out, cache, batch = call.query, call.out, call.cache, call.batch
-    key, value, tables = cache.key, cache.value, batch.block_tables
+    query, out = call.query, call.out
     return (
         *(query.shape, query.stride(), query.dtype, query.get_device(), query.data_ptr() % 16),
         *(out.stride(), out.dtype, out.data_ptr() % 16),
-        *(key.shape, key.stride(), key.dtype, value.stride()),
-        (key.data_ptr() | value.data_ptr()) % 16,
-        *(tables.shape, tables.stride(0), batch.max_query_length, batch.max_kv_length),
-        *(batch.is_full, batch.expected_kv_length, batch.mixture, batch.has_tickets),
-        reads_again(call),
+        *(call.cache.layout, call.batch.layout, reads_again(call)),
         *(call.scale, call.window, call.soft_cap, call.causal),
         *(call.lse is None, call.alibi_slopes is None, call.sinks is None),
-        *(cache.key_scale is None, cache.value_scale is None),
     )
 
 

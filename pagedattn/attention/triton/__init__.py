@@ -11,6 +11,7 @@ from pagedattn.attention.triton.kv_write import launch_kv_write
 from pagedattn.attention.triton.parts import gather_rows, merge_parts
 from pagedattn.attention.triton.prefill import launch_prefill
 from pagedattn.attention.triton.rotary_write import launch_rotary_write
+from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -31,7 +32,7 @@ class TritonImplementation:
         if call.cache.head_size > MAX_HEAD_SIZE:
             return f"head_size {call.cache.head_size} is above {MAX_HEAD_SIZE}"
         device = call.query.device
-        if "fp8" in call.features and device.type == "cuda":
+        if call.cache.dtype == FP8 and device.type == "cuda":
             capability = torch.cuda.get_device_capability(device)
             if capability < FP8_CAPABILITY:
                 return "GPUs have fp8 from compute capability 8.9 on, this one has {}.{}".format(

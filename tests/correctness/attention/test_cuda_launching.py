@@ -248,6 +248,17 @@ def test_what_a_launch_makes_lives_until_it_is_launched(kernel, kind, monkeypatc
     assert gone == [[False] * len(made)]
 
 
+def test_what_is_replaced_after_a_launch_is_in_the_next_signature():
+    call = call_of(kv_dtype="float8_e4m3")
+    first = signature_of(call)
+    cache, batch = call.cache, call.batch
+    longer = dataclasses.replace(batch, max_kv_length=batch.max_kv_length + 1)
+    scaled = dataclasses.replace(cache, key_scale=None)
+    fewer = dataclasses.replace(cache, key=cache.key[1:], value=cache.value[1:])
+    for changes in ({"batch": longer}, {"cache": scaled}, {"cache": fewer}):
+        assert signature_of(dataclasses.replace(call, **changes)) != first
+
+
 @pytest.mark.parametrize("kv_length", [1, 16, 500, 512, 513, 3000])
 @pytest.mark.parametrize("extra_columns", [0, 3, 500])
 def test_lines_of_tables_end_with_the_longest_sequences_blocks_or_before_the_rows_end(
