@@ -92,7 +92,7 @@ class LayerCache:
 
     @cached_property
     def layout(self) -> Hashable:
-        """All that is known of the tensors but where they lie, of which only the last 4 bits."""
+        """What a launch depends on: all but where the tensors lie, and of that what is below 16."""
         key, value = self.key, self.value
         return (
             *(key.shape, key.stride(), key.dtype, value.stride()),

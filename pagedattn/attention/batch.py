@@ -190,7 +190,7 @@ class AttentionBatch:
 
     @cached_property
     def layout(self) -> Hashable:
-        """The block tables' shape and all that the host knows of lengths, which stays as it is."""
+        """What a launch depends on: the tables' shape, and what the host knew of lengths."""
         tables = self.block_tables
         return (
             *(tables.shape, tables.stride(0), self.max_query_length, self.max_kv_length),
