@@ -9,7 +9,6 @@ block moves one contiguous range a layer.
 from __future__ import annotations
 
 import importlib.util
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pagedattn.device import current_device
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
-    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-_AS_IT_IS = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,11 @@ class LayerCache:
             )
 
     @cached_property
-    def layout(self) -> Hashable:
-        """What a launch depends on: all but where the tensors lie, and of that what is below 16."""
+    def signature(self) -> Hashable:
+        """Equal for caches that differ in contents and addresses alone.
+
+        Of an address its place within 16 bytes counts.
+        """
         key, value = self.key, self.value
         return (
             *(key.shape, key.stride(), key.dtype, value.stride()),
@@ -366,18 +368,6 @@ def quantised(
     if scale is not None:
         numbers = numbers / scale[:, None]
     return numbers.clamp(-FP8_MAX, FP8_MAX).to(dtype)
-
-
-def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which a GPU is the current one, on whose stream kernels are launched.
-
-    Args:
-        device: of the tensors; on a CPU, and where it is current already, nothing is changed.
-
-    """
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return _AS_IT_IS
-    return torch.cuda.device(device)
 
 
 def _launchable(tensor: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.cascade import attend_in_parts, plan_of
 from pagedattn.attention.registry import UnsupportedError, get_implementation
-from pagedattn.kv_cache import current_device
+from pagedattn.device import current_device
 
 if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch

@@ -189,8 +189,8 @@ class AttentionBatch:
         return self.slots.shape[0]
 
     @cached_property
-    def layout(self) -> Hashable:
-        """What a launch depends on: the tables' shape, and what the host knew of lengths."""
+    def signature(self) -> Hashable:
+        """Equal for batches with tables of one shape of which the host knew the same lengths."""
         tables = self.block_tables
         return (
             *(tables.shape, tables.stride(0), self.max_query_length, self.max_kv_length),

@@ -14,7 +14,7 @@ from pagedattn.attention.api import (
     check_new_tokens,
     choose_implementation,
 )
-from pagedattn.kv_cache import current_device
+from pagedattn.device import current_device
 
 if TYPE_CHECKING:
     from pagedattn.kv_cache import LayerCache

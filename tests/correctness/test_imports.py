@@ -15,7 +15,7 @@ ROOT = Path(pagedattn.__file__).parent
 LAYERS = [
     {"config", "sequence"},
     {"memory", "block_manager", "workloads", "hardware"},
-    {"page_table", "reservation", "block_copy"},
+    {"page_table", "reservation", "block_copy", "device"},
     {"shared_prefix"},
     {"kv_cache"},
     {"attention", "kv_swap"},

@@ -32,7 +32,7 @@ def signature_of(call: AttentionCall) -> Hashable:
     return (
         *(query.shape, query.stride(), query.dtype, query.get_device(), query.data_ptr() % 16),
         *(out.stride(), out.dtype, out.data_ptr() % 16),
-        *(call.cache.layout, call.batch.layout, reads_again(call)),
+        *(call.cache.signature, call.batch.signature, reads_again(call)),
         *(call.scale, call.window, call.soft_cap, call.causal),
         *(call.lse is None, call.alibi_slopes is None, call.sinks is None),
     )
