@@ -1,14 +1,13 @@
 """Batches of short and long queries, each for its own kernel: one launch after the other.
 
-Schedule. The prefill kernel takes a mixed batch whole: who waits for memory, at a decode, runs
-beside who multiplies, at a chunk, if there are more sequences than it sorts, or these have about as
-many keys. But there a decode is one program's work for each KV head, and the longest of them can
-last longer than all else; if keys are shared out, decodes are merged as well; and over fp8 what
-they read is widened. Where one launch takes longer for that, the decode kernel takes the sequences
-of short queries, whose keys it divides evenly over the whole GPU, and the prefill kernel the
-others; its programs begin as the first kernel's end, unless it shares keys out. Each passes over
-what is the other's as the device has it, so that a captured graph follows sequences that begin and
-end their prompts.
+Schedule. The prefill kernel takes a mixed batch whole. Where decodes and chunks are drawn by turns,
+or see about as many keys, who waits for memory runs beside who multiplies. But there a decode is
+one program's work for each KV head, and the longest of them can last longer than all else; if keys
+are shared out, decodes are merged as well; and over fp8 what they read is widened. Where one launch
+takes longer for that, the decode kernel takes the sequences of short queries, whose keys it divides
+evenly over the whole GPU, and the prefill kernel the others; its programs begin as the first
+kernel's end, unless it shares keys out. Each passes over what is the other's as the device has it,
+so that a captured graph follows sequences that begin and end their prompts.
 
 Bytes: as the kernels'. Limit: the memory first, then the matrix units.
 """

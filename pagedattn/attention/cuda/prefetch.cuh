@@ -5,8 +5,8 @@
 // Have lengths and block tables on their way to the L2: of all their lines of 128 bytes, that with this number.
 // This may be done before the launch before is over: what that still writes goes to the L2 as well. Returns the
 // number among the lines that come after these, negative for one of these.
-template <typename Of>
-DEVICE int prefetch_batch(const Of &p, int line) {
+template <typename Parameters>
+DEVICE int prefetch_batch(const Parameters &p, int line) {
     int starts = (p.num_sequences + 32) / 32, tables = p.num_sequences * p.table_lines;
     int table_line = line - starts;
     if (line < starts) {

@@ -16,7 +16,7 @@ from pagedattn.kv_cache import FP8
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
-MOST_SORTED = 192  # sequences, see prefill_shape.cuh
+MOST_SORTED = 192  # sequences, as in prefill_shape.cuh
 STAGES = 2  # tiles of K, and of V, in shared memory
 SECTION_BYTES = 64 << 20  # of K and V that programs read at the same time: as much as the L2 holds
 
@@ -92,8 +92,9 @@ def shared_bytes_of(call: AttentionCall, cut: Cut, *, fp8_products: bool = False
             stored = head_size * (2 if head_size <= 64 else 1)
         of_tiles = 2 * tile * (STAGES * padded + stored)
     of_queries = query_stages_of(head_size) * cut.rows * padded
-    # 1024: the tiles begin at a multiple of it; 256: items and barriers; sequences that are sorted
-    return 1024 + of_queries + of_tiles + 256 + 8 * (1 + MOST_SORTED)
+    of_sorted = 8 * (1 + MOST_SORTED)  # how many there are, and each
+    # 1024: the tiles begin at a multiple of it; 256: items and barriers
+    return 1024 + of_queries + of_tiles + 256 + of_sorted
 
 
 def section_heads(num_kv_heads: int, head_bytes: int) -> int:

@@ -102,7 +102,7 @@ constexpr int FIRST_TURN = 1 + WARPGROUPS;  // of the named barriers by which wa
 constexpr int PREPARER_WARPS = FP8 ? 4 : 0;  // that widen K and V, or turn V around
 constexpr int KEY_WARPS = ARE_WIDENED ? PREPARER_WARPS : 1;  // that bring a tile of K to where it is multiplied
 constexpr int LOADER_WARPS = 2;
-constexpr int MOST_SORTED = 192;  // sequences
+constexpr int MOST_SORTED = 192;  // sequences, in shared memory
 static_assert(MOST_SORTED <= (1 + WARPGROUPS) * 128 && 16 * MOST_SORTED <= QUERY_BYTES, "a thread ranks one");
 static_assert(MOST_SORTED % 32 == 0, "they are looked at by 8, and by 32");
 // Tiles of keys that are left to be loaded of an item when the next one is drawn: as long as that takes.

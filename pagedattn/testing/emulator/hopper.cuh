@@ -90,7 +90,7 @@ DEVICE void load_shared(u32 (&to)[2], u32 from) { memcpy(to, machine::shared(fro
 DEVICE void forget(int &) {}
 DEVICE void load_shared(u32 (&to)[4], u32 from) { memcpy(to, machine::shared(from, 16), 16); }
 DEVICE void fence_for_tma() { machine::fence(); }
-// On a GPU nothing comes of an address that is none; here it is to show.
+// Read, so that an address that is none shows.
 DEVICE void prefetch_l2(const void *from) { (void)*(const volatile char *)from; }
 
 DEVICE bool elected() {
