@@ -18,8 +18,11 @@ needs_packages = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MIS
 LAYERS, HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, FFN = 2, 4, 2, 16, 64, 96
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-PROMPT = "The capital of France is"
-ANSWER = " Paris.\n\nThe answer is: 2018-01-"  # what follows is a near tie in bfloat16
+# The most likely token is ahead of the next by at least 0.8 as far as the continuation goes and by
+# 3.5 as far as the answer does (logits, float32). Near 25, bfloat16 numbers are 0.125 apart, so
+# that a lead of 0.1 falls to one token on one processor and to the other on another.
+PROMPT, CONTINUATION = "The capital of France is", " Paris.\n\nThe"
+QUESTION, ANSWER = "What is the opposite of hot?", "The opposite of hot is cold"
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages about each other
 
@@ -232,7 +235,7 @@ print(json.dumps([str(model.dtype), tokenizer.decode(tokens[given.input_ids.shap
 """
     dtype, text = run(code, str(real), PROMPT)
     assert dtype == "torch.bfloat16"
-    assert text.startswith(ANSWER)
+    assert text.startswith(CONTINUATION)
 
 
 @pytest.mark.vllm
@@ -243,13 +246,13 @@ from vllm import LLM, SamplingParams
 llm = LLM(sys.argv[1], max_model_len=256, enforce_eager=True)
 greedy = SamplingParams(temperature=0, max_tokens=24)
 text = llm.generate([sys.argv[2]], greedy)[0].outputs[0].text
-question = [{"role": "user", "content": "What is the capital of France?"}]
+question = [{"role": "user", "content": sys.argv[3]}]
 print()
 print(json.dumps([text, llm.chat(question, greedy)[0].outputs[0].text]))
 """
-    text, answer = run(code, str(real), PROMPT)
-    assert text.startswith(ANSWER)
-    assert "Paris" in answer
+    text, answer = run(code, str(real), PROMPT, QUESTION)
+    assert text.startswith(CONTINUATION)
+    assert answer.startswith(ANSWER)
 
 
 @pytest.mark.vllm
