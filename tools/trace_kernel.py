@@ -17,6 +17,7 @@ if importlib.util.find_spec("pagedattn") is None:
 
 from pagedattn.config import ConfigError
 from pagedattn.report.arguments import Parser
+from pagedattn.report.needs import require_kernels
 from pagedattn.report.output import write_into
 from pagedattn.report.text import clean, cut, duration, number
 from pagedattn.report.values import ResultsError
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
         shape = shape_of(options.row)
-        require_what_is_needed()
+        require_kernels("traced")
         trace(shape, options)
     except ResultsError as error:
         print(clean(str(error)), file=sys.stderr)
@@ -65,30 +66,6 @@ def shape_of(name: str) -> AttentionShape:
             f"only a row of one launch can be traced."
         )
     return shape
-
-
-def require_what_is_needed() -> None:
-    """Raise ResultsError where a package or the GPU is missing."""
-    try:
-        import matplotlib  # noqa: F401  # told before the GPU is used
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise ResultsError(
-            f"The picture needs pandas and matplotlib ({error}): pip install 'pagedattn[plot]'."
-        ) from None
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ResultsError("A launch can only be traced on a GPU, and torch sees none.")
-    try:
-        from pagedattn.attention.cuda import unavailable
-    except ImportError as error:
-        raise ResultsError(
-            f"The kernels need Triton ({error}): pip install 'pagedattn[gpu]'."
-        ) from None
-
-    if reason := unavailable(torch.device("cuda")):
-        raise ResultsError(f"The implementation cuda cannot be traced here: {reason}.")
 
 
 def trace(shape: AttentionShape, options: argparse.Namespace) -> None:

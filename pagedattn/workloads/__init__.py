@@ -1,6 +1,7 @@
 """What to run: named shapes, distributions of request lengths, and loaders for published traces."""
 
 from pagedattn.workloads.attention_shape import AttentionShape
+from pagedattn.workloads.drawn import DRAWN_KINDS, drawn_shapes
 from pagedattn.workloads.lengths import (
     ALPACA,
     AZURE_CONVERSATION,
@@ -40,6 +41,7 @@ __all__ = [
     "CPU_DECODE",
     "CPU_PREFILL",
     "DECODE",
+    "DRAWN_KINDS",
     "FP8",
     "GPU_SHAPES",
     "HEAD_SIZES",
@@ -56,6 +58,7 @@ __all__ = [
     "RequestLengths",
     "TraceError",
     "count_repeated_blocks",
+    "drawn_shapes",
     "find_shape",
     "load_trace",
     "prompt_of_hashes",

@@ -96,15 +96,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagedattn.attention.cuda.decode_calls import config_for, kind_of, longest_row
+from pagedattn.attention.cuda.decode_calls import config_for, divide, kind_of, longest_row
 from pagedattn.attention.cuda.decode_config import WARPS, DecodeConfig, macros_of
-from pagedattn.attention.cuda.decode_division import (
-    MOST_PARTS,
-    WholeRows,
-    clusters_of,
-    heads_in_parallel,
-    ranges_of,
-)
+from pagedattn.attention.cuda.decode_division import WholeRows, heads_in_parallel
 from pagedattn.attention.cuda.decode_map import comes_by_lines, map_of
 from pagedattn.attention.cuda.launching import (
     launch,
@@ -210,7 +204,7 @@ class DecodeLaunch:
         kv_bytes = cache.key.element_size()
         group = query.shape[1] // num_kv_heads
         num_programs = num_multiprocessors(query.device)
-        self._heads, self._ranges, cluster = self._divide(call, num_programs, cluster)
+        self._heads, self._ranges, cluster = divide(call, num_programs, cluster)
         if config is None:
             config = config_for(call, num_programs, self._heads, self._ranges)
         if config.programs > 1:  # clusters are for few rows
@@ -243,6 +237,8 @@ class DecodeLaunch:
             kind_of(call),
             programs=config.programs,
         )
+        if config.most_whole_bytes is not None:
+            self._whole = replace(self._whole, most_bytes=config.most_whole_bytes)
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
@@ -303,35 +299,19 @@ class DecodeLaunch:
         """How the kernel is cut."""
         return self._config
 
+    @property
+    def num_ranges(self) -> int:
+        """Into how many ranges the work is cut, of all heads that are not read side by side."""
+        return self._ranges
+
+    @property
+    def most_whole_bytes(self) -> int:
+        """K and V of a head of a row up to which rows of one length are not cut."""
+        return self._whole.most_bytes
+
     def marks(self) -> NDArray[np.int64]:
         """Return what the last launch noted, if `trace`; see `launching.marks_of`."""
         return marks_of(self._kernel)
-
-    @staticmethod
-    def _divide(
-        call: AttentionCall, num_programs: int, cluster: int | None
-    ) -> tuple[int, int, int]:
-        """Return heads that are read side by side, ranges, and programs of a cluster.
-
-        Of a program a multiprocessor. If `cluster` is None it is chosen.
-        """
-        cache, batch = call.cache, call.batch
-        heads = heads_in_parallel(cache.num_kv_heads, num_programs)
-        rows, most = batch.num_sequences * cache.num_kv_heads // heads, num_programs // heads
-        length, row_bytes = longest_row(call)
-        kind, parts = kind_of(call), 0
-        if cluster is None:
-            cluster = 1
-            if rows > 0 and (batch.is_full or batch.num_sequences == 1):
-                sizes = rows, heads, num_programs, length, row_bytes
-                cluster, parts = clusters_of(*sizes, kind)
-        elif cluster > 1:
-            parts = min(most // rows // cluster, MOST_PARTS) * cluster
-            if not parts:
-                raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
-        if cluster > 1:
-            return heads, parts * rows, cluster
-        return heads, ranges_of(rows, heads, num_programs, length, row_bytes, kind.fit), 1
 
     def _parameters(self, call: AttentionCall) -> _Parameters:
         """Make the kernel's parameters without addresses."""

@@ -14,7 +14,15 @@ from pagedattn.attention.cuda.decode_config import (
     choose_config,
     programs_for,
 )
-from pagedattn.attention.cuda.decode_division import RowKind, keeps_whole, shares_paths_unevenly
+from pagedattn.attention.cuda.decode_division import (
+    MOST_PARTS,
+    RowKind,
+    clusters_of,
+    heads_in_parallel,
+    keeps_whole,
+    ranges_of,
+    shares_paths_unevenly,
+)
 from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import reads_again
 
@@ -98,7 +106,50 @@ def longest_row(call: AttentionCall) -> tuple[int, int]:
     return length, 2 * length * cache.head_size * cache.key.element_size()
 
 
-def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) -> DecodeConfig:
+def is_even(call: AttentionCall) -> bool:
+    """Return whether the host knows all sequences to have as many tokens, as far as it knows."""
+    return call.batch.is_full or call.batch.num_sequences == 1
+
+
+def divide(call: AttentionCall, num_programs: int, cluster: int | None) -> tuple[int, int, int]:
+    """Return heads that are read side by side, ranges, and programs of a cluster.
+
+    Args:
+        call: its bounds tell.
+        num_programs: one on each multiprocessor.
+        cluster: programs of one; None chooses.
+
+    Raises:
+        ValueError: there are too many rows for clusters of this size.
+
+    """
+    cache, batch = call.cache, call.batch
+    heads = heads_in_parallel(cache.num_kv_heads, num_programs)
+    rows, most = batch.num_sequences * cache.num_kv_heads // heads, num_programs // heads
+    length, row_bytes = longest_row(call)
+    kind, parts = kind_of(call), 0
+    if cluster is None:
+        cluster = 1
+        if rows > 0 and is_even(call):
+            sizes = rows, heads, num_programs, length, row_bytes
+            cluster, parts = clusters_of(*sizes, kind)
+    elif cluster > 1:
+        parts = min(most // rows // cluster, MOST_PARTS) * cluster
+        if not parts:
+            raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
+    if cluster > 1:
+        return heads, parts * rows, cluster
+    return heads, ranges_of(rows, heads, num_programs, length, row_bytes, kind.fit), 1
+
+
+def config_for(
+    call: AttentionCall,
+    num_programs: int,
+    heads: int,
+    ranges: int,
+    *,
+    programs: int | None = None,
+) -> DecodeConfig:
     """Choose how to cut and compile for a call, but for clusters.
 
     Args:
@@ -106,23 +157,19 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
         num_programs: one on each multiprocessor.
         heads: that are read side by side.
         ranges: into which the work is cut.
+        programs: on a multiprocessor, 1, or 2 where registers suffice; None chooses.
 
     """
     cache, batch = call.cache, call.batch
     kv_length, row_bytes = longest_row(call)
     columns, block_size = columns_of(call), cache.block_size
-    is_even = batch.is_full or batch.num_sequences == 1
-    is_whole = not is_even and keeps_whole(kv_length, row_bytes)
+    is_whole = not is_even(call) and keeps_whole(kv_length, row_bytes)
     with_work = num_programs // heads * heads if is_whole else ranges * heads
     tokens_a_program = batch.num_sequences * kv_length * cache.num_kv_heads // with_work
     sizes = batch.num_sequences, cache.num_kv_heads, num_programs
     kind = kind_of(call)
-    config = choose_config(
-        cache.head_size,
-        cache.key.element_size(),
-        columns,
-        block_size=block_size,
-        programs=programs_for(
+    if programs is None:
+        programs = programs_for(
             *sizes,
             row_bytes=row_bytes,
             is_even=batch.is_full,
@@ -131,7 +178,13 @@ def config_for(call: AttentionCall, num_programs: int, heads: int, ranges: int) 
             columns=columns,
             block_size=block_size,
             is_shared=reads_again(call),
-        ),
+        )
+    config = choose_config(
+        cache.head_size,
+        cache.key.element_size(),
+        columns,
+        block_size=block_size,
+        programs=programs,
         tokens_a_program=tokens_a_program,
         max_kv_length=kv_length,
         shares_paths=batch.is_full and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind),

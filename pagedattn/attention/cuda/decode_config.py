@@ -43,6 +43,8 @@ class DecodeConfig:
         programs: on a multiprocessor, 1 or 2.
         cluster: programs that add up a row in each other's shared memory; 1 for none.
         keeps_whole: cut no row, if lengths are as `decode_division.keeps_whole` expects them.
+        most_whole_bytes: K and V of a head of a row, up to which rows of one length are not cut;
+            None estimates, see `decode_division.WholeRows`.
 
     """
 
@@ -52,6 +54,7 @@ class DecodeConfig:
     programs: int = 1
     cluster: int = 1
     keeps_whole: bool = False
+    most_whole_bytes: int | None = None
 
     @cached_property
     def shared_bytes(self) -> int:

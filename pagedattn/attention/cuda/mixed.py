@@ -123,3 +123,13 @@ class MixedLaunch:
         """
         self._short(call)
         self._long(call)
+
+    @property
+    def short(self) -> decode.DecodeLaunch:
+        """The first launch, over short queries."""
+        return self._short
+
+    @property
+    def long(self) -> prefill.PrefillLaunch:
+        """The second launch, over long queries."""
+        return self._long

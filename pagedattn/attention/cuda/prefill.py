@@ -203,6 +203,7 @@ class PrefillLaunch:
             cut, _ = divided(call, num_programs, mixture, usual, splits=self._splits)
         elif cut is None:
             cut = cut_of(call, num_programs, mixture)
+        self._cut = cut
         if self._splits > 1:
             call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
@@ -274,6 +275,16 @@ class PrefillLaunch:
                 ("value_scale", cache.value_scale),
             ),
         )
+
+    @property
+    def cut(self) -> Cut:
+        """How large tiles are."""
+        return self._cut
+
+    @property
+    def splits(self) -> int:
+        """Shares of each tile's keys."""
+        return self._splits
 
     def marks(self) -> NDArray[np.int64]:
         """Return what the last launch noted, if `trace`; see `launching.marks_of`."""

@@ -15,6 +15,7 @@ from pagedattn.attention.cuda import (
     decode_map,
     prefill,
     prefill_map,
+    ways,
 )
 from pagedattn.attention.triton import TritonImplementation
 from pagedattn.testing.emulator.kernel import EmulatedKernel, tensor_map, unavailable
@@ -52,6 +53,7 @@ def emulation(num_multiprocessors: int = 6, seed: int = 0) -> Iterator[None]:
             replaced.enter_context(
                 mock.patch.multiple(module, load_kernel=load, num_multiprocessors=count)
             )
+        replaced.enter_context(mock.patch.object(ways, "num_multiprocessors", count))
         for module in (decode_map, prefill_map):
             replaced.enter_context(mock.patch.object(module, "tensor_map", tensor_map))
         was_deterministic = torch.are_deterministic_algorithms_enabled()

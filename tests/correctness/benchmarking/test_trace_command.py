@@ -36,7 +36,7 @@ def traced(tool, monkeypatch):
         return tracing.Tracing(traces, 16.9e-6, 16.7e-6)
 
     monkeypatch.setattr(tracing, "trace_row", trace_row)
-    monkeypatch.setattr(tool, "require_what_is_needed", lambda: None)
+    monkeypatch.setattr(tool, "require_kernels", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     return asked
 
