@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pagedattn.block_manager.ragged import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,11 +52,27 @@ class Snapshot:
     arrays: Mapping[str, NDArray[Any]]
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a `.npz` file, which `load` and numpy read."""
+        """Write a `.npz` file whole, which `load` and numpy read, or leave what was there.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
         arrays: dict[str, Any] = dict(self.arrays)
         arrays["settings"] = np.frombuffer(json.dumps(dict(self.settings)).encode(), np.uint8)
-        with open(path, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        real = Path(os.path.realpath(path))
+        if real.exists() and not (real.is_file() and os.access(real, os.W_OK)):
+            with real.open("wb") as file:  # no ordinary file, or none that may be written
+                np.savez_compressed(file, **arrays)
+            return
+        # beside it first: another name on the same disk is changed for this one at once
+        with tempfile.TemporaryDirectory(prefix=".snapshot-", dir=real.parent) as folder:
+            made = Path(folder) / "made"
+            with made.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            if real.exists():
+                made.chmod(real.stat().st_mode)
+            made.replace(real)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Snapshot:
@@ -90,11 +111,10 @@ class Snapshot:
         host's pool follows the device's, if there is one.
 
         Args:
-            columns: blocks a line.
+            columns: blocks a line, at least 1.
 
         """
-        if columns < 1:
-            raise ValueError(f"columns is {columns}; a line has at least 1 block")
+        columns = whole_number(columns, "columns", 1)
         settings, arrays = self.settings, self.arrays
         num_blocks, num_host_blocks = settings["num_blocks"], settings["num_host_blocks"]
         cells = np.full(num_blocks, _EMPTY)

@@ -1,6 +1,7 @@
 """A block manager's state as a value: saved, loaded, and gone on with."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,38 @@ def test_a_file_is_written_under_just_the_name_that_was_given(tmp_path):
     BlockManager(4, 4).snapshot().save(tmp_path / "state")
     assert [file.name for file in tmp_path.iterdir()] == ["state"]
     assert Snapshot.load(tmp_path / "state").settings["num_blocks"] == 4
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "state.npz"
+    BlockManager(4, 4).snapshot().save(path)
+    path.chmod(0o600)
+
+    def fill_the_disk(file, **_):
+        file.write(b"PK")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as full:
+        full.setattr(np, "savez_compressed", fill_the_disk)
+        with pytest.raises(OSError, match="no space"):
+            BlockManager(8, 4).snapshot().save(path)
+    assert Snapshot.load(path).settings["num_blocks"] == 4
+    BlockManager(8, 4).snapshot().save(path)
+    assert Snapshot.load(path).settings["num_blocks"] == 8
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "link").symlink_to("state.npz")
+    BlockManager(4, 4).snapshot().save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Snapshot.load(tmp_path / "state.npz").settings["num_blocks"] == 4
+
+
+def test_what_is_no_ordinary_file_is_written_as_it_is():
+    BlockManager(4, 4).snapshot().save("/dev/null")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_file_can_be_read_by_numpy_without_pickle(path):
