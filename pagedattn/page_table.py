@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pagedattn.block_manager.ragged import whole_numbers
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -101,12 +103,19 @@ class PageTable:
             token order.
 
         Raises:
-            ValueError: a count is negative or more than the sequence has.
+            ValueError: a count is no whole number, is negative or more than the sequence has, or
+                there is not one for each sequence.
 
         """
         if type(num_last_tokens) is int and num_last_tokens == 1 and self.num_tokens.all():
             return self._slots_at(np.arange(self.num_sequences), self.num_tokens - 1)
-        counts = np.broadcast_to(np.asarray(num_last_tokens, np.int64), self.num_tokens.shape)
+        counts = whole_numbers(num_last_tokens, "num_last_tokens")
+        if counts.size not in (1, self.num_sequences):
+            raise ValueError(
+                f"{counts.size} counts were given as num_last_tokens of {self.num_sequences} "
+                "sequences"
+            )
+        counts = np.broadcast_to(counts, self.num_tokens.shape)
         if ((counts < 0) | (counts > self.num_tokens)).any():
             raise ValueError(
                 "num_last_tokens must be from 0 to each sequence's length; "

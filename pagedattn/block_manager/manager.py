@@ -81,7 +81,7 @@ class BlockManager(Preemption):
         Steps that were in flight wait for `finish_step`.
 
         Raises:
-            SnapshotError: the snapshot contradicts itself.
+            SnapshotError: the snapshot contradicts itself, or is of more than memory holds.
 
         """
         if not isinstance(snapshot, Snapshot):
@@ -104,7 +104,11 @@ class BlockManager(Preemption):
             manager.check_integrity()
         except KeyError as error:
             raise SnapshotError(f"the snapshot contradicts itself: it has no {error}") from error
-        except (AttributeError, IndexError, ValueError, TypeError, AssertionError) as error:
+        except MemoryError as error:
+            raise SnapshotError(f"the snapshot does not fit into memory: {error}") from error
+        except (
+            *(AttributeError, IndexError, ValueError, TypeError, AssertionError, OverflowError),
+        ) as error:
             raise SnapshotError(f"the snapshot contradicts itself: {error}") from error
         return manager
 
@@ -301,13 +305,14 @@ class BlockManager(Preemption):
         Raises:
             UnknownSequenceError: a sequence is not live.
             SwappedOutError: a sequence is in host memory.
-            ValueError: `num_forks` is less than 1.
+            ValueError: `num_forks` is less than 1, or more than a manager holds.
 
         """
         num_forks = whole_number(num_forks, "num_forks", 1)
         state, lists = self._tables.rows, self._tables.lists
-        parents = np.repeat(state.parents_of(sequence_ids), num_forks)
-        self._tables.reserve(parents.size)
+        parents = state.parents_of(sequence_ids)
+        self._tables.reserve(parents.size * num_forks)
+        parents = np.repeat(parents, num_forks)
         rows = state.add(parents.size)
         old, new = self._tables.all_lists_of(parents), self._tables.all_lists_of(rows)
         ends = self._tables.per_list(self._tables.blocks_for(state.num_tokens[parents]))

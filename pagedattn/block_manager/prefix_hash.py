@@ -51,6 +51,10 @@ class CacheKeys:
         for what, name in (("adapter", self.adapter), ("salt", self.salt)):
             if not (name is None or isinstance(name, str)):
                 raise ValueError(f"{what} must be a string or None; given {name!r}")
+        if not isinstance(self.media, (tuple, list)):
+            raise ValueError(
+                f"media must be pairs of a position and bytes, in a tuple; given {self.media!r}"
+            )
         for pair in self.media:
             if not (isinstance(pair, tuple) and len(pair) == 2):
                 raise ValueError(f"media must be pairs of a position and bytes; given {pair!r}")
@@ -94,7 +98,8 @@ class Prompts:
                 2**31 - 1, or there is not one key a prompt, or media lies outside its prompt.
 
         """
-        if not isinstance(prompts, (list, tuple, np.ndarray)):
+        is_array = isinstance(prompts, np.ndarray) and prompts.ndim > 0
+        if not (is_array or isinstance(prompts, (list, tuple))):
             raise ValueError(f"prompts must be a list of prompts; given {prompts!r}")
         for prompt in prompts[:1]:
             if np.isscalar(prompt) or (isinstance(prompt, np.ndarray) and prompt.ndim == 0):
@@ -105,6 +110,8 @@ class Prompts:
         lengths = np.array([part.size for part in parts], dtype=np.int64)
         if (lengths == 0).any():
             raise ValueError(f"prompt {int(np.argmin(lengths))} is empty; it needs 1 token")
+        if not (keys is None or isinstance(keys, (CacheKeys, list, tuple))):
+            raise ValueError(f"keys must be CacheKeys, or a list of them; given {keys!r}")
         each = [keys] * len(parts) if keys is None or isinstance(keys, CacheKeys) else [*keys]
         for key in each:
             if key is not None and not isinstance(key, CacheKeys):

@@ -49,6 +49,9 @@ class ManagerState:
         num_host_blocks = whole_number(num_host_blocks, "num_host_blocks", 0)
         if not isinstance(watermark, (int, float)) or not 0 <= watermark <= 1:
             raise ValueError(f"watermark is {watermark!r}; it must be a number from 0 to 1")
+        if not isinstance(prefix_caching, (bool, np.bool_)):
+            raise ValueError(f"prefix_caching is {prefix_caching!r}; it must be True or False")
+        prefix_caching = bool(prefix_caching)
         self.block_size = block_size
         self.watermark = watermark
         self._groups = LayerGroups(windows, block_size)
@@ -181,7 +184,8 @@ class ManagerState:
                 a group with a sliding window, whose tables lose entries while they grow.
 
         """
-        if not 0 <= layer_group < self._groups.count:
+        layer_group = whole_number(layer_group, "layer_group", 0)
+        if layer_group >= self._groups.count:
             raise ValueError(
                 f"layer_group is {layer_group}; there are {self._groups.count}, from 0"
             )
@@ -351,7 +355,10 @@ class ManagerState:
         lists = tables.all_lists_of(rows)
         tables.lists.open(lists, arrays["list_first"], arrays["list_ends"])
         tables.lists.entries[tables.held(rows)] = arrays["blocks"]
-        self._steps.restore(whole_number(settings["newest_step"], "newest_step", 0), arrays)
+        newest_step = whole_number(settings["newest_step"], "newest_step", 0)
+        if newest_step >= 1 << 62:
+            raise ValueError(f"newest_step is {newest_step}; there are not so many steps")
+        self._steps.restore(newest_step, arrays)
         for name in _COUNTERS:
             setattr(self, name, whole_number(settings["counters"][name], name, 0))
         for name in ("num_lookup_tokens", "num_hit_tokens") if self._cache is not None else ():

@@ -109,6 +109,15 @@ def test_more_tokens_than_a_sequence_has_are_refused(counts):
         table.slots(counts)
 
 
+@pytest.mark.parametrize(
+    "counts", [1.9, "2", True, [], [1, 2], 2**63, 2**64, float("inf"), None], ids=repr
+)
+def test_what_is_no_count_for_each_sequence_is_refused(counts):
+    _, _, table = made(4)
+    with pytest.raises(ValueError, match="num_last_tokens"):
+        table.slots(counts)
+
+
 def test_slots_of_a_large_pool_pass_32_bits():
     table = PageTable(256, np.array([[2**31 - 2]], dtype=np.int32), np.array([200]))
     assert table.slots().tolist() == [(2**31 - 2) * 256 + 199]

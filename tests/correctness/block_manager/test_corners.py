@@ -164,7 +164,9 @@ def test_a_seed_that_is_no_bytes_is_refused(seed):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"adapter": 5}, {"salt": b"a"}, {"media": ((1,),)}, {"media": (5,)}], ids=str
+    "keys",
+    [{"adapter": 5}, {"salt": b"a"}, {"media": ((1,),)}, {"media": (5,)}, {"media": None}],
+    ids=str,
 )
 def test_keys_of_other_types_are_refused_in_a_sentence(keys):
     with pytest.raises(ValueError, match="must be"):
@@ -195,6 +197,27 @@ def test_a_number_of_forks_is_a_whole_number(num_forks):
     with pytest.raises(ValueError, match="num_forks is"):
         manager.fork(sequence, num_forks)
     assert manager.num_sequences == 1
+
+
+@pytest.mark.parametrize("num_forks", [2**20, 10**12, 2**63, 10**30], ids=str)
+def test_more_forks_than_a_manager_holds_are_refused_before_they_take_memory(num_forks):
+    manager = BlockManager(8, 4)
+    parents = manager.allocate([5, 3])
+    with pytest.raises(ValueError, match=f"{2 * num_forks} more .* a manager holds 1048576"):
+        manager.fork(parents, num_forks)
+    assert manager.num_sequences == 2
+
+
+@pytest.mark.parametrize("value", ["off", 1, None], ids=repr)
+def test_prefix_caching_is_true_or_false(value):
+    with pytest.raises(ValueError, match=f"prefix_caching is {value!r}; it must be True or False"):
+        BlockManager(4, 4, prefix_caching=value)
+
+
+def test_prefix_caching_may_be_a_boolean_of_numpy(tmp_path):
+    manager = BlockManager(4, 4, prefix_caching=np.bool_(False))
+    manager.snapshot().save(tmp_path / "state.npz")
+    assert Snapshot.load(tmp_path / "state.npz").settings["prefix_caching"] is False
 
 
 def test_a_step_that_is_done_cannot_fail():
@@ -255,7 +278,11 @@ def test_what_is_given_up_before_it_is_launched_is_not_found():
     ("call", "sentence"),
     [
         (lambda m: m.admit([[1]], keys=["t"]), "keys must be CacheKeys or None; given 't'"),
+        (lambda m: m.admit([[1]], 5), "keys must be CacheKeys, or a list of them; given 5"),
         (lambda m: m.admit(None), "prompts must be a list of prompts; given None"),
+        (lambda m: m.admit(np.array(3)), r"prompts must be a list of prompts; given array\(3\)"),
+        (lambda m: m.block_tables([], "x"), "layer_group is 'x'; it must be a whole number"),
+        (lambda m: m.block_tables([], None), "layer_group is None"),
         (lambda m: m.admit([3]), "the first of it is 3"),
         (lambda m: m.admit([np.array(3)]), r"the first of it is array\(3\)"),
         (lambda m: m.finish_step("1"), "a step is '1'"),
@@ -281,6 +308,7 @@ def test_a_window_is_a_whole_number_of_tokens(window):
         BlockManager(8, 4, windows=(window,))
 
 
-def test_a_picture_has_columns():
-    with pytest.raises(ValueError, match="columns is 0"):
-        BlockManager(8, 4).snapshot().draw(0)
+@pytest.mark.parametrize("columns", [0, 1.5, "x"], ids=repr)
+def test_a_picture_has_columns(columns):
+    with pytest.raises(ValueError, match=f"columns is {columns!r}"):
+        BlockManager(8, 4).snapshot().draw(columns)

@@ -258,6 +258,24 @@ def test_settings_of_another_kind_are_refused(change):
         BlockManager.restore(Snapshot(dict(snapshot.settings) | change, snapshot.arrays))
 
 
+@pytest.mark.parametrize(
+    ("settings", "arrays", "sentence"),
+    [
+        ({"newest_step": 2**63}, {}, "contradicts itself"),
+        ({}, {"ids": np.int8}, "contradicts itself"),
+        ({"block_size": 2**45}, {}, "does not fit into memory"),
+        ({"num_blocks": 2**50}, {}, "num_blocks is"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_too_large_are_refused(settings, arrays, sentence):
+    snapshot = busy_manager().snapshot()
+    others = {name: snapshot.arrays[name].astype(kind) for name, kind in arrays.items()}
+    made = Snapshot({**snapshot.settings, **settings}, {**snapshot.arrays, **others})
+    with pytest.raises(SnapshotError, match=sentence):
+        BlockManager.restore(made)
+
+
 def forked_manager():
     manager = BlockManager(16, 4, num_host_blocks=4)
     (parent,) = manager.admit([range(6)]).sequence_ids
