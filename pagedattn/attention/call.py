@@ -28,6 +28,10 @@ MOST_WINDOW = 1 << 30
 """Tokens of the widest window. No sequence has as many, and a position less it fits in int32, of a
 padding sequence's queries too, which come before position 0."""
 
+LEAST_IDLE_CAP = 2.0**100
+"""A soft cap that bounds nothing: only a score of more than 2 ** 87 would change by a unit in
+float32's last place."""
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -64,7 +68,7 @@ class AttentionCall:
         window: most keys that a query sees, its own the last of them; at least 1. Block table
             entries of blocks that no query sees any more mean nothing. What is above `MOST_WINDOW`
             becomes that, since kernels count in int32.
-        soft_cap: bound of the scores, above 0.
+        soft_cap: bound of the scores, above 0. `LEAST_IDLE_CAP` and more becomes None.
         alibi_slopes: float32 [num_query_heads], contiguous.
         sinks: float32 [num_query_heads], contiguous.
         causal: False lets each query see all of its sequence's keys; then there is neither a window
@@ -85,9 +89,11 @@ class AttentionCall:
     causal: bool = True
 
     def __post_init__(self) -> None:
-        """Bound the window."""
+        """Bound the window, and leave out a cap that no score comes near."""
         if self.window is not None and self.window > MOST_WINDOW:
             object.__setattr__(self, "window", MOST_WINDOW)
+        if self.soft_cap is not None and self.soft_cap >= LEAST_IDLE_CAP:
+            object.__setattr__(self, "soft_cap", None)
 
     @property
     def features(self) -> frozenset[str]:

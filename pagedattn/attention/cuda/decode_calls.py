@@ -25,6 +25,7 @@ from pagedattn.attention.cuda.decode_division import (
 )
 from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import reads_again
+from pagedattn.attention.cuda.soft_cap import LARGEST_CAP
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -48,6 +49,8 @@ def not_taken(call: AttentionCall) -> str | None:
         return f"block_size {block_size}, which is no power of two"
     if min(block_size, 16) * head_size * kv_bytes % 128:
         return f"block_size {block_size} with rows of {head_size * kv_bytes} bytes"
+    if call.soft_cap is not None and call.soft_cap > LARGEST_CAP:
+        return f"a soft cap of {call.soft_cap:g}"
     if columns > MAX_COLUMNS or columns * head_size > MAX_ACCUMULATORS:
         return f"{columns} queries and heads of a group together"
     strides = (*cache.key.stride()[:3], cache.value.data_ptr(), cache.key.data_ptr())

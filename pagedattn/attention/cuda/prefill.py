@@ -84,7 +84,7 @@ from pagedattn.attention.cuda.prefill_config import (
     usual_cut,
 )
 from pagedattn.attention.cuda.prefill_map import map_of, map_of_queries
-from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS
+from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, LARGEST_CAP
 from pagedattn.attention.triton.decode import rows_of_one_tile
 from pagedattn.attention.triton.parts import merge_shares
 from pagedattn.kv_cache import FP8
@@ -152,6 +152,8 @@ def not_taken(call: AttentionCall) -> str | None:
         # parts of shared blocks: the decode kernel comes first, and what it does not take, as heads
         # of 80, is read by all programs together in Triton's
         return f"short queries that see all keys over {cache.dtype}"
+    if call.soft_cap is not None and call.soft_cap > LARGEST_CAP:
+        return f"a soft cap of {call.soft_cap:g}"
     if not call.scale > 0:
         return f"scale {call.scale}"
     if call.alibi_slopes is not None and call.scale < LEAST_SCALE:

@@ -26,6 +26,9 @@ NEGLIGIBLE_BITS = 24
 Of many such weights little more is lost: a polynomial is near to tanh a little beyond its largest
 x, and farther scores have less weight yet.
 """
+LARGEST_CAP = 1000.0
+"""Above it Triton's kernels are taken: the formula here is right to some units in the last place of
+the cap, which is much of a score far below it."""
 _LEAST, _MOST = 1e-35, 1e35  # terms that float32 holds, with a margin
 
 

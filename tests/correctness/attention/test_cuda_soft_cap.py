@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import prefill
-from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, Polynomial
+from pagedattn.attention.cuda import decode_calls, launcher_of, prefill
+from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, LARGEST_CAP, Polynomial
 from pagedattn.kv_cache import FP8
 from pagedattn.testing.emulator import unavailable
 
-from .emulated import by_fp8, check, inputs_of, nightly, prefill_of
+from .emulated import by_fp8, check, inputs_of, nightly, prefill_of, small_tiles
 
 emulated = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
 CHUNKS = ((130, 9), (450, 700))
@@ -27,6 +27,21 @@ def by_terms(terms, scores):
     for coefficient in coefficients[::-1]:
         total = total * square + coefficient
     return scores * total
+
+
+def test_caps_of_which_a_score_would_be_few_last_places_are_left_to_triton():
+    for kv_lengths, queries in (((90,), 1), ((450,), 130), ((450, 90), (130, 1))):
+        call = inputs_of(kv_lengths, queries, soft_cap=LARGEST_CAP).call()
+        assert launcher_of(call) is not None
+        larger = dataclasses.replace(call, soft_cap=2 * LARGEST_CAP)
+        assert launcher_of(larger) is None
+        assert prefill.not_taken(larger) == decode_calls.not_taken(larger) == "a soft cap of 2000"
+
+
+@emulated
+def test_the_largest_cap_is_right_far_above_all_scores():
+    check(inputs_of((90, 300), soft_cap=LARGEST_CAP), small_tiles, lse=True, seeds=(0,))
+    check(inputs_of((90, 300), 20, soft_cap=LARGEST_CAP), prefill_of, lse=True, seeds=(0,))
 
 
 @pytest.mark.parametrize(("polynomial", "error"), [(FEW_TERMS, 1.5e-6), (ALL_TERMS, 1e-6)])
