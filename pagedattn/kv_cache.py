@@ -46,7 +46,8 @@ class LayerCache:
         value_scale: the same for the values.
 
     Raises:
-        ValueError: key and value differ in one of these, or something is not as described.
+        ValueError: key and value differ in one of these, or a shape, dtype, layout or device is not
+            as described. Whether scales are above 0 is not looked at, which would wait for a GPU.
 
     """
 
@@ -233,8 +234,8 @@ class KVCache:
 
         Raises:
             ValueError: the caches differ in more than their number of blocks, a block is outside
-                its cache, or a CUDA graph is captured, which would keep the first list; nothing
-                is copied.
+                its cache or written twice, sources are not as many as destinations, or a CUDA graph
+                is captured, which would keep the first list; nothing is copied.
 
         """
         source = self if source is None else source
@@ -245,6 +246,7 @@ class KVCache:
                 f"given {tuple(theirs.shape)} of {theirs.dtype} to copy into "
                 f"{tuple(mine.shape)} of {mine.dtype}"
             )
+        copies.check_integrity()
         if not len(copies):
             return
         for what, blocks, num_blocks in (

@@ -5,21 +5,26 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, overload
 
+import numpy as np
 import torch
 
+from pagedattn.attention.batch import AttentionBatch
 from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.cascade import attend_in_parts, plan_of
 from pagedattn.attention.registry import UnsupportedError, get_implementation
 from pagedattn.device import current_device
+from pagedattn.kv_cache import LayerCache
 
 if TYPE_CHECKING:
-    from pagedattn.attention.batch import AttentionBatch
+    from contextlib import AbstractContextManager
+
     from pagedattn.attention.registry import Implementation
-    from pagedattn.kv_cache import LayerCache
 
 QUERY_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_AS_IT_IS = nullcontext()
 
 
 def write_kv(
@@ -32,9 +37,12 @@ def write_kv(
 ) -> None:
     """Write the K and V of a step's tokens into their slots; changes the cache.
 
+    Nothing is kept for gradients.
+
     Args:
-        key: [num_tokens, num_kv_heads, head_size]; cast to the cache's dtype. For an fp8 cache
-            it is divided by the head's scale, limited to what fp8 holds, and rounded to nearest.
+        key: of a floating dtype, [num_tokens, num_kv_heads, head_size]; cast to the cache's. For an
+            fp8 cache it is divided by the head's scale, limited to what fp8 holds, and rounded to
+            nearest.
         value: the same shape and dtype.
         cache: one layer's views.
         slots: int64 [num_tokens], distinct; a slot outside the cache is skipped.
@@ -46,7 +54,7 @@ def write_kv(
 
     """
     check_new_tokens(key, value, cache, slots)
-    with current_device(cache.key.device):
+    with current_device(cache.key.device), without_gradients(key, value):
         choose_implementation(implementation, cache).write_kv(key, value, cache, slots)
 
 
@@ -106,19 +114,22 @@ def attention(
     Query token t of a sequence with n tokens, q of them queries, is the sequence's token
     `n - q + t` and sees the keys 0 to `n - q + t`. Query head h uses KV head
     `h // (num_query_heads / num_kv_heads)`. The query tokens' own K and V must have been
-    written before (`write_kv`). `AttentionCall` has the formula with all of its options.
+    written before (`write_kv`). `AttentionCall` has the formula with all of its options. Nothing is
+    kept for gradients. What tensors of the batch hold is not looked at, which would wait for a GPU:
+    `AttentionBatch.check_integrity` does.
 
     Args:
         query: [num_query_tokens, num_query_heads, head_size], the cache's dtype; over an fp8
             cache float16, bfloat16 or float32.
         cache: one layer's views; read only.
         batch: lengths, block tables and query rows.
-        scale: factor of the scores; None is `1 / sqrt(head_size)`.
+        scale: finite factor of the scores; None is `1 / sqrt(head_size)`.
         out: where to write, in the shape and dtype of `query`; None allocates.
         return_lse: return the log-sum-exp of the scores too, to merge partial results by.
         window: a query sees at most this many keys, its own the last of them; at least 1.
             Block table entries that have left every query's window mean nothing.
-        soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; above 0.
+        soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; finite and above
+            0. One of 2 ** 100 and more is none.
         alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
         sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.
         causal: False lets every query see all keys of its sequence, without window or slopes.
@@ -145,15 +156,23 @@ def attention(
                 f"out is {out.dtype} {tuple(out.shape)}; "
                 f"it must be {query.dtype} {tuple(query.shape)}"
             )
-        if out.stride(-1) != 1:
-            raise ValueError("out must be contiguous in its last dimension")
+        check_written("out", out)
         check_device("out", out, cache)
-    if window is not None and (type(window) is not int or window < 1):
-        raise ValueError(
-            f"window is {window!r}; it must be a whole number of tokens, at least 1, or None"
-        )
-    if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
-        raise ValueError(f"soft_cap is {soft_cap!r}; it must be a finite number above 0, or None")
+    scale = cache.head_size**-0.5 if scale is None else float(scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale!r}; it must be a finite number, or None")
+    if window is not None:
+        if (type(window) is not int and not isinstance(window, np.integer)) or window < 1:
+            raise ValueError(
+                f"window is {window!r}; it must be a whole number of tokens, at least 1, or None"
+            )
+        window = int(window)
+    if soft_cap is not None:
+        if not (math.isfinite(soft_cap) and soft_cap > 0):
+            raise ValueError(
+                f"soft_cap is {soft_cap!r}; it must be a finite number above 0, or None"
+            )
+        soft_cap = float(soft_cap)
     if not causal and (window is not None or alibi_slopes is not None):
         raise ValueError(
             "a window and alibi_slopes count from a query's own position; they need causal=True"
@@ -170,7 +189,7 @@ def attention(
         query=query,
         cache=cache,
         batch=batch,
-        scale=cache.head_size**-0.5 if scale is None else scale,
+        scale=scale,
         out=out,
         lse=lse,
         window=window,
@@ -186,7 +205,7 @@ def attention(
             raise UnsupportedError(
                 f"implementation {chosen.name!r} cannot take these inputs: {reason}"
             )
-        with current_device(query.device):
+        with current_device(query.device), without_gradients(query, alibi_slopes, sinks):
             plan = plan_of(chosen, call)
             if plan is None:
                 chosen.attention(call)
@@ -199,6 +218,11 @@ def check_new_tokens(
     key: torch.Tensor, value: torch.Tensor, cache: LayerCache, slots: torch.Tensor
 ) -> None:
     """Raise `ValueError` unless these are as `write_kv` describes them."""
+    check_layer(cache)
+    if slots.dtype != torch.int64:
+        raise ValueError(f"slots are {slots.dtype}; they must be torch.int64")
+    if slots.dim() != 1 or not slots.is_contiguous():
+        raise ValueError("slots must be contiguous in their one dimension")
     expected = (slots.shape[0], cache.num_kv_heads, cache.head_size)
     for name, tensor in (("key", key), ("value", value)):
         if tuple(tensor.shape) != expected:
@@ -209,10 +233,10 @@ def check_new_tokens(
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name} must be contiguous in its last dimension")
         check_device(name, tensor, cache)
-    if slots.dtype != torch.int64:
-        raise ValueError(f"slots are {slots.dtype}; they must be torch.int64")
-    if slots.dim() != 1 or not slots.is_contiguous():
-        raise ValueError("slots must be contiguous in their one dimension")
+    if key.dtype != value.dtype or not key.is_floating_point():
+        raise ValueError(
+            f"key is {key.dtype} and value {value.dtype}; they must be of one floating dtype"
+        )
     check_device("slots", slots, cache)
 
 
@@ -231,6 +255,17 @@ def _fastest(device: torch.device) -> str:
 
 
 def _check_query(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> None:
+    check_layer(cache)
+    if not isinstance(batch, AttentionBatch):
+        raise ValueError(
+            f"batch is a {type(batch).__name__}; attention takes an AttentionBatch, which "
+            "AttentionBatch.of makes of a PageTable"
+        )
+    if batch.block_size not in (None, cache.block_size):
+        raise ValueError(
+            f"the batch's page table is of blocks of {batch.block_size} tokens; the cache's have "
+            f"{cache.block_size}"
+        )
     if query.dim() != 3:
         raise ValueError(
             f"query has {query.dim()} dimensions; it must be "
@@ -241,7 +276,7 @@ def _check_query(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) 
         raise ValueError(f"query has {num_tokens} tokens; the batch has {batch.num_query_tokens}")
     if head_size != cache.head_size:
         raise ValueError(f"query has head_size {head_size}; the cache has {cache.head_size}")
-    if num_query_heads % cache.num_kv_heads != 0:
+    if num_query_heads < 1 or num_query_heads % cache.num_kv_heads != 0:
         raise ValueError(
             f"query has {num_query_heads} heads, which is no multiple of the cache's "
             f"{cache.num_kv_heads} KV heads"
@@ -273,6 +308,32 @@ def check(condition: bool, sentence: str) -> None:
     """Raise `ValueError` with this sentence unless the condition holds."""
     if not condition:
         raise ValueError(sentence)
+
+
+def check_layer(cache: LayerCache) -> None:
+    """Raise `ValueError` unless this is one layer's cache."""
+    if not isinstance(cache, LayerCache):
+        raise ValueError(
+            f"cache is a {type(cache).__name__}; it must be a LayerCache, as KVCache.layer returns"
+        )
+
+
+def check_written(name: str, tensor: torch.Tensor) -> None:
+    """Raise `ValueError` unless kernels can write rows of elements to a tensor."""
+    if tensor.stride(-1) != 1:
+        raise ValueError(f"{name} must be contiguous in its last dimension")
+    strides = tensor.stride()
+    if 0 in strides and any(
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, strides, strict=True)
+    ):
+        raise ValueError(f"{name} has several rows in one place; its strides are {strides}")
+
+
+def without_gradients(*tensors: torch.Tensor | None) -> AbstractContextManager[object]:
+    """Return a context in which PyTorch keeps nothing for gradients, where it otherwise would."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return torch.no_grad()
+    return _AS_IT_IS
 
 
 def check_device(name: str, tensor: torch.Tensor, cache: LayerCache) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pagedattn.attention.batch_contents import check_contents
 from pagedattn.attention.batch_memory import NUM_ARRIVALS, NUM_TICKETS, BatchMemory
 from pagedattn.attention.cascade.sharing import SharedNow, Sharing
 from pagedattn.attention.mixture import MOST_SHORT, Mixture
@@ -68,11 +69,14 @@ class AttentionBatch:
         mixture: what the host knew of short and long queries when the batch was made, or None if
             it mixes none. It is used as `likely_kv_length` is, and `advance` and `update` leave it
             as it was.
+        block_size: tokens of a block of the page table, which the cache must have too; None where
+            that is not known.
 
     Raises:
         ValueError: a tensor's dtype, shape, layout or device is not as said here, which kernels do
             not look at: `block_tables` may have any stride from row to row, and else tensors are
-            contiguous, but for `slots`; or a bound is negative.
+            contiguous, but for `slots`; or a bound is negative. What the tensors hold is looked at
+            by `check_integrity` alone.
 
     """
 
@@ -89,6 +93,7 @@ class AttentionBatch:
     likely_kv_length: int | None = None
     likely_shared: bool = False
     mixture: Mixture | None = None
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         if self._own_memory is not None:
@@ -141,8 +146,9 @@ class AttentionBatch:
                 on a CPU is nowhere.
 
         Raises:
-            ValueError: a query length is negative or above the sequence's length, or a sequence
-                is longer than `max_kv_length`.
+            ValueError: a query length is no whole number, negative or above the sequence's length;
+                a sequence is longer than `max_kv_length` or its block table; or there is not one of
+                each for each sequence.
 
         """
         step = Step.of(page_table, query_lengths)
@@ -176,6 +182,7 @@ class AttentionBatch:
                 if step.max_query_length > MOST_SHORT
                 else None
             ),
+            block_size=page_table.block_size,
         )
 
     @cached_property
@@ -275,6 +282,11 @@ class AttentionBatch:
 
         """
         step = Step.of(page_table, query_lengths)
+        if self.block_size not in (None, page_table.block_size):
+            raise ValueError(
+                f"the page table is of blocks of {page_table.block_size} tokens; this batch was "
+                f"made for {self.block_size}"
+            )
         self._require_bounds(step.max_query_length, step.max_kv_length)
         size = page_table.num_sequences
         self._require_shapes(((size,), (size + 1,), step.slots.shape))
@@ -322,6 +334,20 @@ class AttentionBatch:
                 self.memory.forget()
         if self.sharing is not None:
             self.sharing.follow(None if other.sharing is None else other.sharing.now, self)
+
+    def check_integrity(self, num_blocks: int, block_size: int) -> None:
+        """Look at what the tensors hold; waits for the GPU, so that it is for tests and debugging.
+
+        Args:
+            num_blocks: of the cache.
+            block_size: tokens a block of the cache.
+
+        Raises:
+            ValueError: something is not as the class says, in a sentence that names the first
+                sequence of which that is so.
+
+        """
+        check_contents(self, num_blocks, block_size)
 
     def place_of_own(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return own lengths and tables that `advance` fills for one plan; None if it cannot."""

@@ -90,10 +90,13 @@ def register(implementation: Implementation) -> None:
     if name in _BUILT_IN or name in _made:
         raise ValueError(f"an implementation named {name!r} exists already")
     if name in plugins():
-        offering = " and ".join(plugins()[name].packages)
-        raise ValueError(
-            f"an implementation named {name!r} exists already: the package {offering} offers it"
+        packages = plugins()[name].packages
+        offering = (
+            f"the package {packages[0]} offers it"
+            if len(packages) == 1
+            else f"the packages {' and '.join(packages)} offer it"
         )
+        raise ValueError(f"an implementation named {name!r} exists already: {offering}")
     _made[name] = implementation
 
 

@@ -12,7 +12,9 @@ from pagedattn.attention.api import (
     check,
     check_device,
     check_new_tokens,
+    check_written,
     choose_implementation,
+    without_gradients,
 )
 from pagedattn.device import current_device
 
@@ -152,21 +154,22 @@ def rotary_write_kv(
         ValueError: shapes, dtypes or devices do not fit.
 
     """
+    for name, tensor in (("key", key), ("value", value)):
+        check(
+            tensor.dtype in QUERY_DTYPES,
+            f"{name} is {tensor.dtype}; it must be float16, bfloat16 or float32",
+        )
     check_new_tokens(key, value, cache, slots)
     check(
         query.dim() == 3
         and len(query) == len(slots)
+        and query.shape[1] > 0
         and query.shape[2] == cache.head_size
         and query.dtype in QUERY_DTYPES,
         f"query is {query.dtype} {tuple(query.shape)}; it must be float16, bfloat16 or float32 "
         f"[num_tokens, num_query_heads, head_size], here [{len(slots)}, ..., {cache.head_size}]",
     )
     check(query.stride(-1) == 1, "query must be contiguous in its last dimension")
-    for name, tensor in (("key", key), ("value", value)):
-        check(
-            tensor.dtype in QUERY_DTYPES,
-            f"{name} is {tensor.dtype}; it must be float16, bfloat16 or float32",
-        )
     check(
         positions.shape == slots.shape and positions.dtype in (torch.int32, torch.int64),
         f"positions are {positions.dtype} {tuple(positions.shape)}; they must be int32 or int64 "
@@ -182,20 +185,24 @@ def rotary_write_kv(
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
     else:
         check(
-            out.shape == query.shape and out.dtype == query.dtype and out.stride(-1) == 1,
-            f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} "
-            f"{tuple(query.shape)}, contiguous in its last dimension",
+            out.shape == query.shape and out.dtype == query.dtype,
+            f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} {tuple(query.shape)}",
+        )
+        check_written("out", out)
+        check(
+            out.data_ptr() != query.data_ptr() or out.stride() == query.stride(),
+            f"out begins where query does, with strides {out.stride()} and not {query.stride()}",
         )
         check_device("out", out, cache)
     if not len(slots):
         return out
     chosen = choose_implementation(implementation, cache)
     fused = getattr(chosen, "rotary_write_kv", None)
-    with current_device(query.device):
+    with current_device(query.device), without_gradients(query, key, value):
         if fused is not None:
             fused(query, key, value, cache, slots, positions, rotary, out)
         else:
-            out.copy_(rotate(query, positions, rotary))
             turned = rotate(key, positions, rotary).to(key.dtype)
+            out.copy_(rotate(query, positions, rotary))
             chosen.write_kv(turned, value, cache, slots)
     return out

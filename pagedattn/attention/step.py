@@ -37,9 +37,9 @@ class Step:
 
     @classmethod
     def of(cls, page_table: PageTable, query_lengths: ArrayLike) -> Step:
-        """Work it out; ValueError where a query length is none."""
+        """Work it out; ValueError where a query length is none, or a length is not the table's."""
+        longest = _longest(page_table)
         slots = page_table.slots(query_lengths)
-        longest = int(page_table.num_tokens.max(initial=0))
         size = page_table.num_sequences
         if type(query_lengths) is int:
             lengths, starts = _even(size, query_lengths)
@@ -49,6 +49,30 @@ class Step:
         starts = np.zeros(size + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
         return cls(page_table, lengths, starts, slots, int(lengths.max(initial=0)), longest)
+
+
+def _longest(page_table: PageTable) -> int:
+    """Return the longest sequence's tokens; raise ValueError unless tables have room for them."""
+    tables, lengths = page_table.block_tables, page_table.num_tokens
+    if page_table.lineage is not None:  # a block manager's
+        return int(lengths.max(initial=0))
+    if page_table.block_size < 1:
+        raise ValueError(f"block_size is {page_table.block_size}; a block has at least 1 token")
+    if tables.ndim != 2 or lengths.shape != tables.shape[:1]:
+        raise ValueError(
+            f"block_tables has shape {tables.shape} and num_tokens {lengths.shape}; they must be "
+            "[num_sequences, max_blocks] and [num_sequences]"
+        )
+    longest = int(lengths.max(initial=0))
+    if lengths.min(initial=0) < 0:
+        raise ValueError(f"a sequence has {lengths.min()} tokens; it must have at least 0")
+    room = tables.shape[1] * page_table.block_size
+    if longest > room:
+        raise ValueError(
+            f"a sequence has {longest} tokens; a block table of {tables.shape[1]} blocks of "
+            f"{page_table.block_size} has room for {room}"
+        )
+    return longest
 
 
 @functools.lru_cache(maxsize=64)

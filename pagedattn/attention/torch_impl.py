@@ -14,10 +14,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from pagedattn.attention.cascade import torch_steps
+from pagedattn.attention.rotary import rotate
 from pagedattn.kv_cache import dequantised, write_slots
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.rotary import Rotary
     from pagedattn.kv_cache import LayerCache
 
 
@@ -105,6 +107,22 @@ class TorchImplementation:
     ) -> None:
         """Write K and V of tokens into their slots; slots outside the cache are skipped."""
         write_slots(cache, key, value, slots)
+
+    def rotary_write_kv(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: LayerCache,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        rotary: Rotary,
+        out: torch.Tensor,
+    ) -> None:
+        """Turn Q and K, and write K and V; see `pagedattn.attention.rotary_write_kv`."""
+        turned = rotate(key, positions, rotary)
+        out.copy_(rotate(query, positions, rotary))
+        write_slots(cache, turned, value, slots)
 
     def gather_rows(self, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Collect the queries of parts; see `pagedattn.attention.cascade`."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -28,6 +29,20 @@ class BlockCopies:
     def __len__(self) -> int:
         """Blocks to copy."""
         return int(self.sources.size)
+
+    def check_integrity(self) -> None:
+        """Raise ValueError where this is no list of copies that can be done in any order."""
+        sources, destinations = self.sources, self.destinations
+        for name, blocks in (("sources", sources), ("destinations", destinations)):
+            if not isinstance(blocks, np.ndarray) or blocks.dtype.kind not in "iu":
+                raise ValueError(f"{name} must be an array of whole numbers; given {blocks!r}")
+        if sources.ndim != 1 or sources.shape != destinations.shape:
+            raise ValueError(
+                "there must be as many sources as destinations, in flat arrays; given shapes "
+                f"{sources.shape} and {destinations.shape}"
+            )
+        if np.unique(destinations).size < destinations.size:
+            raise ValueError("destinations name a block twice; what it would hold is not defined")
 
 
 CopyBlocks = Callable[[BlockCopies], object]

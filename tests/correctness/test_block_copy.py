@@ -82,6 +82,26 @@ def test_a_list_of_another_shape_or_type_is_refused(pairs):
         made(torch.device("cpu")).copy_block_pairs(pairs)
 
 
+@pytest.mark.parametrize(
+    ("sources", "destinations", "sentence"),
+    [
+        ([0], [2, 3], r"given shapes \(1,\) and \(2,\)"),
+        ([0, 1], [2], "as many sources as destinations"),
+        ([0, 1], [2, 2], "destinations name a block twice"),
+        ([0.5], [2.0], "sources must be an array of whole numbers"),
+    ],
+    ids=str,
+)
+def test_lists_that_are_no_copies_are_refused_and_nothing_is_copied(
+    device, sources, destinations, sentence
+):
+    cache = made(device)
+    before = contents(cache)
+    with pytest.raises(ValueError, match=sentence):
+        cache.copy_blocks(BlockCopies(np.array(sources), np.array(destinations)))
+    assert torch.equal(contents(cache), before)
+
+
 def test_sources_are_read_before_they_are_written(device):
     cache = made(device)
     before = contents(cache)

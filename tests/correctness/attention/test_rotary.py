@@ -293,6 +293,7 @@ def test_gpt_j_turns_as_transformers_does():
         ({"query": torch.zeros(3, 2, 32)}, r"query is torch.float32 \(3, 2, 32\); it must be"),
         ({"query": torch.zeros(2, 2, 64)}, r"\[num_tokens, num_query_heads, head_size\], here \[3"),
         ({"query": torch.zeros(3, 2, 64).long()}, "query is torch.int64"),
+        ({"query": torch.zeros(3, 0, 64)}, r"query is torch.float32 \(3, 0, 64\)"),
         ({"query": torch.zeros(3, 64, 2).transpose(1, 2)}, "query must be contiguous in its last"),
         ({"key": torch.zeros(3, 1, 64)}, "key has shape"),
         ({"key": torch.zeros(3, 2, 64).double()}, "key is torch.float64; it must be float16"),
@@ -301,6 +302,7 @@ def test_gpt_j_turns_as_transformers_does():
         ({"slots": torch.zeros(3).int()}, "slots are torch.int32"),
         ({"rotary": rotary_of(66, "cpu")}, "the rotary size is 66; the heads have 64 elements"),
         ({"out": torch.zeros(3, 2, 64).half()}, "out is torch.float16"),
+        ({"out": torch.zeros(1, 2, 64).expand(3, 2, 64)}, "out has several rows in one place"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

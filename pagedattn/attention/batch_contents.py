@@ -1,0 +1,49 @@
+"""What the tensors of a batch must hold, which nothing looks at while it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pagedattn.attention.batch import AttentionBatch
+
+
+def check_contents(batch: AttentionBatch, num_blocks: int, block_size: int) -> None:
+    """Raise ValueError where a batch's tensors hold what they must not.
+
+    Args:
+        batch: on any device, for which this waits.
+        num_blocks: of the cache.
+        block_size: tokens a block of the cache.
+
+    """
+    tables = batch.block_tables.cpu().numpy()
+    lengths = batch.kv_lengths.cpu().numpy().astype(np.int64)
+    starts = batch.query_starts.cpu().numpy().astype(np.int64)
+    if starts[0] != 0 or starts[-1] > batch.num_query_tokens:
+        raise ValueError(
+            f"query_starts go from {starts[0]} to {starts[-1]}; they must begin at 0 and end at "
+            f"{batch.num_query_tokens} at most"
+        )
+    queries, room = np.diff(starts), tables.shape[1] * block_size
+    used = np.arange(tables.shape[1]) * block_size < lengths[:, None]
+    strange = used & ((tables < 0) | (tables >= num_blocks))
+    for is_wrong, what in (
+        (queries < 0, "query_starts that fall"),
+        (
+            queries > batch.max_query_length,
+            f"more query tokens than max_query_length, {batch.max_query_length}",
+        ),
+        (lengths < 0, "a negative length"),
+        (
+            lengths > batch.max_kv_length,
+            f"more tokens than max_kv_length, {batch.max_kv_length}",
+        ),
+        (lengths > room, f"more tokens than its block table has room for, {room}"),
+        ((queries > lengths) & (lengths > 0), "more query tokens than tokens"),
+        (strange.any(axis=1), f"a block that is none of the cache's {num_blocks}"),
+    ):
+        if is_wrong.any():
+            raise ValueError(f"sequence {int(is_wrong.argmax())} has {what}")
