@@ -18,6 +18,7 @@ from pagedattn.config import ConfigError, ModelConfig, preset_names
 from pagedattn.hardware import GIB, GPU, find_gpu, gpu_names, own_gpu
 from pagedattn.memory import KV_SCALES, KVMemory
 from pagedattn.report.text import clean
+from pagedattn.report.values import ResultsError
 from pagedattn.workloads import TraceError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(arguments)
         formats = () if options.no_plot else options.formats
         settings = read_settings(options)
-        check_outputs(options.out, formats, options.json)
+        check_outputs(options.out, formats, options.json, files_read(options))
         result = Calculation.of(settings, progress)
         written = write_outputs(result, options.out, formats, options.json)
         progress.end()
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if written:
             _say(f"\nWritten: {', '.join(written)}")
         sys.stdout.flush()
-    except (ConfigError, TraceError) as error:
+    except (ConfigError, TraceError, ResultsError) as error:
         progress.end()
         print(clean(str(error)), file=sys.stderr)
         return 2
@@ -134,17 +135,35 @@ def read_settings(options: argparse.Namespace) -> Settings:
     )
 
 
+def files_read(options: argparse.Namespace) -> list[Path]:
+    """Return the files that :func:`read_settings` reads: a model's and a trace."""
+    files = []
+    if _preset(options.model) is None:
+        model = Path(options.model)
+        files.append(model / "config.json" if model.is_dir() else model)
+    if options.trace is not None:
+        files.append(options.trace)
+    return files
+
+
 def find_model(name: str) -> ModelConfig:
     """Return a preset, or the model of a ``config.json`` or of the folder that holds it."""
+    preset = _preset(name)
+    if preset is not None:
+        return preset
+    if Path(name).exists() or name.endswith(".json"):
+        return ModelConfig.from_hf(name)
+    raise ConfigError(
+        f"--model must be the path of a config.json or one of {', '.join(preset_names())}, "
+        f"not {name!r}."
+    )
+
+
+def _preset(name: str) -> ModelConfig | None:
     try:
         return ModelConfig.preset(name)
     except ConfigError:
-        if Path(name).exists() or name.endswith(".json"):
-            return ModelConfig.from_hf(name)
-        raise ConfigError(
-            f"--model must be the path of a config.json or one of {', '.join(preset_names())}, "
-            f"not {name!r}."
-        ) from None
+        return None
 
 
 def _gpu(name: str | None) -> GPU:

@@ -10,39 +10,14 @@ import pytest
 
 from pagedattn.calculator import cli
 from pagedattn.hardware import GPU
+from tests.correctness.calculator.command import CONFIG, SMALL, fails
 
 TOOL = Path(__file__).parents[3] / "tools" / "paged_attention_benchmark.py"
-SMALL = ("--gpu", "1", "--model", "smollm2-135m", "--max-model-len", "512", "--users", "10")
-SMALL += ("--system-prompt-tokens", "50", "--own-tokens", "10", "--weights", "0.1")
-CONFIG = {
-    "model_type": "llama",
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "vocab_size": 1000,
-    "max_position_embeddings": 1024,
-    "torch_dtype": "bfloat16",
-}
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def fails(capsys, *arguments):
-    """Run the command, which must fail with one sentence and write nothing; return it."""
-    before = sorted(Path().rglob("*"))
-    assert cli.main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.endswith(".\n")
-    assert captured.err.count("\n") == 1
-    assert ". " not in captured.err
-    assert sorted(Path().rglob("*")) == before
-    return captured.err
 
 
 def test_tables_formulas_and_files_come_out(capsys):
@@ -226,41 +201,6 @@ def test_a_malformed_config_is_told_in_one_sentence(capsys, content, part):
     assert part in fails(capsys, "--gpu", "v100", "--model", "config.json")
 
 
-def test_an_output_that_cannot_be_written_is_told_before_anything_is_calculated(
-    capsys, monkeypatch
-):
-    Path("file").write_text("mine")
-    calculated = []
-    monkeypatch.setattr(cli.Calculation, "of", calculated.append)
-    assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "file")
-    assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "file/below")
-
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "new")
-    assert "--json must be a file" in fails(capsys, *SMALL, "--no-plot", "--json", "new.json")
-    assert calculated == []
-    assert Path("file").read_text() == "mine"
-
-
-def test_a_disk_that_fills_up_leaves_nothing_behind(capsys, monkeypatch):
-    Path("benchmark_results.svg").write_text("an older one")
-    copied = []
-
-    def copy_once(source, target):
-        if copied:
-            raise OSError(28, "No space left on device", str(target))
-        copied.append(Path(target).write_bytes(Path(source).read_bytes()))
-
-    monkeypatch.setattr("shutil.copyfile", copy_once)
-    assert "No space left on device" in fails(capsys, *SMALL, "--out", "new/folder")
-    copied.clear()
-    assert "No space left on device" in fails(capsys, *SMALL, "--out", ".")
-    assert Path("benchmark_results.svg").read_text() == "an older one"
-
-
 def test_without_matplotlib_the_plot_can_be_left_out(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pagedattn.calculator.plot", None)
     message = fails(capsys, *SMALL)
@@ -332,17 +272,6 @@ def test_the_tool_runs_from_any_folder_and_in_any_encoding(broken):
     assert done.returncode == (2 if broken else 0)
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == broken
-
-
-def test_a_device_or_a_link_is_not_replaced_by_the_results(tmp_path, capsys):
-    assert cli.main(["--no-plot", "--json", "/dev/full"]) == 2
-    assert "--json must be a file" in capsys.readouterr().err
-    target, link = tmp_path / "target.json", tmp_path / "link.json"
-    target.write_text("{}")
-    link.symlink_to(target)
-    assert cli.main(["--no-plot", "--json", str(link)]) == 0
-    assert link.is_symlink()
-    assert json.loads(target.read_text())["schema"]
 
 
 @pytest.mark.parametrize(
