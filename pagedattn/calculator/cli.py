@@ -235,7 +235,8 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
         "--max-model-len",
         type=int,
         metavar="TOKENS",
-        help="longest request (default: 2048, or the model's maximum if that is less)",
+        help="longest request, to which longer ones are cut (default: 2048, or the model's "
+        "maximum if that is less)",
     )
     group.add_argument(
         "--block-size", type=int, default=16, metavar="TOKENS", help="default: %(default)s"
@@ -288,7 +289,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="lengths of a trace instead (Azure CSV or Mooncake JSONL), as they are unless a mean "
-        "is given",
+        "is given or a request is longer than --max-model-len",
     )
     group.add_argument(
         "--mean-tokens",

@@ -90,7 +90,21 @@ def test_a_trace_gives_the_lengths(capsys):
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "(trace, 100 tokens held on average)" in out
-    assert "Users that fit (50 tokens held on average)" in out
+    assert "Users that fit (trace, 50 tokens held on average)" in out
+
+
+def test_how_many_requests_were_cut_to_fit_is_told(capsys):
+    rows = "".join(f"2023-11-16 18:15:{i:02d}.0000000,{i}00,12\n" for i in range(1, 8))
+    Path("trace.csv").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
+    words = [*SMALL, "--trace", "trace.csv", "--no-plot", "--json", "numbers.json"]
+    assert cli.main([*words, "--mean-tokens", "50"]) == 0
+    out = capsys.readouterr().out
+    assert "1. Requests of different lengths (trace, 50 tokens held on average)" in out
+    # prompts of 600 and 700 tokens became half of 512
+    assert "2. Users that fit (trace, 2 of 7 cut to fit 512 tokens, 293 tokens held" in out
+    settings = json.loads(Path("numbers.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["num_lengths"] == 7
+    assert settings["num_cut"] == {"waste": 0, "users": 2}
 
 
 def test_scales_and_parallelism_are_shown(capsys):
