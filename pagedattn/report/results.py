@@ -14,7 +14,13 @@ from pagedattn.report.data import to_frame
 from pagedattn.report.rows import Row, parse_row
 from pagedattn.report.support import Support, parse_support
 from pagedattn.report.text import clean, cut, number
-from pagedattn.report.values import ResultsError, expect_number, expect_object
+from pagedattn.report.values import (
+    LARGEST,
+    ResultsError,
+    count_of,
+    expect_number,
+    expect_object,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -220,12 +226,16 @@ def _parse(path: Path, content: Any) -> ResultsFile:
         if row is None
     )
     machine = _machine(info, own)
+    place = "machine_info.pagedattn"
+    num_cores = count_of(own.get("num_cpus"), f"{place}.num_cpus")
+    load = expect_object(own.get("cpu") or {}, f"{place}.cpu").get("load_1min")
+    if load is not None:
+        load = expect_number(load, f"{place}.cpu.load_1min")
     about = tuple(_about(content, info, own, gpu, measured))
-    cores, load = own.get("num_cpus"), expect_object(own.get("cpu") or {}, "cpu").get("load_1min")
     return ResultsFile(
         *(path, kept, skipped, machine, about),
-        load=float(load) if isinstance(load, int | float) else None,
-        num_cores=cores if isinstance(cores, int) else None,
+        load=load,
+        num_cores=num_cores,
         support=parse_support(content.get("support") or [], "cuda" if gpu else "cpu"),
     )
 
@@ -283,10 +293,16 @@ def _about(
         ("measured at", content.get("datetime"), ""),
     ]
     return [
-        (clean(label), (number(value) if isinstance(value, float) else cut(str(value), 80)) + unit)
+        (clean(label), _told(clean(label), value) + unit)
         for label, value, unit in lines
         if isinstance(value, str | int | float) and value not in ("", "None")
     ]
+
+
+def _told(label: str, value: str | float) -> str:
+    if not isinstance(value, str | bool):
+        expect_number(value, f"machine_info: {label}", least=-LARGEST)
+    return number(value) if isinstance(value, float) else cut(str(value), 80)
 
 
 def _gib(value: Any, unit: int = 1 << 30) -> float | None:
