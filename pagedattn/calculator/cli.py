@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -22,7 +23,7 @@ from pagedattn.report.values import ResultsError
 from pagedattn.workloads import TraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 DEFAULT_GPU = "v100-32gb"
 DEFAULT_OUT = Path("figures") / "local"
@@ -31,6 +32,12 @@ _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 _USUAL_LENGTH = 2048
 _MOST_GIB = 1 << 10
 _WASTE_TOKENS, _USER_TOKENS = 471, 512  # of 2048; fewer where requests are shorter
+_OPTIONS = {
+    "gpu": "--gpu",
+    "block_size": "--block-size",
+    "scales": "--kv-scales",
+    "tensor_parallel_size": "--tensor-parallel-size",
+}
 
 _EXAMPLES = """\
 examples:
@@ -113,15 +120,13 @@ def read_settings(options: argparse.Namespace) -> Settings:
     else:
         workload = Workload.named(options.workload, longest, options.seed)
     kv_dtype = {"auto": None, "fp8": "float8_e4m3"}.get(options.kv_dtype, options.kv_dtype)
+    parallel = options.tensor_parallel_size
+    with _by_option():
+        gpu = _gpu(options.gpu)
+        memory = KVMemory(model, options.block_size, kv_dtype, options.kv_scales, parallel)
     return Settings(
-        gpu=_gpu(options.gpu),
-        memory=KVMemory(
-            model,
-            options.block_size,
-            kv_dtype,
-            options.kv_scales,
-            options.tensor_parallel_size,
-        ),
+        gpu=gpu,
+        memory=memory,
         max_model_len=longest,
         utilization=options.gpu_memory_utilization,
         waste_requests=_scaled(workload, "--mean-tokens", options.mean_tokens, _WASTE_TOKENS),
@@ -164,6 +169,16 @@ def _preset(name: str) -> ModelConfig | None:
         return ModelConfig.preset(name)
     except ConfigError:
         return None
+
+
+@contextlib.contextmanager
+def _by_option() -> Iterator[None]:
+    """Name what is wrong as the command line does; sentences begin with a parameter's name."""
+    try:
+        yield
+    except ConfigError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ConfigError(f"{_OPTIONS.get(name, name)} {rest}") from None
 
 
 def _gpu(name: str | None) -> GPU:
