@@ -122,9 +122,12 @@ def load_run(paths: list[Path]) -> Run:
             num_rows += 1
     if not rows:
         names = ", ".join(_quoted(path) for path in paths)
+        count = sum(file.num_skipped for file in files)
+        lacks = f"None of the {count} benchmarks in {names} has"
+        if count == 1:
+            lacks = f"The only benchmark in {names} does not have"
         raise ResultsError(
-            f"None of the {sum(file.num_skipped for file in files)} benchmarks in {names} has the "
-            f"extra_info of this suite: area, implementation and workload."
+            f"{lacks} the extra_info of this suite: area, implementation and workload."
         )
     ordered = tuple(sorted(rows.values(), key=lambda row: row.sort_key))
     return Run(files, ordered, num_rows - len(rows))

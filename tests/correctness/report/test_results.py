@@ -68,9 +68,13 @@ def test_rows_of_other_suites_are_skipped_and_counted(made, tmp_path):
 
 
 def test_a_file_with_only_rows_of_other_suites_is_refused(made, tmp_path):
-    path = made.write(tmp_path / "run.json", made.file([made.benchmark("foreign", 1e-3)]))
-    with pytest.raises(ResultsError, match=r"None of the 1 benchmarks .* area, implementation"):
-        load(path)
+    row = made.benchmark("foreign", 1e-3)
+    for rows, message in (
+        ([row], r"The only benchmark in .* does not have .* area, implementation"),
+        ([row] * 2, r"None of the 2 benchmarks in .* has .* area, implementation"),
+    ):
+        with pytest.raises(ResultsError, match=message):
+            load(made.write(tmp_path / "run.json", made.file(rows)))
 
 
 @pytest.mark.parametrize(
