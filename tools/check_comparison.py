@@ -11,22 +11,29 @@ import argparse
 import importlib.util
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 if importlib.util.find_spec("pagedattn") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pagedattn.report import cli
+from pagedattn.report.arguments import Parser
 from pagedattn.report.compare import Comparison, compare
 from pagedattn.report.results import load_run
+from pagedattn.report.text import clean
+from pagedattn.report.values import ResultsError
 
 ROOT = Path(__file__).resolve().parents[1]
 ENOUGH = 0.95
 
 
-def main() -> int:
-    """Run and compare; return 0, 1 if the comparison fails the check, or 2 if a run does."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(arguments: list[str] | None = None) -> int:
+    """Run and compare; return 0, 1 if the comparison fails the check, or 2 if a run does.
+
+    It is 2 too, after one sentence on stderr, if an argument is wrong.
+    """
+    parser = Parser(prog="check_comparison.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for all files")
     parser.add_argument(
         "--row",
@@ -34,8 +41,29 @@ def main() -> int:
         help="row that is slowed (default: %(default)s; on a CPU cpu-prefill-512-torch is one)",
     )
     parser.add_argument("options", nargs="*", help="pytest's, after --")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    try:
+        asked = parser.parse_args(arguments)
+        make_folder(asked.out)
+        return check(asked)
+    except ResultsError as error:
+        print(clean(str(error)), file=sys.stderr)
+        return 2
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder; raise ResultsError if nothing could be written into it after three runs."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except FileExistsError:
+        raise ResultsError(f"The output folder {out} is a file.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ResultsError(f"The output folder {out} cannot be written: {reason}.") from None
+
+
+def check(asked: argparse.Namespace) -> int:
+    """Run and compare; return the exit code."""
     files = {name: asked.out / f"{name}.json" for name in ("first", "second", "slowed")}
     for name, path in files.items():
         slow_down = ["--slow-down", asked.row] if name == "slowed" else []

@@ -5,9 +5,10 @@
 needs selenium, Chromium and its chromedriver.
 """
 
-import argparse
 import base64
+import contextlib
 import importlib.util
+import io
 import json
 import shutil
 import sys
@@ -19,6 +20,11 @@ if importlib.util.find_spec("pagedattn") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pagedattn.report import cli
+from pagedattn.report.arguments import Parser
+from pagedattn.report.output import require_no_source, write_into
+from pagedattn.report.results import load_run
+from pagedattn.report.text import clean
+from pagedattn.report.values import ResultsError
 
 ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -39,25 +45,58 @@ PICTURES = (
 )
 
 
-def main() -> int:
-    """Write the pictures; return 0."""
-    parser = argparse.ArgumentParser(description="Take the pictures of docs/READING_A_REPORT.md.")
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("figures") / "reading")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_pages(options.results, folder)
-        driver = _start(folder / "profile")
-        try:
-            for picture, page, section, width, height, is_dark in PICTURES:
-                place = folder / f"{page}.html"
-                image = _take(driver, place, section, (width, height), is_dark)
-                (options.out / f"{picture}.png").write_bytes(image)
-        finally:
-            driver.quit()
+def main(arguments: list[str] | None = None) -> int:
+    """Write the pictures; return 0, or 2 after one sentence on stderr."""
+    parser = Parser(
+        prog="picture_report.py", description="Take the pictures of docs/READING_A_REPORT.md."
+    )
+    parser.add_argument(
+        "results", type=Path, help="results file with kernels on a GPU, one named triton"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("figures") / "reading",
+        help="default: %(default)s",
+    )
+    try:
+        options = parser.parse_args(arguments)
+        targets = [options.out / f"{name}.png" for name, *_ in PICTURES]
+        require_no_source(targets, [options.results])
+        load_run([options.results])  # what is wrong with it is told by its own name
+        with tempfile.TemporaryDirectory() as name:
+            _write_pages(options.results, Path(name))
+            _require_sections(options.results, Path(name))
+            written, _ = write_into(options.out, (), lambda out: _take_all(Path(name), out))
+        print(f"Written to {clean(str(options.out))}: {', '.join(written)}")
+    except ResultsError as error:
+        print(clean(str(error)), file=sys.stderr)
+        return 2
     return 0
+
+
+def _require_sections(results: Path, pages: Path) -> None:
+    """Raise ResultsError if a page lacks what is pictured of it."""
+    for page in dict.fromkeys(picture[1] for picture in PICTURES):
+        text = (pages / f"{page}.html").read_text(encoding="utf-8")
+        sections = dict.fromkeys(picture[2] for picture in PICTURES if picture[1] == page)
+        absent = [name for name in sections if f'<section id="{name}"' not in text]
+        if absent:
+            raise ResultsError(
+                f"{results} has not all that is pictured: its {page} is without "
+                f"{', '.join(absent)}."
+            )
+
+
+def _take_all(pages: Path, out: Path) -> None:
+    driver = _start(pages / "profile")
+    try:
+        for picture, page, section, width, height, is_dark in PICTURES:
+            image = _take(driver, pages / f"{page}.html", section, (width, height), is_dark)
+            (out / f"{picture}.png").write_bytes(image)
+    finally:
+        driver.quit()
 
 
 def _write_pages(results: Path, folder: Path) -> None:
@@ -77,19 +116,28 @@ def _write_pages(results: Path, folder: Path) -> None:
         [str(results), "--out", str(folder), "--formats", "png"],
         ["compare", str(before), str(after), "--html", page],
     ):
-        if cli.main(words):
-            raise SystemExit(2)
+        with contextlib.redirect_stdout(io.StringIO()):  # what it prints is of a folder that goes
+            code = cli.main(words)
+        if code:
+            raise SystemExit(code)
 
 
 def _start(profile: Path) -> Any:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
+    """Start a browser; raise ResultsError if what that needs is not here."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    try:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+    except ImportError as error:
+        raise ResultsError(f"Pictures need selenium ({error}): pip install selenium.") from None
+    if chromium is None or driver is None:
+        raise ResultsError("Pictures need Chromium and its chromedriver, which are not here.")
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    options.binary_location = chromium
     for argument in (*ARGUMENTS, f"--user-data-dir={profile}", "--hide-scrollbars"):
         options.add_argument(argument)
-    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    return webdriver.Chrome(options=options, service=Service(driver))
 
 
 def _take(driver: Any, page: Path, section: str, size: tuple[int, int], is_dark: bool) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -18,10 +19,11 @@ from pagedattn.config import ConfigError, ModelConfig, preset_names
 from pagedattn.hardware import GIB, GPU, find_gpu, gpu_names, own_gpu
 from pagedattn.memory import KV_SCALES, KVMemory
 from pagedattn.report.text import clean
+from pagedattn.report.values import ResultsError
 from pagedattn.workloads import TraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 DEFAULT_GPU = "v100-32gb"
 DEFAULT_OUT = Path("figures") / "local"
@@ -30,6 +32,12 @@ _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8")
 _USUAL_LENGTH = 2048
 _MOST_GIB = 1 << 10
 _WASTE_TOKENS, _USER_TOKENS = 471, 512  # of 2048; fewer where requests are shorter
+_OPTIONS = {
+    "gpu": "--gpu",
+    "block_size": "--block-size",
+    "scales": "--kv-scales",
+    "tensor_parallel_size": "--tensor-parallel-size",
+}
 
 _EXAMPLES = """\
 examples:
@@ -58,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(arguments)
         formats = () if options.no_plot else options.formats
         settings = read_settings(options)
-        check_outputs(options.out, formats, options.json)
+        check_outputs(options.out, formats, options.json, files_read(options))
         result = Calculation.of(settings, progress)
         written = write_outputs(result, options.out, formats, options.json)
         progress.end()
@@ -66,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if written:
             _say(f"\nWritten: {', '.join(written)}")
         sys.stdout.flush()
-    except (ConfigError, TraceError) as error:
+    except (ConfigError, TraceError, ResultsError) as error:
         progress.end()
         print(clean(str(error)), file=sys.stderr)
         return 2
@@ -112,15 +120,13 @@ def read_settings(options: argparse.Namespace) -> Settings:
     else:
         workload = Workload.named(options.workload, longest, options.seed)
     kv_dtype = {"auto": None, "fp8": "float8_e4m3"}.get(options.kv_dtype, options.kv_dtype)
+    parallel = options.tensor_parallel_size
+    with _by_option():
+        gpu = _gpu(options.gpu)
+        memory = KVMemory(model, options.block_size, kv_dtype, options.kv_scales, parallel)
     return Settings(
-        gpu=_gpu(options.gpu),
-        memory=KVMemory(
-            model,
-            options.block_size,
-            kv_dtype,
-            options.kv_scales,
-            options.tensor_parallel_size,
-        ),
+        gpu=gpu,
+        memory=memory,
         max_model_len=longest,
         utilization=options.gpu_memory_utilization,
         waste_requests=_scaled(workload, "--mean-tokens", options.mean_tokens, _WASTE_TOKENS),
@@ -134,17 +140,45 @@ def read_settings(options: argparse.Namespace) -> Settings:
     )
 
 
+def files_read(options: argparse.Namespace) -> list[Path]:
+    """Return the files that :func:`read_settings` reads: a model's and a trace."""
+    files = []
+    if _preset(options.model) is None:
+        model = Path(options.model)
+        files.append(model / "config.json" if model.is_dir() else model)
+    if options.trace is not None:
+        files.append(options.trace)
+    return files
+
+
 def find_model(name: str) -> ModelConfig:
     """Return a preset, or the model of a ``config.json`` or of the folder that holds it."""
+    preset = _preset(name)
+    if preset is not None:
+        return preset
+    if Path(name).exists() or name.endswith(".json"):
+        return ModelConfig.from_hf(name)
+    raise ConfigError(
+        f"--model must be the path of a config.json or one of {', '.join(preset_names())}, "
+        f"not {name!r}."
+    )
+
+
+def _preset(name: str) -> ModelConfig | None:
     try:
         return ModelConfig.preset(name)
     except ConfigError:
-        if Path(name).exists() or name.endswith(".json"):
-            return ModelConfig.from_hf(name)
-        raise ConfigError(
-            f"--model must be the path of a config.json or one of {', '.join(preset_names())}, "
-            f"not {name!r}."
-        ) from None
+        return None
+
+
+@contextlib.contextmanager
+def _by_option() -> Iterator[None]:
+    """Name what is wrong as the command line does; sentences begin with a parameter's name."""
+    try:
+        yield
+    except ConfigError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ConfigError(f"{_OPTIONS.get(name, name)} {rest}") from None
 
 
 def _gpu(name: str | None) -> GPU:
@@ -216,7 +250,8 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
         "--max-model-len",
         type=int,
         metavar="TOKENS",
-        help="longest request (default: 2048, or the model's maximum if that is less)",
+        help="longest request, to which longer ones are cut (default: 2048, or the model's "
+        "maximum if that is less)",
     )
     group.add_argument(
         "--block-size", type=int, default=16, metavar="TOKENS", help="default: %(default)s"
@@ -269,7 +304,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="lengths of a trace instead (Azure CSV or Mooncake JSONL), as they are unless a mean "
-        "is given",
+        "is given or a request is longer than --max-model-len",
     )
     group.add_argument(
         "--mean-tokens",

@@ -13,18 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pagedattn.config import ConfigError
+from pagedattn.report.output import require_no_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pagedattn.calculator.result import Calculation
 
 
-def check_outputs(out: Path, formats: tuple[str, ...], json_path: Path | None) -> None:
+def check_outputs(
+    out: Path, formats: tuple[str, ...], json_path: Path | None, sources: Iterable[Path]
+) -> None:
     """Raise :class:`ConfigError` if the files could not be written; writes nothing.
 
-    So that a mistake is told before the calculation, not after it.
+    So that a mistake is told before the calculation, not after it. Raises
+    :class:`pagedattn.report.values.ResultsError` if one of them is one of the sources.
     """
+    targets = [] if json_path is None else [json_path]
+    require_no_source([*targets, *(out / name for name in plot_names(formats))], sources)
     if json_path is not None:
         real = _real(json_path)
         special = real.exists() and not real.is_file()  # a folder, a device, a pipe
@@ -43,6 +49,11 @@ def check_outputs(out: Path, formats: tuple[str, ...], json_path: Path | None) -
         raise ConfigError(
             f"the plot needs matplotlib ({error}): pip install 'pagedattn[plot]', or --no-plot."
         ) from None
+
+
+def plot_names(formats: Iterable[str]) -> list[str]:
+    """Return the names of the files that the plot is written to."""
+    return [f"benchmark_results.{suffix}" for suffix in formats]
 
 
 def _real(path: Path) -> Path:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pagedattn.calculator.output import plot_names
 from pagedattn.calculator.settings import gib_text, percent
 from pagedattn.calculator.users import bound
 from pagedattn.calculator.waste import PAGED
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from pagedattn.calculator.result import Calculation
 
-NAME = "benchmark_results"
 OFFLOADED = "flexgen"  # bound by a bus, and far below the others
 
 _WIDTH, _HEIGHT = 13.6, 11.6
@@ -47,7 +47,7 @@ def write_plot(result: Calculation, folder: Path, formats: tuple[str, ...]) -> l
     """
     with plain_style():
         figure = draw(result)
-        names = [f"{NAME}.{suffix}" for suffix in formats]
+        names = plot_names(formats)
         for name in names:
             save(figure, folder / name)
     return names

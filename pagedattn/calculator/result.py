@@ -6,8 +6,10 @@ are of one GPU, shares are fractions of 1, and what could not be calculated is n
 - ``schema``: ``"pagedattn-calculator-1"``; ``version``: the library's;
 - ``settings``: ``gpu`` (``name``, ``memory_bytes``, ``bandwidth`` in bytes/s, ``flops``),
   ``model``, ``dtype``, ``max_model_len``, ``block_size``, ``kv_dtype``, ``kv_scales``,
-  ``tensor_parallel_size``, ``gpu_memory_utilization``, ``workload``, ``users``,
-  ``system_prompt_tokens``, ``own_tokens``, ``seed``;
+  ``tensor_parallel_size``, ``gpu_memory_utilization``, ``workload``, ``num_lengths`` (of it, which
+  requests are drawn from), ``num_cut`` (how many of those are longer than ``max_model_len`` and cut
+  to fit: by part, ``waste`` and ``users``), ``users``, ``system_prompt_tokens``, ``own_tokens``,
+  ``seed``;
 - ``memory``: ``bytes_per_token``, ``bytes_per_block``, ``scale_bytes``, ``kv_heads_per_gpu``,
   ``layer_groups`` (``num_layers`` and ``window`` or null), ``num_layers_without_kv``,
   ``num_parameters``, ``parameters_are_estimated``, ``weight_bytes``, and ``budgets``, each with
@@ -120,6 +122,11 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "tensor_parallel_size": memory.tensor_parallel_size,
         "gpu_memory_utilization": settings.utilization,
         "workload": settings.waste_requests.name,
+        "num_lengths": settings.waste_requests.prompts.size,
+        "num_cut": {
+            "waste": settings.waste_requests.num_cut,
+            "users": settings.user_requests.num_cut,
+        },
         "users": settings.num_users,
         "system_prompt_tokens": settings.system_prompt_tokens,
         "own_tokens": settings.own_tokens,

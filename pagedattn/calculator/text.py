@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pagedattn.calculator.result import Calculation
+    from pagedattn.calculator.workload import Workload
 
 _CAUSES = {
     "token_states": "tokens",
@@ -74,14 +75,22 @@ def _waste(result: Calculation) -> str:
         total = [_percent(row.waste), _percent(row.waste_of_reserved)]
         lines.append([row.system, f"{row.num_requests:.1f}", *shares, *total])
     table = Table(
-        f"1. Requests of different lengths ({result.settings.waste_requests.name}, "
-        f"{waste.mean_tokens:.0f} tokens held on average): {waste.num_slots:,} slots while one "
-        "more waits",
+        f"1. Requests of different lengths ({_described(result.settings.waste_requests)}): "
+        f"{waste.num_slots:,} slots while one more waits",
         ["system", "requests", *_CAUSES.values(), "waste", "waste of what is kept"],
         lines,
         1,
     )
     return _with(table, [*waste.formulas, *reasons], _not_zero(result))
+
+
+def _described(requests: Workload) -> str:
+    """Say what requests are drawn from, and how many of those do not fit as they are."""
+    parts = [requests.name, f"{requests.mean_tokens:.0f} tokens held on average"]
+    if requests.num_cut:
+        total, most = requests.prompts.size, requests.max_model_len
+        parts.insert(1, f"{requests.num_cut:,} of {total:,} cut to fit {most} tokens")
+    return ", ".join(parts)
 
 
 def _not_zero(result: Calculation) -> Iterable[str]:
@@ -103,7 +112,7 @@ def _users(result: Calculation) -> str:
         run = [_one(row.mean_running), number(row.tokens_per_s)] if ran else []
         lines.append([row.system, *fits, *run])
     table = Table(
-        f"2. Users that fit ({users.mean_tokens:.0f} tokens held on average)",
+        f"2. Users that fit ({_described(result.settings.user_requests)})",
         ["system", *(f"users, {budget.name}" for budget in budgets)]
         + (["running", "tokens/s at most"] if ran else []),
         lines,

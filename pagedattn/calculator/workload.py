@@ -72,6 +72,11 @@ class Workload:
         prompts, outputs = self._cut
         return float(prompts.mean()), float(outputs.mean())
 
+    @property
+    def num_cut(self) -> int:
+        """How many of the lengths are of a request above the maximum, and are cut to fit it."""
+        return int(self._is_too_long.sum())
+
     def scaled_to(self, mean_tokens: float) -> Workload:
         """Return the workload with all lengths times one factor, so that ``mean_tokens`` is this.
 
@@ -111,14 +116,25 @@ class Workload:
         return Workload(self.name, self.prompts * factor, self.outputs * factor, self.max_model_len)
 
     @cached_property
-    def _cut(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return whole lengths: a prompt that is too long is cut to half, then the output."""
+    def _whole(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return whole lengths, a prompt and an output of the maximum at most."""
         most = self.max_model_len
         prompts, outputs = (
             np.clip(np.rint(lengths), 1, most) for lengths in (self.prompts, self.outputs)
         )
-        too_long = prompts + outputs > most
-        prompts = np.where(too_long, np.minimum(prompts, most // 2), prompts)
+        return prompts, outputs
+
+    @property
+    def _is_too_long(self) -> NDArray[np.bool_]:
+        prompts, outputs = self._whole
+        return prompts + outputs > self.max_model_len
+
+    @cached_property
+    def _cut(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return whole lengths: a prompt that is too long is cut to half, then the output."""
+        most = self.max_model_len
+        prompts, outputs = self._whole
+        prompts = np.where(self._is_too_long, np.minimum(prompts, most // 2), prompts)
         return prompts, np.minimum(outputs, most - prompts)
 
 

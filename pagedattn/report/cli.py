@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from pagedattn.report.arguments import Parser
 from pagedattn.report.concepts import CONCEPTS
-from pagedattn.report.output import FORMATS, require_no_source, write_file, write_into
+from pagedattn.report.data import CSV_NAME, PARQUET_NAME
+from pagedattn.report.output import (
+    FORMATS,
+    plot_files,
+    require_no_source,
+    write_file,
+    write_into,
+)
 from pagedattn.report.results import Run, load_run, newest_file, require_one_machine
 from pagedattn.report.summary import Summary, summarise
 from pagedattn.report.text import clean, plural
@@ -31,6 +38,7 @@ _PLOT_NAMES = (
     *("latency", "bandwidth", "speedup", "bookkeeping", "hit_rate"),
     *("serving", "serving_memory"),
 )
+_REPORT, _PAGE = "report.md", "report.html"
 
 _EXAMPLES = """\
 examples:
@@ -167,14 +175,17 @@ def _draw(options: argparse.Namespace) -> None:
     if options.document is not None or options.blank:
         _write_document(options)
         return
-    run = load_run(options.files or [_newest()])
+    files, out = options.files or [_newest()], options.out or DEFAULT_OUT
+    others = [out / name for name in (_REPORT, _PAGE, CSV_NAME, PARQUET_NAME)]
+    require_no_source([*plot_files(out, _PLOT_NAMES), *others], files)
+    run = load_run(files)
     if not options.allow_different_machines:
         require_one_machine(run)
     summary = summarise(run.rows, options.baseline)
     plots, written, removed = _write(run, summary, options)
     _print_outcome(run, summary, plots)
     _say("")
-    _say_written(options.out or DEFAULT_OUT, written, removed)
+    _say_written(out, written, removed)
 
 
 def _write_document(options: argparse.Namespace) -> None:
@@ -237,10 +248,10 @@ def _write(
         plots.extend(write_plots(summary, folder, options.formats))
         command = _command(run, options)
         text = make_report(run, summary, plots, command)
-        (folder / "report.md").write_text(text, encoding="utf-8", newline="\n")
+        (folder / _REPORT).write_text(text, encoding="utf-8", newline="\n")
         write_tables(run, folder)
         page = make_page(run, summary, command)
-        (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
+        (folder / _PAGE).write_text(page, encoding="utf-8", newline="\n")
 
     written, removed = write_into(options.out or DEFAULT_OUT, _PLOT_NAMES, make)
     return plots, written, removed

@@ -171,7 +171,9 @@ def _share(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and 0 < value < 10):
-        raise argparse.ArgumentTypeError(f"must be a percentage above 0, as 5%, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be a percentage above 0 and below 1000, as 5%, not {text!r}"
+        )
     return value
 
 

@@ -56,6 +56,11 @@ def write_into(
     return written, removed
 
 
+def plot_files(out: Path, plots: Iterable[str]) -> list[Path]:
+    """Return the files in `out` that `write_into` may replace or remove for these plots."""
+    return [out / f"{plot}.{suffix}" for plot in plots for suffix in FORMATS]
+
+
 def require_no_source(targets: Iterable[Path | None], sources: Iterable[Path]) -> None:
     """Raise ResultsError if a file to be written is one that is read, or two are the same."""
     read = {Path(os.path.realpath(path)) for path in sources}
@@ -116,8 +121,8 @@ def _move(folder: Path, names: list[str], plots: Iterable[str], out: Path) -> li
     out.mkdir(exist_ok=True)
     if not os.access(out, os.W_OK | os.X_OK):
         raise PermissionError(13, "Permission denied")
-    ours = [f"{plot}.{suffix}" for plot in plots for suffix in FORMATS]
-    stale = [name for name in ours if name not in names and (out / name).is_file()]
+    ours = plot_files(out, plots)
+    stale = [path.name for path in ours if path.name not in names and path.is_file()]
     replaced = folder / "replaced"
     replaced.mkdir()
     aside: list[str] = []

@@ -14,7 +14,13 @@ from pagedattn.report.data import to_frame
 from pagedattn.report.rows import Row, parse_row
 from pagedattn.report.support import Support, parse_support
 from pagedattn.report.text import clean, cut, number
-from pagedattn.report.values import ResultsError, expect_number, expect_object
+from pagedattn.report.values import (
+    LARGEST,
+    ResultsError,
+    count_of,
+    expect_number,
+    expect_object,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,9 +122,12 @@ def load_run(paths: list[Path]) -> Run:
             num_rows += 1
     if not rows:
         names = ", ".join(_quoted(path) for path in paths)
+        count = sum(file.num_skipped for file in files)
+        lacks = f"None of the {count} benchmarks in {names} has"
+        if count == 1:
+            lacks = f"The only benchmark in {names} does not have"
         raise ResultsError(
-            f"None of the {sum(file.num_skipped for file in files)} benchmarks in {names} has the "
-            f"extra_info of this suite: area, implementation and workload."
+            f"{lacks} the extra_info of this suite: area, implementation and workload."
         )
     ordered = tuple(sorted(rows.values(), key=lambda row: row.sort_key))
     return Run(files, ordered, num_rows - len(rows))
@@ -220,12 +229,16 @@ def _parse(path: Path, content: Any) -> ResultsFile:
         if row is None
     )
     machine = _machine(info, own)
+    place = "machine_info.pagedattn"
+    num_cores = count_of(own.get("num_cpus"), f"{place}.num_cpus")
+    load = expect_object(own.get("cpu") or {}, f"{place}.cpu").get("load_1min")
+    if load is not None:
+        load = expect_number(load, f"{place}.cpu.load_1min")
     about = tuple(_about(content, info, own, gpu, measured))
-    cores, load = own.get("num_cpus"), expect_object(own.get("cpu") or {}, "cpu").get("load_1min")
     return ResultsFile(
         *(path, kept, skipped, machine, about),
-        load=float(load) if isinstance(load, int | float) else None,
-        num_cores=cores if isinstance(cores, int) else None,
+        load=load,
+        num_cores=num_cores,
         support=parse_support(content.get("support") or [], "cuda" if gpu else "cpu"),
     )
 
@@ -283,10 +296,16 @@ def _about(
         ("measured at", content.get("datetime"), ""),
     ]
     return [
-        (clean(label), (number(value) if isinstance(value, float) else cut(str(value), 80)) + unit)
+        (clean(label), _told(clean(label), value) + unit)
         for label, value, unit in lines
         if isinstance(value, str | int | float) and value not in ("", "None")
     ]
+
+
+def _told(label: str, value: str | float) -> str:
+    if not isinstance(value, str | bool):
+        expect_number(value, f"machine_info: {label}", least=-LARGEST)
+    return number(value) if isinstance(value, float) else cut(str(value), 80)
 
 
 def _gib(value: Any, unit: int = 1 << 30) -> float | None:

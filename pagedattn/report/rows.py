@@ -60,8 +60,6 @@ _COUNTS = (
 )
 _NUMBERS = (
     "soft_cap",
-    "bytes",
-    "flops",
     "gb_per_s",
     "tflop_per_s",
     "share_of_bandwidth",
@@ -69,7 +67,6 @@ _NUMBERS = (
     "limit_us",
     "error",
     "error_budget",
-    "peak_memory_bytes",
     "host_us",
     "batch_us",
     "hashing_us",
@@ -79,8 +76,11 @@ _NUMBERS = (
     "prompt_tokens_per_s",
     "output_tokens_per_s",
     *(f"{what}_p{rank}_us" for what in ("first_token", "inter_token") for rank in (50, 90, 99)),
-    "prefix_hit_rate",
-    "last_block_waste",
+)
+_AMOUNTS = (
+    "bytes",
+    "flops",
+    "peak_memory_bytes",
     "device_bytes",
     "in_use_bytes",
     "weights_bytes",
@@ -89,9 +89,14 @@ _NUMBERS = (
     "predicted_weights_bytes",
     "predicted_kv_pool_bytes",
 )
-
-
+_SHARES = ("prefix_hit_rate", "last_block_waste")
 _DIFFERENCES = ("plan_us",)  # of two times, which noise can bring below 0
+_LIMITS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
+    (_NUMBERS, {}),
+    (_AMOUNTS, {"smallest": 1}),  # there is no part of a byte or of an operation
+    (_SHARES, {"most": 1}),
+    (_DIFFERENCES, {"least": -LARGEST}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +309,8 @@ def parse_row(benchmark: Any, file: str, roofs: dict[str, float]) -> Row | None:
     texts = {key: text_of(extra.get(key), what, key) for key in _TEXTS}
     counts = {key: count_of(extra.get(key), what, key) for key in _COUNTS}
     numbers = {
-        key: None if extra.get(key) is None else expect_number(extra[key], what, key, least=least)
-        for keys, least in ((_NUMBERS, 0), (_DIFFERENCES, -LARGEST))
+        key: None if extra.get(key) is None else expect_number(extra[key], what, key, **limits)
+        for keys, limits in _LIMITS
         for key in keys
     }
     rounds = count_of(stats.get("rounds"), f"{what} stats.rounds")

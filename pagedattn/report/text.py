@@ -62,9 +62,15 @@ def percent(share: float | None) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """Return a speedup such as ``1.11x``, or a dash for None."""
+    """Return a speedup, with two decimals or two significant digits, or a dash for None.
+
+    >>> times(1.113), times(0.1), times(0.0994), times(0.0043), times(1234.5)
+    ('1.11x', '0.10x', '0.099x', '0.0043x', '1,234x')
+    """
     if ratio is None:
         return MISSING
+    if 0 < ratio < 0.0995:
+        return f"{ratio:#.2g}x"
     return f"{ratio:.2f}x" if ratio < 100 else f"{number(ratio)}x"
 
 

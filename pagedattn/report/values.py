@@ -10,6 +10,9 @@ from pagedattn.report.text import clean, cut
 LARGEST = 1e18
 """The largest number that a results file may hold, in any unit."""
 
+SMALLEST = 1e-30
+"""The smallest number above 0 that a results file may hold, in any unit."""
+
 
 class ResultsError(ValueError):
     """A results file cannot be used; the message is one sentence for the person who gave it."""
@@ -22,15 +25,25 @@ def expect_object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-def expect_number(value: Any, *what: str, least: float = 0) -> float:
-    """Return `value` as a float if it is a number from `least` to 1e18, else raise ResultsError.
+def expect_number(
+    value: Any,
+    *what: str,
+    least: float = 0,
+    most: float = LARGEST,
+    smallest: float = SMALLEST,
+) -> float:
+    """Return `value` as a float if it is a plausible number, else raise ResultsError.
 
-    `what` are the words that the error names it by: they are joined only then, as most are right.
+    It is plausible from `least` to `most`, and not if it is above 0 and below `smallest`: ratios
+    of such numbers are beyond what a float holds. `what` are the words that the error names it by:
+    they are joined only then, as most are right.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= LARGEST:
-        name, limits = " ".join(what), f"{least:g} to {LARGEST:g}"
-        raise ResultsError(f"{name} must be a number from {limits}, not {shown(value)}.")
+    if not is_number or not least <= value <= most or 0 < value < smallest:
+        limits = f"a number from {least:g} to {most:g}"
+        if is_number and 0 < value < smallest:
+            limits = f"0 or a number from {smallest:g} to {most:g}"
+        raise ResultsError(f"{' '.join(what)} must be {limits}, not {shown(value)}.")
     return float(value)
 
 
@@ -64,4 +77,7 @@ def count_of(value: Any, *what: str) -> int | None:
 
 def are_all_numbers(data: list[Any]) -> bool:
     """Whether `expect_number` would take each, found in one look at all."""
-    return {*map(type, data)} <= {int, float} and min(data) >= 0 and max(data) <= LARGEST
+    if not {*map(type, data)} <= {int, float} or max(data) > LARGEST:
+        return False
+    least = min(data)
+    return least >= SMALLEST or (least == 0 and min(filter(None, data), default=1) >= SMALLEST)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pagedattn.report.output import write_into
+from pagedattn.report.output import plot_files, require_no_source, write_into
 from pagedattn.report.text import clean
 from pagedattn.report.values import ResultsError
 from pagedattn.serving.load import LoadError, check_file
@@ -64,6 +64,8 @@ def _run(options: argparse.Namespace) -> int:
     load = load_settings(options)
     if load.path is not None:
         check_file(load.path, load.kind)
+    targets = [] if options.no_plot else plot_files(options.out, _PLOTS)
+    require_no_source([options.json, *targets], _files_read(options.model, load))
     tests = TESTS if options.test == "all" else (options.test,)
     _check_output(options.json)
     if not options.no_plot:
@@ -112,6 +114,26 @@ def _run(options: argparse.Namespace) -> int:
     if failure is not None:
         raise UsageError(failure)
     return 130 if any(result.interrupted for result in results) else 0
+
+
+def _files_read(model: str, load: LoadSettings) -> list[Path]:
+    """Return the files that a run reads and must not write over: the load's and the model's.
+
+    Refuses a folder without a model, which vLLM takes for a name on the hub.
+    """
+    folder = Path(model)
+    try:
+        is_folder = folder.is_dir()
+        files = list(folder.iterdir()) if is_folder else [folder]
+    except OSError as error:
+        raise UsageError(f"--model {model} cannot be read ({error.strerror}).") from None
+    # Hugging Face's configuration, and Mistral's own
+    if is_folder and not {"config.json", "params.json"} & {path.name for path in files}:
+        raise UsageError(
+            f"--model {model} is a folder that has no config.json: give that of a model "
+            f"(tools/fetch_model.py makes one)."
+        )
+    return files if load.path is None else [*files, load.path]
 
 
 def _check_lengths(load: LoadSettings, scale: Scale, max_model_len: int | None) -> None:

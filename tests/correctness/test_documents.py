@@ -117,6 +117,12 @@ def test_a_documents_vllm_code_runs_and_prints_what_it_says(document, needs, mod
     assert done.returncode == 0, done.stderr
 
 
+def test_the_readme_says_what_each_tool_is_for():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith("| `tools/` |"))
+    assert {path.name for path in (ROOT / "tools").glob("*.py")} == set(re.findall(r"\w+\.py", row))
+
+
 def prose(document):
     """Return a document without its code."""
     text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)

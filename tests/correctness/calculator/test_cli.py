@@ -10,39 +10,14 @@ import pytest
 
 from pagedattn.calculator import cli
 from pagedattn.hardware import GPU
+from tests.correctness.calculator.command import CONFIG, SMALL, fails
 
 TOOL = Path(__file__).parents[3] / "tools" / "paged_attention_benchmark.py"
-SMALL = ("--gpu", "1", "--model", "smollm2-135m", "--max-model-len", "512", "--users", "10")
-SMALL += ("--system-prompt-tokens", "50", "--own-tokens", "10", "--weights", "0.1")
-CONFIG = {
-    "model_type": "llama",
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "vocab_size": 1000,
-    "max_position_embeddings": 1024,
-    "torch_dtype": "bfloat16",
-}
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def fails(capsys, *arguments):
-    """Run the command, which must fail with one sentence and write nothing; return it."""
-    before = sorted(Path().rglob("*"))
-    assert cli.main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.endswith(".\n")
-    assert captured.err.count("\n") == 1
-    assert ". " not in captured.err
-    assert sorted(Path().rglob("*")) == before
-    return captured.err
 
 
 def test_tables_formulas_and_files_come_out(capsys):
@@ -115,7 +90,21 @@ def test_a_trace_gives_the_lengths(capsys):
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "(trace, 100 tokens held on average)" in out
-    assert "Users that fit (50 tokens held on average)" in out
+    assert "Users that fit (trace, 50 tokens held on average)" in out
+
+
+def test_how_many_requests_were_cut_to_fit_is_told(capsys):
+    rows = "".join(f"2023-11-16 18:15:{i:02d}.0000000,{i}00,12\n" for i in range(1, 8))
+    Path("trace.csv").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
+    words = [*SMALL, "--trace", "trace.csv", "--no-plot", "--json", "numbers.json"]
+    assert cli.main([*words, "--mean-tokens", "50"]) == 0
+    out = capsys.readouterr().out
+    assert "1. Requests of different lengths (trace, 50 tokens held on average)" in out
+    # prompts of 600 and 700 tokens became half of 512
+    assert "2. Users that fit (trace, 2 of 7 cut to fit 512 tokens, 293 tokens held" in out
+    settings = json.loads(Path("numbers.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["num_lengths"] == 7
+    assert settings["num_cut"] == {"waste": 0, "users": 2}
 
 
 def test_scales_and_parallelism_are_shown(capsys):
@@ -180,16 +169,19 @@ def test_defaults_of_means_shrink_with_the_longest_request():
     [
         (["--model", "gpt-5"], ("--model must be the path of a config.json", "'gpt-5'", "opt-13b")),
         (["--model", "absent.json"], ("absent.json", "cannot be read")),
-        (["--gpu", "b9000"], ("gpu must be one of", "v100-32gb", "'b9000'")),
+        (["--gpu", "b9000"], ("--gpu must be one of", "v100-32gb", "'b9000'")),
         (["--users", "0"], ("--users must be a positive integer, not 0",)),
         (["--users", "many"], ("argument --users: invalid int value: 'many'",)),
         (["--own-tokens", "500"], ("at most 512", "not 550")),
         (["--max-model-len", "9000"], ("--max-model-len must be 2 to 8192", "9000")),
         (["--max-model-len", "1"], ("--max-model-len must be 2 to", "not 1")),
-        (["--block-size", "0"], ("block_size must be a positive integer, not 0",)),
+        (["--block-size", "0"], ("--block-size must be a positive integer, not 0",)),
         (["--kv-dtype", "int4"], ("invalid choice: 'int4'", "fp8")),
-        (["--kv-scales", "per-head"], ("scales must be none for a cache in bfloat16",)),
-        (["--tensor-parallel-size", "2"], ("9 query heads and 3 KV heads evenly, not 2",)),
+        (["--kv-scales", "per-head"], ("--kv-scales must be none for a cache in bfloat16",)),
+        (
+            ["--tensor-parallel-size", "2"],
+            ("--tensor-parallel-size must", "9 query heads and 3 KV heads", "not 2"),
+        ),
         (["--gpu-memory-utilization", "1.5"], ("--gpu-memory-utilization", "1.5")),
         (["--gpu-memory-utilization", "nan"], ("must be a finite number",)),
         (["--kv-memory", "0.001"], ("the KV cache must hold a request of 512 tokens",)),
@@ -224,41 +216,6 @@ def test_wrong_input_is_told_in_one_sentence(capsys, arguments, parts):
 def test_a_malformed_config_is_told_in_one_sentence(capsys, content, part):
     Path("config.json").write_text(content, encoding="utf-8")
     assert part in fails(capsys, "--gpu", "v100", "--model", "config.json")
-
-
-def test_an_output_that_cannot_be_written_is_told_before_anything_is_calculated(
-    capsys, monkeypatch
-):
-    Path("file").write_text("mine")
-    calculated = []
-    monkeypatch.setattr(cli.Calculation, "of", calculated.append)
-    assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "file")
-    assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "file/below")
-
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    assert "--out must be a folder" in fails(capsys, *SMALL, "--out", "new")
-    assert "--json must be a file" in fails(capsys, *SMALL, "--no-plot", "--json", "new.json")
-    assert calculated == []
-    assert Path("file").read_text() == "mine"
-
-
-def test_a_disk_that_fills_up_leaves_nothing_behind(capsys, monkeypatch):
-    Path("benchmark_results.svg").write_text("an older one")
-    copied = []
-
-    def copy_once(source, target):
-        if copied:
-            raise OSError(28, "No space left on device", str(target))
-        copied.append(Path(target).write_bytes(Path(source).read_bytes()))
-
-    monkeypatch.setattr("shutil.copyfile", copy_once)
-    assert "No space left on device" in fails(capsys, *SMALL, "--out", "new/folder")
-    copied.clear()
-    assert "No space left on device" in fails(capsys, *SMALL, "--out", ".")
-    assert Path("benchmark_results.svg").read_text() == "an older one"
 
 
 def test_without_matplotlib_the_plot_can_be_left_out(capsys, monkeypatch):
@@ -332,17 +289,6 @@ def test_the_tool_runs_from_any_folder_and_in_any_encoding(broken):
     assert done.returncode == (2 if broken else 0)
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == broken
-
-
-def test_a_device_or_a_link_is_not_replaced_by_the_results(tmp_path, capsys):
-    assert cli.main(["--no-plot", "--json", "/dev/full"]) == 2
-    assert "--json must be a file" in capsys.readouterr().err
-    target, link = tmp_path / "target.json", tmp_path / "link.json"
-    target.write_text("{}")
-    link.symlink_to(target)
-    assert cli.main(["--no-plot", "--json", str(link)]) == 0
-    assert link.is_symlink()
-    assert json.loads(target.read_text())["schema"]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,17 @@ def test_a_trace_keeps_its_lengths_but_for_those_beyond_the_maximum(tmp_path):
     pairs = set(zip(requests.prompt_tokens.tolist(), requests.output_tokens.tolist(), strict=True))
     assert pairs == {(10, 20), (100, 4), (1024, 50)}
     assert workload.mean_tokens == pytest.approx((20 + 102 + 1049) / 3)
+    assert workload.num_cut == 1
+
+
+@pytest.mark.parametrize(("most", "num_cut"), [(3050, 0), (3049, 1), (104, 1), (103, 2), (29, 3)])
+def test_a_request_is_cut_from_one_token_above_the_maximum_on(tmp_path, most, num_cut):
+    path = tmp_path / "trace.csv"
+    path.write_text(TRACE)
+    workload = Workload.of_trace(path, most)
+    kept = workload.draw(np.random.default_rng(0), 200)
+    pairs = set(zip(kept.prompt_tokens.tolist(), kept.output_tokens.tolist(), strict=True))
+    assert len({(10, 20), (100, 4), (3000, 50)} - pairs) == workload.num_cut == num_cut
 
 
 def test_a_trace_that_is_none_is_refused(tmp_path):

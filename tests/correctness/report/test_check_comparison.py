@@ -79,11 +79,35 @@ def test_it_passes_if_the_slowed_row_and_nothing_else_is_found(
 ):
     tool = module(TOOL)
     asked = fake_runs(monkeypatch, tool, factors)
-    monkeypatch.setattr(sys, "argv", ["check_comparison.py", "--out", str(tmp_path)])
-    assert tool.main() == code
+    assert tool.main(["--out", str(tmp_path)]) == code
     assert sentence in capsys.readouterr().out
     assert asked == [[], [], ["--slow-down", "decode-B64-4k-triton"]]
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".html"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: --out; --help shows what is allowed.\n"),
+        (["--out", "file"], "The output folder file is a file.\n"),
+        (["--out", "file/below"], "The output folder file/below cannot be written: Not a dir"),
+        (["--out", "/proc/x"], "The output folder /proc/x cannot be written: No such file"),
+        (["--out", "/proc"], "The output folder /proc cannot be written: No such file"),
+    ],
+    ids=["no folder", "a file", "below a file", "below /proc", "/proc"],
+)
+def test_a_wrong_argument_is_told_in_one_sentence_before_a_run(
+    tmp_path, monkeypatch, capsys, words, sentence
+):
+    tool = module(TOOL)
+    asked = fake_runs(monkeypatch, tool, lambda *_: 1)
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    assert tool.main(words) == 2
+    out, told = capsys.readouterr()
+    assert told.startswith(sentence)
+    assert (out, told.count("\n"), asked) == ("", 1, [])
+    assert Path("file").read_text() == "mine"
 
 
 def test_three_real_runs_pass_the_check_for_the_row_that_was_slowed():

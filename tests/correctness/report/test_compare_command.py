@@ -44,6 +44,7 @@ def test_the_command_writes_markdown_of_all_rows(tmp_path, capsys):
         (["--fail-on-regression", "fast"], "must be a percentage"),
         (["--margin", "0"], "must be a percentage"),
         (["--margin", "nan"], "must be a percentage"),
+        (["--margin", "1000%"], "a percentage above 0 and below 1000, as 5%, not '1000%'"),
         (["--nonsense"], "unrecognized"),
     ],
 )

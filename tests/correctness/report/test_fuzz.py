@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[3]
 EXAMPLES = settings().max_examples
 FUZZ = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 OUTPUTS = ("out", "new.md")
+WRITTEN = (Path("out/report.md"), Path("out/report.html"), Path("new.md"))
 
 
 def short(name):
@@ -69,6 +71,8 @@ def run(words):
         assert code in ((0, 1) if "--fail-on-regression" in words else (0,))
         assert told == ""
         assert said
+        for text in (said, *(path.read_text() for path in WRITTEN if path.exists())):
+            assert not re.search(r"\b(inf|nan)\b", text)
         for name in OUTPUTS:
             assert Path(name).exists() == (name in words)
     return code, told
@@ -150,6 +154,44 @@ def test_a_file_that_is_wrong_somewhere_is_compared_or_refused(files, command):
 @given(files=mutated(), command=st.sampled_from(["plots", "joined"]))
 def test_a_file_that_is_wrong_somewhere_is_drawn_or_refused(files, command):
     run_on(COMMANDS[command], *files)
+
+
+def _places_of_numbers(content, place=()):
+    """Where a file has numbers, of lists of numbers only the first."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(value, dict | list):
+            yield from _places_of_numbers(value, (*place, key))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield (*place, key)
+            if isinstance(content, list):
+                return
+
+
+def _one_place_of_each_number():
+    """By what a number is called, a file that has it and the place."""
+    found = {}
+    for name in sorted(REAL, key=lambda name: name != "h100"):  # which says most of its machine
+        for place in _places_of_numbers(REAL[name]):
+            keys = tuple(key for key in place if isinstance(key, str))
+            found.setdefault(".".join(keys), (name, place))
+    return found
+
+
+NUMBERS = _one_place_of_each_number()
+
+
+@pytest.mark.parametrize(
+    "value", [5e-324, 1e-300, 1e17, 10**400], ids=["5e-324", "1e-300", "1e17", "10**400"]
+)
+def test_a_number_that_is_odd_by_itself_is_reported_or_refused(value, monkeypatch):
+    monkeypatch.setattr("pagedattn.report.plots.write_plots", lambda *_: [])  # they take longest
+    for name, place in NUMBERS.values():
+        content = copy.deepcopy(REAL[name])
+        inner = content
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        run_on(COMMANDS["plots"], encoded(content), b"")
 
 
 @settings(max_examples=EXAMPLES // 3, **FUZZ)

@@ -273,6 +273,18 @@ def test_a_failure_leaves_what_was_there(made, tmp_path, capsys, monkeypatch):
     assert sorted(os.listdir()) == ["broken.json", "other.json", "out", "run.json"]
 
 
+@pytest.mark.parametrize(
+    "name", ["latency.svg", "speedup.png", "report.md", "report.html", "rows.csv", "rows.parquet"]
+)
+def test_a_results_file_is_not_drawn_over(made, capsys, name):
+    source = made.write(Path("own") / name, made.small())
+    before = source.read_bytes()
+    message = _fails(capsys, source, "--out", "own", "--formats", "svg")
+    assert message == f"own/{name} is read: what is written needs another name.\n"
+    assert _contents(Path("own")) == {name: before}
+    assert cli.main([str(source), "--out", "other", "--formats", "svg"]) == 0
+
+
 def test_an_output_folder_that_is_a_file_or_below_one_is_refused(made, tmp_path, capsys):
     made.write(tmp_path / "run.json", made.small())
     Path("file").write_text("mine")

@@ -68,9 +68,13 @@ def test_rows_of_other_suites_are_skipped_and_counted(made, tmp_path):
 
 
 def test_a_file_with_only_rows_of_other_suites_is_refused(made, tmp_path):
-    path = made.write(tmp_path / "run.json", made.file([made.benchmark("foreign", 1e-3)]))
-    with pytest.raises(ResultsError, match=r"None of the 1 benchmarks .* area, implementation"):
-        load(path)
+    row = made.benchmark("foreign", 1e-3)
+    for rows, message in (
+        ([row], r"The only benchmark in .* does not have .* area, implementation"),
+        ([row] * 2, r"None of the 2 benchmarks in .* has .* area, implementation"),
+    ):
+        with pytest.raises(ResultsError, match=message):
+            load(made.write(tmp_path / "run.json", made.file(rows)))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +154,12 @@ def test_an_unreadable_file_is_refused(made, tmp_path):
         ("extra_info", "batch_us", -1.0, "batch_us must be a number from 0 to 1e.18, not -1.0"),
         ("extra_info", "plan_us", -1e19, "plan_us must be a number from -1e.18 to 1e.18"),
         ("extra_info", "bytes", 10**400, "not a larger number"),
+        ("stats", "data", [1e-300, 3e-4, 3e-4], "stats.data must be 0 or a number from 1e-30 to"),
+        ("extra_info", "limit_us", 1e-300, "limit_us must be 0 or a number from 1e-30 to 1e.18"),
+        ("extra_info", "flops", 5e-324, "flops must be 0 or a number from 1 to 1e.18, not 5e-324"),
+        ("extra_info", "kv_pool_bytes", 0.5, "kv_pool_bytes must be 0 or a number from 1 to"),
+        ("extra_info", "last_block_waste", 1.5, "last_block_waste must be a number from 0 to 1, "),
+        ("extra_info", "prefix_hit_rate", 1.5, "prefix_hit_rate must be a number from 0 to 1, "),
         ("extra_info", "dtype", 16, "dtype must be a string, not 16"),
     ],
 )
@@ -160,6 +170,22 @@ def test_a_broken_row_is_refused_by_name(made, tmp_path, place, key, value, mess
     with pytest.raises(ResultsError, match=message) as caught:
         load(path)
     assert "attention[sdpa_contiguous-decode-B8-4k]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_cpus": 10**400}, "machine_info.pagedattn.num_cpus must be a number from 0"),
+        ({"num_cpus": 1.5}, "machine_info.pagedattn.num_cpus must be a whole number, not 1.5"),
+        ({"cpu": {"load_1min": 10**400}}, "cpu.load_1min must be a number from 0 to 1e.18, not"),
+        ({"gpu": {"sm_clock_mhz": 1e300}}, "machine_info: SM clock must be a number from"),
+    ],
+)
+def test_an_odd_number_about_the_machine_is_refused(made, tmp_path, changes, message):
+    content = made.small()
+    content["machine_info"]["pagedattn"] |= changes
+    with pytest.raises(ResultsError, match=message):
+        load(made.write(tmp_path / "run.json", content))
 
 
 def test_a_difference_of_times_may_be_below_0(made, tmp_path):

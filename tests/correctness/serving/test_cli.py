@@ -79,6 +79,33 @@ def test_a_folder_is_no_results_file(capsys, tmp_path):
     assert "is a folder" in refused(capsys, "--json", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        (["--dataset", "azure", "t.csv", "--json", "t.csv"], "t.csv"),
+        (["--dataset", "azure", "serving.svg", "--out", ".", "--formats", "png"], "serving.svg"),
+        (["--model", "m", "--json", "m/config.json"], "m/config.json"),
+        (["--model", "m", "--json", "m/model.safetensors"], "m/model.safetensors"),
+    ],
+    ids=["dataset", "plot", "config", "weights"],
+)
+def test_what_is_read_is_not_written_over(capsys, tmp_path, monkeypatch, words, target):
+    monkeypatch.chdir(tmp_path)
+    for name in ("t.csv", "serving.svg"):
+        Path(name).write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,5,3\n")
+    Path("m").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        Path("m", name).write_text("{}")
+    message = refused(capsys, *words)
+    assert message == f"{target} is read: what is written needs another name.\n"
+
+
+def test_a_folder_without_a_model_and_a_name_too_long_are_told(capsys, tmp_path):
+    told = refused(capsys, "--model", str(tmp_path))
+    assert f"--model {tmp_path} is a folder that has no config.json" in told
+    assert "cannot be read (File name too long)" in refused(capsys, "--model", "m" * 300)
+
+
 @pytest.mark.skipif(not WITHOUT_VLLM, reason="vLLM is installed here")
 def test_without_vllm_the_next_step_is_said(capsys):
     assert "pip install vllm" in refused(capsys)
