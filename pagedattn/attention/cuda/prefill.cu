@@ -16,6 +16,7 @@
 
 #include "prefill_consumer.cuh"
 #include "prefill_producer.cuh"
+#include "prefill_result.cuh"
 #if FP8_PRODUCTS
 #include "prefill_transposer.cuh"
 #elif FP8
@@ -25,7 +26,7 @@
 DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, int thread) {
     int lane = thread % 32;
     Place place{0, 0};
-    Consumer consumer{p, shared, lane, warpgroup * 64 + thread / 32 * 16, {0, 0}, {0, 0}};
+    Consumer consumer{{p, lane, warpgroup * 64 + thread / 32 * 16}, shared, {0, 0}, {0, 0}};
     if (Consumer::TURNS && warpgroup == WARPGROUPS - 1) named_barrier_arrive(FIRST_TURN, 2 * 128);
     for (;;) {
         Item item = wait_for_item(shared, place);
@@ -33,17 +34,17 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
         barrier_wait(shared.query_full(place.stage), place.parity);
         u32 tile = shared.query(place.stage);
         if (warpgroup * 64 < item.num_tokens * TILE_HEADS) {
-            if (FP8) consumer.prepare_query(item, tile, warpgroup);
+            if (FP8) consumer.prepare(item, tile, warpgroup);
             consumer.start_item(item);
             if (item.tile_begin < item.tile_end)
                 consumer.attend(item, descriptor(tile + warpgroup * 64 * 128, 16, PIECE));
             consumer.finish(item);
 #if OUT_F32
-            consumer.store_floats(item);
+            store_floats(consumer, item, consumer.outputs);
 #else
             // all of the warpgroup have read the query: its place takes the output
             named_barrier(1 + warpgroup, 128);
-            consumer.store(item, tile);
+            store(consumer, item, consumer.outputs, tile);
             fence_for_tma();
 #endif
             mark(Moment::WRITTEN);

@@ -1,29 +1,14 @@
 // A consumer: a warpgroup of 64 rows, which multiplies and keeps the softmax.
 #pragma once
 #include "prefill_products.cuh"
-#include "prefill_work.cuh"
+#include "prefill_query.cuh"
 
 DEVICE u32 pack_weights_of(float low, float high) {
     return HALF_PRODUCTS ? pack_f16(low, high) : pack_bf16(low, high);
 }
 
-DEVICE u32 pack_output(float low, float high) {
-    return BF16 ? pack_bf16(low, high) : pack_f16(low, high);
-}
-
-DEVICE float query_low(u32 pair) { return BF16 ? bf16_low(pair) : f16_low(pair); }
-DEVICE float query_high(u32 pair) { return BF16 ? bf16_high(pair) : f16_high(pair); }
-
-// Bytes of a swizzled row's 16-byte chunk, in a tile whose pieces of 64 columns lie apart.
-DEVICE u32 chunk_of_row(int row, int chunk) {
-    return chunk / 8 * (ROWS * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
-}
-
-struct Consumer {
-    const Parameters &p;
+struct Consumer : Rows {
     const Shared &shared;
-    int lane;
-    int warp_row;  // first of the warp's 16 rows of the tile
     Place key, value;
     float scores[SCORES];
     float outputs[OUTPUTS];
@@ -33,8 +18,6 @@ struct Consumer {
     float slope[2];  // ALiBi, of scores before scaling, or after it if SCALED_EARLY
     bool by_turns;   // whether other warpgroups have rows of the item too
     int next_group;  // whose turn comes after this one's
-    float row_scale[2];  // over e4m3: what `scale_log2`, the keys' scale and the query's unit make
-    u32 query_steps[QUERY_STEPS > 0 ? QUERY_STEPS : 1][4];
 
     // Weights are times 2 to this: of e4m3, whose numbers go up to 448, less are so small that they vanish.
     static constexpr float WEIGHT_BITS = FP8_PRODUCTS ? 8.0f : 0.0f;
@@ -65,84 +48,6 @@ struct Consumer {
         int group = warp_row / 64, groups = min(WARPGROUPS, (item.num_tokens * TILE_HEADS + 63) / 64);
         by_turns = TURNS && groups > 1;
         next_group = group + 1 == groups ? 0 : group + 1;
-    }
-
-    // Over e4m3: make float16 of queries in bfloat16, or e4m3 of all, in place, each divided by a power of
-    // two so that it fits, and take those that are kept in registers. Two lanes have a row. `group` is the
-    // warpgroup.
-    DEVICE void prepare_query(const Item &item, u32 tile, int group) {
-        row_scale[0] = row_scale[1] =
-            p.key_scale ? p.scale_log2 * __ldg(p.key_scale + item.kv_head()) : p.scale_log2;
-        if (BF16 || FP8_PRODUCTS) {
-            constexpr int OWN = HEAD_SIZE / 16;  // every other chunk
-            constexpr int MORE = FP8_PRODUCTS ? 7 : 0;  // of a row of e4m3 the largest is from 128 to 256
-            int row = warp_row + lane / 2;
-            float largest = 0.0f;
-#pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                u32 pairs[4];
-                load_shared(pairs, tile + chunk_of_row(row, 2 * i + lane % 2));
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    largest = fmaxf(largest, fmaxf(fabsf(query_low(pairs[j])), fabsf(query_high(pairs[j]))));
-            }
-            largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-            // The power of two at or below the largest, kept where its inverse is a number, and scores
-            // times it none too small for a float32: those of a row of zeros are zeros.
-            u32 exponent = min(max(__float_as_uint(largest) >> 23, 64u), 252u);
-            float inverse = __uint_as_float((254 + MORE - exponent) << 23);
-            float unit = __uint_as_float((exponent - MORE) << 23);
-            if (FP8_PRODUCTS) {
-                round_row(tile, row, inverse);
-            } else {
-#pragma unroll
-                for (int i = 0; i < OWN; ++i) {
-                    u32 pairs[4], at = tile + chunk_of_row(row, 2 * i + lane % 2);
-                    load_shared(pairs, at);
-#pragma unroll
-                    for (int j = 0; j < 4; ++j)
-                        pairs[j] = pack_f16(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse);
-                    store_shared(at, pairs);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < 2; ++i)
-                row_scale[i] *= __shfl_sync(0xffffffff, unit, lane / 4 * 2 + 16 * i);
-            fence_for_tma();  // products read it, and then the TMA writes over it
-            if (QUERY_STEPS < STEPS)
-                named_barrier(1 + group, 128);
-            else
-                __syncwarp();
-        }
-#pragma unroll
-        for (int step = 0; step < QUERY_STEPS; ++step)
-            load_matrices(query_steps[step],
-                          tile + chunk_of_row(warp_row + lane % 16, 2 * step + lane / 16));
-    }
-
-    // Write a row times `inverse` as e4m3 over itself, zeros behind its end. A lane has every other 16
-    // bytes of what comes out, and writes when the other one has read too.
-    DEVICE void round_row(u32 tile, int row, float inverse) {
-        u32 rounded[STEPS][4] = {};
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            int chunk = 2 * step + lane % 2;
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                if ((2 * chunk + half) * 8 >= HEAD_SIZE) break;
-                u32 pairs[4];
-                load_shared(pairs, tile + chunk_of_row(row, 2 * chunk + half));
-#pragma unroll
-                for (int i = 0; i < 2; ++i)
-                    rounded[step][2 * half + i] =
-                        pack_e4m3(query_low(pairs[2 * i]) * inverse, query_high(pairs[2 * i]) * inverse,
-                                  query_low(pairs[2 * i + 1]) * inverse, query_high(pairs[2 * i + 1]) * inverse);
-            }
-        }
-        __syncwarp();
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step)
-            store_shared(tile + chunk_of_row(row, 2 * step + lane % 2), rounded[step]);
     }
 
     // Let a stage be filled anew: this warp has read it.
@@ -428,48 +333,6 @@ struct Consumer {
                 p.lse[(SPLIT ? item.split * (p.out_split_stride / HEAD_SIZE) : 0) +
                       (i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] =
                     sum > 0.0f ? (highest + log2_of(sum)) * LN_2 : MINUS_INFINITY;
-        }
-    }
-
-    // Write float32 from where it is: four lanes have 32 bytes that lie together.
-    DEVICE void store_floats(const Item &item) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            int row = warp_row + lane / 4 + 8 * i;
-            int token = row / TILE_HEADS, head = item.query_head(row);
-            if (!item.has_row(row)) continue;
-            float *to = (float *)p.out + (item.first_token + token) * p.out_token_stride +
-                        head * p.out_head_stride + lane % 4 * 2;
-            if (SPLIT) to += item.split * p.out_split_stride;
-#pragma unroll
-            for (int j = 0; j < HEAD_SIZE / 8; ++j)
-                *(float2 *)(to + j * 8) = make_float2(outputs[4 * j + 2 * i], outputs[4 * j + 2 * i + 1]);
-        }
-    }
-
-    // Write the warp's rows by way of its part of the query tile, 16 bytes a lane.
-    DEVICE void store(const Item &item, u32 tile) {
-        int row = warp_row + lane % 16;
-#pragma unroll
-        for (int i = 0; i < HEAD_SIZE / 16; ++i) {
-            const float *o = outputs + 8 * i;
-            store_matrices(tile + chunk_of_row(row, 2 * i + lane / 16),
-                           {pack_output(o[0], o[1]), pack_output(o[2], o[3]), pack_output(o[4], o[5]),
-                            pack_output(o[6], o[7])});
-        }
-        __syncwarp();
-        constexpr int CHUNKS = HEAD_SIZE / 8;
-#pragma unroll
-        for (int i = lane; i < 16 * CHUNKS; i += 32) {
-            int from_row = warp_row + i / CHUNKS, chunk = i % CHUNKS;
-            u32 x[4];
-            load_shared(x, tile + chunk_of_row(from_row, chunk));
-            int token = from_row / TILE_HEADS, head = item.query_head(from_row);
-            if (item.has_row(from_row)) {
-                u16 *to = (u16 *)p.out + (item.first_token + token) * p.out_token_stride +
-                          head * p.out_head_stride + chunk * 8;
-                store_16_bytes(to, x);
-            }
         }
     }
 };
