@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Check that the CUDA kernels choose well how a batch is divided, on this GPU.
 
-``python tools/check_choices.py`` draws batches, launches each in every way that the kernels know,
-and tells how much longer the chosen way takes than the fastest. ``--try mixed.LATE=0,0.25`` tells
-too what other constants would have chosen. docs/IMPLEMENTATION.md says how choices are made.
+``python tools/check_choices.py`` draws batches, launches each in the ways among which the kernels
+choose, and tells how much longer the chosen way takes than the fastest. ``--try
+mixed.LATE=0,0.25`` tells too what other constants would have chosen. docs/IMPLEMENTATION.md says
+how choices are made.
 """
 
 import argparse
@@ -20,7 +21,7 @@ if importlib.util.find_spec("pagedattn") is None:
 
 from pagedattn.report.arguments import Parser
 from pagedattn.report.needs import require_kernels
-from pagedattn.report.output import write_into
+from pagedattn.report.output import require_folder, write_into
 from pagedattn.report.text import clean, cut
 from pagedattn.report.values import ResultsError
 from pagedattn.workloads import DRAWN_KINDS, drawn_shapes
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_OUT = Path("figures") / "local"
 NAME = "choices"
 MOST_PROCESSES = 8
+PROCESS_BYTES = 12 << 30
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,10 +103,7 @@ def positive(text: str) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Time, print and write; raise ResultsError if a constant or the folder cannot be used.
-
-    What ends it early, an interrupt too, leaves what was timed before.
-    """
+    """Time, print and write; raise ResultsError if that ends early, after showing what there is."""
     import torch
 
     from pagedattn.benchmarking.choices import compile_ways, grid_of, time_ways
@@ -113,25 +112,36 @@ def check(options: argparse.Namespace) -> None:
         tried = grid_of(options.tried)
     except ValueError as error:
         raise ResultsError(f"{error}.") from None
+    require_folder(options.out)
     shapes = drawn_shapes(options.kinds, options.batches, options.seed)
-    print(f"{len(shapes)} batches: compiling all ways", flush=True)
-    # by fork a process would have a context of the GPU that it cannot use
-    processes = min(MOST_PROCESSES, os.cpu_count() or 1, len(shapes))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_ways, shapes))
     found: list[TimedWays] = []
-    ended = None
+    doing, ended = "compiling", None
     try:
+        print(f"{len(shapes)} batches: compiling their ways", flush=True)
+        # by fork a process would have a context of the GPU that it cannot use
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_processes(len(shapes)), spawn) as pool:
+            list(pool.map(compile_ways, shapes))
         for i, shape in enumerate(shapes):
+            doing = shape.name
             found.append(time_ways(shape, tried))
             torch.cuda.empty_cache()
             print(f"{i + 1} of {len(shapes)}: {found[-1]}", flush=True)
-    except (ValueError, RuntimeError, KeyboardInterrupt) as error:
-        ended = f"It ended at {shapes[len(found)].name}: {str(error) or 'interrupted'}."
+    except (ValueError, RuntimeError, ImportError, AssertionError, KeyboardInterrupt) as error:
+        told = str(error).strip().partition("\n")[0].rstrip(".:") or "interrupted"
+        ended = f"It ended at {doing}: {told}."
     if found:
         show(found, options.out)
     if ended is not None:
         raise ResultsError(ended)
+
+
+def num_processes(num_batches: int) -> int:
+    """Return how many processes compile: each has a batch's K and V and as much again."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, num_batches, free // PROCESS_BYTES))
 
 
 def show(found: "list[TimedWays]", out: Path) -> None:

@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 if importlib.util.find_spec("pagedattn") is None:
@@ -20,6 +19,7 @@ if importlib.util.find_spec("pagedattn") is None:
 from pagedattn.report import cli
 from pagedattn.report.arguments import Parser
 from pagedattn.report.compare import Comparison, compare
+from pagedattn.report.output import require_folder
 from pagedattn.report.results import load_run
 from pagedattn.report.text import clean
 from pagedattn.report.values import ResultsError
@@ -43,23 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", help="pytest's, after --")
     try:
         asked = parser.parse_args(arguments)
-        make_folder(asked.out)
+        require_folder(asked.out)
         return check(asked)
     except ResultsError as error:
         print(clean(str(error)), file=sys.stderr)
         return 2
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder; raise ResultsError if nothing could be written into it after three runs."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except FileExistsError:
-        raise ResultsError(f"The output folder {out} is a file.") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ResultsError(f"The output folder {out} cannot be written: {reason}.") from None
 
 
 def check(asked: argparse.Namespace) -> int:

@@ -129,7 +129,7 @@ def attention(
         window: a query sees at most this many keys, its own the last of them; at least 1.
             Block table entries that have left every query's window mean nothing.
         soft_cap: bound the scores smoothly, `soft_cap * tanh(score / soft_cap)`; finite and above
-            0. One of 2 ** 100 and more is none.
+            0. One of 2 ** 100 and more counts as None.
         alibi_slopes: float32 [num_query_heads]; adds `slope * (key position - own position)`.
         sinks: float32 [num_query_heads]; a logit that joins the softmax's denominator alone.
         causal: False lets every query see all keys of its sequence, without window or slopes.
@@ -326,7 +326,9 @@ def check_written(name: str, tensor: torch.Tensor) -> None:
     if 0 in strides and any(
         stride == 0 and size > 1 for size, stride in zip(tensor.shape, strides, strict=True)
     ):
-        raise ValueError(f"{name} has several rows in one place; its strides are {strides}")
+        raise ValueError(
+            f"{name} has strides {strides} and several rows in one place; each must have its own"
+        )
 
 
 def without_gradients(*tensors: torch.Tensor | None) -> AbstractContextManager[object]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from pagedattn.kv_cache import LayerCache
+
 _FIELDS = ("block_tables", "kv_lengths", "query_starts", "slots")
 _SHAPES = {
     "block_tables": "[num_sequences, max_blocks]",
@@ -282,11 +284,7 @@ class AttentionBatch:
 
         """
         step = Step.of(page_table, query_lengths)
-        if self.block_size not in (None, page_table.block_size):
-            raise ValueError(
-                f"the page table is of blocks of {page_table.block_size} tokens; this batch was "
-                f"made for {self.block_size}"
-            )
+        self._require_blocks(page_table.block_size)
         self._require_bounds(step.max_query_length, step.max_kv_length)
         size = page_table.num_sequences
         self._require_shapes(((size,), (size + 1,), step.slots.shape))
@@ -319,6 +317,7 @@ class AttentionBatch:
                 "advance(page_table), or make a batch of it first, with "
                 "AttentionBatch.of(page_table)"
             )
+        self._require_blocks(other.block_size)
         self._require_bounds(other.max_query_length, other.max_kv_length)
         self._require_shapes(other._shapes)
         width = other.block_tables.shape[1]
@@ -335,19 +334,19 @@ class AttentionBatch:
         if self.sharing is not None:
             self.sharing.follow(None if other.sharing is None else other.sharing.now, self)
 
-    def check_integrity(self, num_blocks: int, block_size: int) -> None:
+    def check_integrity(self, cache: LayerCache, window: int | None = None) -> None:
         """Look at what the tensors hold; waits for the GPU, so that it is for tests and debugging.
 
         Args:
-            num_blocks: of the cache.
-            block_size: tokens a block of the cache.
+            cache: whose blocks the tables name.
+            window: of the attention; entries of blocks that no query sees are not looked at.
 
         Raises:
             ValueError: something is not as the class says, in a sentence that names the first
                 sequence of which that is so.
 
         """
-        check_contents(self, num_blocks, block_size)
+        check_contents(self, cache, window)
 
     def place_of_own(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return own lengths and tables that `advance` fills for one plan; None if it cannot."""
@@ -362,6 +361,13 @@ class AttentionBatch:
         ):
             return memory
         return None
+
+    def _require_blocks(self, block_size: int | None) -> None:
+        if None not in (block_size, self.block_size) and block_size != self.block_size:
+            raise ValueError(
+                f"the page table is of blocks of {block_size} tokens; this batch was made for "
+                f"{self.block_size}"
+            )
 
     def _require_bounds(self, max_query_length: int, max_kv_length: int) -> None:
         for name, given in (

@@ -190,8 +190,9 @@ def rotary_write_kv(
         )
         check_written("out", out)
         check(
-            out.data_ptr() != query.data_ptr() or out.stride() == query.stride(),
-            f"out begins where query does, with strides {out.stride()} and not {query.stride()}",
+            out.data_ptr() != query.data_ptr() or _lie_alike(out, query),
+            f"out begins where query does, with strides {out.stride()}; it must be query itself, "
+            f"whose strides are {query.stride()}, or lie elsewhere",
         )
         check_device("out", out, cache)
     if not len(slots):
@@ -206,3 +207,11 @@ def rotary_write_kv(
             out.copy_(rotate(query, positions, rotary))
             chosen.write_kv(turned, value, cache, slots)
     return out
+
+
+def _lie_alike(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether elements of two tensors of one shape are as far apart in both."""
+    return first.numel() == 0 or all(
+        mine == other or size == 1
+        for size, mine, other in zip(first.shape, first.stride(), second.stride(), strict=True)
+    )

@@ -122,7 +122,7 @@ class TorchImplementation:
         """Turn Q and K, and write K and V; see `pagedattn.attention.rotary_write_kv`."""
         turned = rotate(key, positions, rotary)
         out.copy_(rotate(query, positions, rotary))
-        write_slots(cache, turned, value, slots)
+        self.write_kv(turned, value, cache, slots)  # in float32, so that it rounds K once
 
     def gather_rows(self, query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Collect the queries of parts; see `pagedattn.attention.cascade`."""

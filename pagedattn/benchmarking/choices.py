@@ -1,7 +1,7 @@
 """How much longer the kernels' chosen way takes than the fastest one, batch by batch.
 
-What `cuda` chooses follows estimates, and estimates constants. Here each way of a batch is timed
-beside the others, cold, by turns; then other constants can be tried without timing again, as what
+What `cuda` chooses follows estimates, and estimates constants. Here the ways of a batch are timed
+beside each other, cold, by turns; then other constants can be tried without timing again, as what
 they choose is among the ways.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import math
 import statistics
 import sys
 from dataclasses import dataclass
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
 AS_IT_IS = "as it is"
 """The label of the constants of the code."""
 MODULES = ("mixed", "decode_division", "decode_config", "prefill_choice")
+FACTS = frozenset(
+    {
+        *("NUM_PROGRAMS", "MOST_PARTS", "MIN_TILE", "WHOLE_TOKENS", "WHOLE_ROW_BYTES", "NO_LIMIT"),
+        *("WARPS", "MAX_TILE", "MAX_STAGES", "GATHERERS", "MAX_BOXES", "SHARED_BYTES"),
+        *("MAX_COLUMNS", "MAX_ACCUMULATORS"),
+    }
+)
+"""What the kernels are made for, or has been counted with when other numbers were: not to try."""
 LEAST_LOSS = 0.01
 """What a way that is as fast as another may seem to take longer, by chance."""
 MUCH = 0.03
@@ -59,7 +68,8 @@ class Constants:
     @property
     def label(self) -> str:
         """For example ``mixed.LATE=0.25 mixed.READ_BESIDE=0.8``."""
-        return " ".join(f"{name}={value:g}" for name, value in self.values) or AS_IT_IS
+        each = (f"{name}={repr(value).removesuffix('.0')}" for name, value in self.values)
+        return " ".join(each) or AS_IT_IS
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -81,7 +91,8 @@ def grid_of(words: Sequence[str]) -> list[Constants]:
         words: each for example ``mixed.LATE=0,0.25,0.5``: a constant, and values to try.
 
     Raises:
-        ValueError: there is no such constant, or a value is no number.
+        ValueError: there is no such constant, or a value is no finite number of its type, 0 or
+            more.
 
     """
     each = []
@@ -89,12 +100,15 @@ def grid_of(words: Sequence[str]) -> list[Constants]:
         name, _, values = word.partition("=")
         constant = getattr(*_found(name))
         try:
-            each.append([(name, type(constant)(value)) for value in values.split(",")])
+            numbers = [type(constant)(value) for value in values.split(",")]
         except ValueError:
+            numbers = [math.nan]
+        if not all(0 <= number < math.inf for number in numbers):
             raise ValueError(
-                f"{word!r} has a value that is no {type(constant).__name__}; "
+                f"{word!r} has a value that is no {type(constant).__name__}, finite and 0 or more; "
                 f"{name} is {constant:g} now"
-            ) from None
+            )
+        each.append([(name, number) for number in numbers])
     tried = [Constants(values) for values in itertools.product(*each)] if each else []
     return [Constants(), *tried]
 
@@ -102,14 +116,14 @@ def grid_of(words: Sequence[str]) -> list[Constants]:
 def _found(name: str) -> tuple[ModuleType, str]:
     """Return a constant's module and its name there; raise ValueError if there is none."""
     module_name, _, constant = name.partition(".")
-    if module_name in MODULES and constant.isupper():
+    if module_name in MODULES and constant.isupper() and constant not in FACTS:
         module = importlib.import_module(f"pagedattn.attention.cuda.{module_name}")
         value = getattr(module, constant, None)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return module, constant
     raise ValueError(
         f"there is no constant {name!r} to try; one is mixed.LATE, others are numbers in capitals "
-        f"of {', '.join(MODULES)}"
+        f"of {', '.join(MODULES)} that no kernel depends on"
     )
 
 
@@ -134,7 +148,7 @@ def _forget() -> None:
 
 @dataclass(frozen=True)
 class TimedWays:
-    """Every way of a batch, and which of them are chosen.
+    """The ways of a batch, and which of them are chosen.
 
     Attributes:
         shape: of the batch.
@@ -171,7 +185,10 @@ class TimedWays:
 
 
 def compile_ways(shape: AttentionShape) -> None:
-    """Compile what `time_ways` will launch, so that processes can do it side by side."""
+    """Compile what `time_ways` will launch, so that processes can do it side by side.
+
+    Those of the code's constants: what others choose besides is compiled when it is timed.
+    """
     from pagedattn.attention.cuda import ways
 
     ways.ways_of(make_inputs(shape, device="cuda").call())
@@ -208,7 +225,7 @@ def time_ways(
         with constants.applied():
             try:
                 launch = ways.chosen_way(calls[0])
-            except (ArithmeticError, LookupError, ValueError) as error:
+            except (ArithmeticError, LookupError, ValueError, RuntimeError) as error:
                 raise ValueError(
                     f"the kernels cannot choose by {constants.label}: {error}"
                 ) from error
@@ -216,7 +233,10 @@ def time_ways(
             launches.setdefault(chosen[constants.label], launch)
     graphs = {}
     for name, launch in launches.items():
-        _check(case, calls[0], launch)
+        try:
+            _check(case, calls[0], launch)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
         graphs[name] = make_timed([partial(launch, call) for call in calls])
     rounds = time_interleaved(graphs, RULE)
     seconds = {name: statistics.median(each.seconds) for name, each in rounds.items()}

@@ -31,10 +31,11 @@ class BlockCopies:
         return int(self.sources.size)
 
     def check_integrity(self) -> None:
-        """Raise ValueError where this is no list of copies that can be done in any order."""
+        """Raise ValueError unless there are as many sources as distinct destinations."""
         sources, destinations = self.sources, self.destinations
         for name, blocks in (("sources", sources), ("destinations", destinations)):
-            if not isinstance(blocks, np.ndarray) or blocks.dtype.kind not in "iu":
+            is_array = isinstance(blocks, np.ndarray)
+            if not is_array or (blocks.size and blocks.dtype.kind not in "iu"):
                 raise ValueError(f"{name} must be an array of whole numbers; given {blocks!r}")
         if sources.ndim != 1 or sources.shape != destinations.shape:
             raise ValueError(

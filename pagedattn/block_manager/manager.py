@@ -37,6 +37,12 @@ class Admission:
     num_cached_tokens: NDArray[np.int64]
 
 
+# what a manager's parts raise for numbers that do not go together
+_CONTRADICTIONS = (
+    AttributeError, IndexError, ValueError, TypeError, AssertionError, OverflowError,
+)  # fmt: skip
+
+
 class BlockManager(Preemption):
     """Maps the tokens of many sequences to blocks of one pool (SOSP '23, §4.2 to §4.5).
 
@@ -106,9 +112,7 @@ class BlockManager(Preemption):
             raise SnapshotError(f"the snapshot contradicts itself: it has no {error}") from error
         except MemoryError as error:
             raise SnapshotError(f"the snapshot does not fit into memory: {error}") from error
-        except (
-            *(AttributeError, IndexError, ValueError, TypeError, AssertionError, OverflowError),
-        ) as error:
+        except _CONTRADICTIONS as error:
             raise SnapshotError(f"the snapshot contradicts itself: {error}") from error
         return manager
 

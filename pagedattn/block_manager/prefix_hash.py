@@ -53,7 +53,7 @@ class CacheKeys:
                 raise ValueError(f"{what} must be a string or None; given {name!r}")
         if not isinstance(self.media, (tuple, list)):
             raise ValueError(
-                f"media must be pairs of a position and bytes, in a tuple; given {self.media!r}"
+                f"media must be a tuple of pairs of a position and bytes; given {self.media!r}"
             )
         for pair in self.media:
             if not (isinstance(pair, tuple) and len(pair) == 2):

@@ -54,6 +54,8 @@ class Snapshot:
     def save(self, path: str | PathLike[str]) -> None:
         """Write a `.npz` file whole, which `load` and numpy read, or leave what was there.
 
+        What is no ordinary file, and one in a folder that cannot be written, is written in place.
+
         Raises:
             OSError: it cannot be written.
 
@@ -61,11 +63,12 @@ class Snapshot:
         arrays: dict[str, Any] = dict(self.arrays)
         arrays["settings"] = np.frombuffer(json.dumps(dict(self.settings)).encode(), np.uint8)
         real = Path(os.path.realpath(path))
-        if real.exists() and not (real.is_file() and os.access(real, os.W_OK)):
-            with real.open("wb") as file:  # no ordinary file, or none that may be written
+        is_other = real.exists() and not (real.is_file() and os.access(real, os.W_OK))
+        if is_other or not os.access(real.parent, os.W_OK | os.X_OK):
+            with open(path, "wb") as file:  # as it is, if at all
                 np.savez_compressed(file, **arrays)
             return
-        # beside it first: another name on the same disk is changed for this one at once
+        # beside it first, as giving a file another's name on one disk is done whole or not at all
         with tempfile.TemporaryDirectory(prefix=".snapshot-", dir=real.parent) as folder:
             made = Path(folder) / "made"
             with made.open("wb") as file:

@@ -56,6 +56,18 @@ def write_into(
     return written, removed
 
 
+def require_folder(out: Path) -> None:
+    """Make the folder; raise ResultsError if nothing could be written into it later on."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except FileExistsError:
+        raise ResultsError(f"The output folder {out} is a file.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ResultsError(f"The output folder {out} cannot be written: {reason}.") from None
+
+
 def plot_files(out: Path, plots: Iterable[str]) -> list[Path]:
     """Return the files in `out` that `write_into` may replace or remove for these plots."""
     return [out / f"{plot}.{suffix}" for plot in plots for suffix in FORMATS]

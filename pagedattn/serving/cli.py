@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from pagedattn.serving.benchmark import ServingResult
 
 _PLOTS = ("serving", "serving_memory")
+# what engines read of a model's folder
+_MODEL_FILES = (
+    *("config.json", "params.json", "generation_config.json", "*.index.json", "*.safetensors"),
+    *("*.bin", "*.pt", "*.gguf", "*.model", "tokenizer*", "special_tokens*", "added_tokens*"),
+    *("vocab*", "merges*", "chat_template*", "*processor*"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,7 +139,8 @@ def _files_read(model: str, load: LoadSettings) -> list[Path]:
             f"--model {model} is a folder that has no config.json: give that of a model "
             f"(tools/fetch_model.py makes one)."
         )
-    return files if load.path is None else [*files, load.path]
+    read = [path for path in files if not is_folder or any(map(path.match, _MODEL_FILES))]
+    return read if load.path is None else [*read, load.path]
 
 
 def _check_lengths(load: LoadSettings, scale: Scale, max_model_len: int | None) -> None:

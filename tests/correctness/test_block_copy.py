@@ -102,6 +102,13 @@ def test_lists_that_are_no_copies_are_refused_and_nothing_is_copied(
     assert torch.equal(contents(cache), before)
 
 
+def test_an_empty_list_of_any_numbers_copies_nothing(device):
+    cache = made(device)
+    before = contents(cache)
+    cache.copy_blocks(BlockCopies(np.array([]), np.array([])))
+    assert torch.equal(contents(cache), before)
+
+
 def test_sources_are_read_before_they_are_written(device):
     cache = made(device)
     before = contents(cache)

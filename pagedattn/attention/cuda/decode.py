@@ -204,7 +204,8 @@ class DecodeLaunch:
         kv_bytes = cache.key.element_size()
         group = query.shape[1] // num_kv_heads
         num_programs = num_multiprocessors(query.device)
-        self._heads, self._ranges, cluster = divide(call, num_programs, cluster)
+        clusters_of_row = config.clusters_of_row if config else None
+        self._heads, self._ranges, cluster = divide(call, num_programs, cluster, clusters_of_row)
         if config is None:
             config = config_for(call, num_programs, self._heads, self._ranges)
         if config.programs > 1:  # clusters are for few rows
@@ -237,8 +238,8 @@ class DecodeLaunch:
             kind_of(call),
             programs=config.programs,
         )
-        if config.most_whole_bytes is not None:
-            self._whole = replace(self._whole, most_bytes=config.most_whole_bytes)
+        if config.whole is not None:
+            self._whole = config.whole
         if trace:
             macros += macros_of_trace(self._num_programs)
         self._kernel = load_kernel("decode.cu", "decode_kernel", macros, query.device.index)
@@ -301,13 +302,13 @@ class DecodeLaunch:
 
     @property
     def num_ranges(self) -> int:
-        """Into how many ranges the work is cut, of all heads that are not read side by side."""
+        """Ranges; each is worked on by a program for each head that is read side by side."""
         return self._ranges
 
     @property
-    def most_whole_bytes(self) -> int:
-        """K and V of a head of a row up to which rows of one length are not cut."""
-        return self._whole.most_bytes
+    def whole(self) -> WholeRows:
+        """Up to which size rows of one length are not cut, and how they are divided then."""
+        return self._whole
 
     def marks(self) -> NDArray[np.int64]:
         """Return what the last launch noted, if `trace`; see `launching.marks_of`."""

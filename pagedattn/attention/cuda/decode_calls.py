@@ -109,18 +109,24 @@ def longest_row(call: AttentionCall) -> tuple[int, int]:
     return length, 2 * length * cache.head_size * cache.key.element_size()
 
 
-def is_even(call: AttentionCall) -> bool:
-    """Return whether the host knows all sequences to have as many tokens, as far as it knows."""
+def has_even_rows(call: AttentionCall) -> bool:
+    """Return whether rows are of one length, as far as the host knows; one sequence's are."""
     return call.batch.is_full or call.batch.num_sequences == 1
 
 
-def divide(call: AttentionCall, num_programs: int, cluster: int | None) -> tuple[int, int, int]:
+def divide(
+    call: AttentionCall,
+    num_programs: int,
+    cluster: int | None,
+    clusters_of_row: int | None = None,
+) -> tuple[int, int, int]:
     """Return heads that are read side by side, ranges, and programs of a cluster.
 
     Args:
         call: its bounds tell.
         num_programs: one on each multiprocessor.
         cluster: programs of one; None chooses.
+        clusters_of_row: of this size, that a row has; None is as many as there are programs for.
 
     Raises:
         ValueError: there are too many rows for clusters of this size.
@@ -133,11 +139,12 @@ def divide(call: AttentionCall, num_programs: int, cluster: int | None) -> tuple
     kind, parts = kind_of(call), 0
     if cluster is None:
         cluster = 1
-        if rows > 0 and is_even(call):
+        if rows > 0 and has_even_rows(call):
             sizes = rows, heads, num_programs, length, row_bytes
             cluster, parts = clusters_of(*sizes, kind)
     elif cluster > 1:
-        parts = min(most // rows // cluster, MOST_PARTS) * cluster
+        fitting = min(most // rows // cluster, MOST_PARTS)
+        parts = min(fitting, clusters_of_row or fitting) * cluster
         if not parts:
             raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
     if cluster > 1:
@@ -166,7 +173,7 @@ def config_for(
     cache, batch = call.cache, call.batch
     kv_length, row_bytes = longest_row(call)
     columns, block_size = columns_of(call), cache.block_size
-    is_whole = not is_even(call) and keeps_whole(kv_length, row_bytes)
+    is_whole = not has_even_rows(call) and keeps_whole(kv_length, row_bytes)
     with_work = num_programs // heads * heads if is_whole else ranges * heads
     tokens_a_program = batch.num_sequences * kv_length * cache.num_kv_heads // with_work
     sizes = batch.num_sequences, cache.num_kv_heads, num_programs

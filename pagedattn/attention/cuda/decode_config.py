@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pagedattn.attention.cuda.decode_division import MIN_TILE, few_missing, heads_in_parallel
+from pagedattn.attention.cuda.decode_division import (
+    MIN_TILE,
+    WholeRows,
+    few_missing,
+    heads_in_parallel,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -43,8 +48,9 @@ class DecodeConfig:
         programs: on a multiprocessor, 1 or 2.
         cluster: programs that add up a row in each other's shared memory; 1 for none.
         keeps_whole: cut no row, if lengths are as `decode_division.keeps_whole` expects them.
-        most_whole_bytes: K and V of a head of a row, up to which rows of one length are not cut;
-            None estimates, see `decode_division.WholeRows`.
+        clusters_of_row: clusters that a row has; None is as many as there are programs for.
+        whole: up to which size rows of one length are not cut, and how they are divided; None
+            estimates.
 
     """
 
@@ -54,7 +60,8 @@ class DecodeConfig:
     programs: int = 1
     cluster: int = 1
     keeps_whole: bool = False
-    most_whole_bytes: int | None = None
+    clusters_of_row: int | None = None
+    whole: WholeRows | None = None
 
     @cached_property
     def shared_bytes(self) -> int:

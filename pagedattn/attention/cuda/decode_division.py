@@ -127,6 +127,21 @@ class WholeRows:
     most_bytes: int
 
     @classmethod
+    def ways(cls, num_rows: int, ranges: int) -> list[WholeRows]:
+        """Return the ways to leave all rows whole, whatever their size.
+
+        Args:
+            num_rows: sequences times groups of KV heads that are read side by side; at least 1.
+            ranges: there are so many; at least 1.
+
+        """
+        of_range, more = divmod(num_rows, ranges)
+        ways = [(-(-num_rows // ranges), 0), (-(-num_rows // max(1, ranges // 2)), 0)]
+        if of_range and more:
+            ways.append((of_range, more))
+        return [cls(*way, NO_LIMIT) for way in dict.fromkeys(ways)]
+
+    @classmethod
     def of(
         cls,
         num_rows: int,

@@ -1,8 +1,10 @@
-"""All ways in which the kernels can take a call, so that the one they choose can be checked.
+"""Ways in which the kernels can take a call, so that the one they choose can be checked.
 
 Which kernel a call goes to, and how it is cut, is chosen by estimates whose rates were fitted to
 times. Here a call's other ways are made, to be timed beside the chosen one; see
-`pagedattn.benchmarking.choices`.
+`pagedattn.benchmarking.choices`. Varied is what estimates decide. Of each number of programs on a
+multiprocessor, decode's tiles are those that are chosen for it; where keys are shared out, prefill
+has its usual tiles, and heads in the parts that are chosen; two launches are as they are chosen.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pagedattn.attention.cuda import decode_calls, launcher_of, prefill
+from pagedattn.attention.cuda import decode_calls, decode_division, launcher_of, prefill
 from pagedattn.attention.cuda.decode import DecodeLaunch
-from pagedattn.attention.cuda.decode_division import CLUSTERS, NO_LIMIT
+from pagedattn.attention.cuda.decode_division import CLUSTERS, MIN_TILE, WholeRows
 from pagedattn.attention.cuda.mixed import MixedLaunch, short_of
 from pagedattn.attention.cuda.module import num_multiprocessors
 from pagedattn.attention.cuda.prefill import PrefillLaunch
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 SHARES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_SHARED_BYTES = 1 << 30  # of shares' results in float32
-FEWEST_COLUMNS = 8  # queries times heads of a group: of no more, none is prefill's
+MOST_COLUMNS_OF_DECODE = 8  # queries times heads of a group, of which prefill has no way
 
 
 def name_of(launch: KernelLaunch, call: AttentionCall) -> str:
@@ -55,15 +57,20 @@ def name_of(launch: KernelLaunch, call: AttentionCall) -> str:
         words.append(f"clusters of {config.cluster}")
     elif keeps_whole(launch, call):
         words.append("whole rows")
+        if decode_calls.has_even_rows(call):
+            of_range, more = launch.whole.of_range, launch.whole.more
+            words[-1] += f", {max(1, of_range)} a range"
+            if of_range and more:
+                words[-1] += f" and one more in {more}"
     return f"decode: {', '.join(words)}"
 
 
 def keeps_whole(launch: DecodeLaunch, call: AttentionCall) -> bool:
     """Whether a launch cuts no row, where sequences are as long as the host knows them to be."""
-    if not decode_calls.is_even(call):
-        return launch.config.keeps_whole
-    _, row_bytes = decode_calls.longest_row(call)
-    return row_bytes <= launch.most_whole_bytes
+    row = decode_calls.longest_row(call)
+    if not decode_calls.has_even_rows(call):
+        return launch.config.keeps_whole and decode_division.keeps_whole(*row)
+    return row[1] <= launch.whole.most_bytes
 
 
 def chosen_way(call: AttentionCall) -> KernelLaunch:
@@ -82,9 +89,9 @@ def chosen_way(call: AttentionCall) -> KernelLaunch:
 def ways_of(call: AttentionCall) -> dict[str, KernelLaunch]:
     """Return launches of a call, by what `name_of` says of them: the chosen one first.
 
-    Of decode they differ in programs on a multiprocessor, in clusters, and in whether rows are cut;
-    of prefill in tiles, in parts of heads, and in shares of keys; mixed batches have one launch and
-    two. Each is compiled.
+    Of decode they differ in programs on a multiprocessor, in clusters and how many a row has, in
+    whether rows are cut, and in how whole ones are divided; of prefill in tiles, in parts of heads,
+    and in shares of keys; mixed batches have one launch and two. Each is compiled.
 
     Raises:
         ValueError: the call goes to Triton's kernels.
@@ -103,7 +110,7 @@ def _launches(call: AttentionCall) -> Iterator[KernelLaunch]:
         yield from _by_decode(call)
     if prefill.not_taken(call) is not None:
         return
-    if by_decode and decode_calls.columns_of(call) <= FEWEST_COLUMNS:
+    if by_decode and decode_calls.columns_of(call) <= MOST_COLUMNS_OF_DECODE:
         return
     yield from _by_prefill(call)
     if call.causal and call.batch.mixture is not None:
@@ -113,24 +120,52 @@ def _launches(call: AttentionCall) -> Iterator[KernelLaunch]:
 
 
 def _by_decode(call: AttentionCall) -> Iterator[DecodeLaunch]:
-    num_programs, is_even = num_multiprocessors(call.query.device), decode_calls.is_even(call)
+    num_programs = num_multiprocessors(call.query.device)
+    kv_length, row_bytes = decode_calls.longest_row(call)
     heads, ranges, _ = decode_calls.divide(call, num_programs, 1)
     for programs in (1, 2):
         config = decode_calls.config_for(call, num_programs, heads, ranges, programs=programs)
-        for is_whole in (False, True):
-            yield DecodeLaunch(
-                call,
-                replace(config, most_whole_bytes=NO_LIMIT if is_whole else 0)
-                if is_even
-                else replace(config, keeps_whole=is_whole),
-            )
-    for cluster in CLUSTERS if is_even else ():
-        try:
-            heads, ranges, _ = decode_calls.divide(call, num_programs, cluster)
-        except ValueError:  # there are too many rows
-            continue
-        config = decode_calls.config_for(call, num_programs, heads, ranges, programs=1)
-        yield DecodeLaunch(call, replace(config, cluster=cluster))
+        if decode_calls.has_even_rows(call):
+            for whole in _whole_rows(call, num_programs * config.programs, heads, ranges, programs):
+                yield DecodeLaunch(call, replace(config, whole=whole))
+        else:
+            yield DecodeLaunch(call, replace(config, keeps_whole=False))
+            if decode_division.keeps_whole(kv_length, row_bytes):
+                yield DecodeLaunch(call, replace(config, keeps_whole=True))
+    for cluster, at_once in CLUSTERS.items() if decode_calls.has_even_rows(call) else ():
+        most = at_once // (call.batch.num_sequences * call.cache.num_kv_heads)  # of a row
+        for count in dict.fromkeys((1, most)) if most else ():
+            try:
+                heads, ranges, _ = decode_calls.divide(call, num_programs, cluster, count)
+            except ValueError:  # there are too many rows
+                continue
+            config = decode_calls.config_for(call, num_programs, heads, ranges, programs=1)
+            launch = DecodeLaunch(call, replace(config, cluster=cluster, clusters_of_row=count))
+            rows = call.batch.num_sequences * call.cache.num_kv_heads // heads
+            tokens = launch.num_ranges // rows * MIN_TILE
+            if launch.config.cluster == cluster and tokens <= kv_length:
+                yield launch  # all clusters run at once, and each program has a tile
+
+
+def _whole_rows(
+    call: AttentionCall, num_programs: int, heads: int, ranges: int, programs: int
+) -> list[WholeRows]:
+    """Return how rows of one length can be divided: cut, and in each way left whole.
+
+    Args:
+        call: of such rows.
+        num_programs: of the launch.
+        heads: that are read side by side by one program on a multiprocessor.
+        ranges: of one program on a multiprocessor.
+        programs: on a multiprocessor.
+
+    """
+    if programs > 1:
+        heads = decode_division.heads_in_parallel(call.cache.num_kv_heads, num_programs)
+        ranges = num_programs // heads
+    num_rows = call.batch.num_sequences * call.cache.num_kv_heads // heads
+    whole = WholeRows.ways(max(1, num_rows), ranges)
+    return [replace(whole[0], most_bytes=0), *whole]
 
 
 def _by_prefill(call: AttentionCall) -> Iterator[PrefillLaunch]:

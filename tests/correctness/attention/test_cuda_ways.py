@@ -8,6 +8,7 @@ from pagedattn.workloads import DRAWN_KINDS, AttentionShape, drawn_shapes
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import decode, decode_calls, mixed, prefill, ways
+from pagedattn.attention.cuda.decode_division import CLUSTERS, WholeRows, clusters_of
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import check, inputs_of, nightly
@@ -21,7 +22,7 @@ def launched_by_none(monkeypatch):
 
     class Kernel:
         def most_clusters(self, *sizes):
-            return 132 // sizes[-1]
+            return CLUSTERS[sizes[-1]]
 
     for launcher in (decode, prefill):
         monkeypatch.setattr(launcher, "load_kernel", lambda *_: Kernel())
@@ -41,7 +42,7 @@ def kernels_of(names):
 @pytest.mark.usefixtures("launched_by_none")
 class TestNames:
     def test_an_even_decode_has_clusters_and_whole_rows(self):
-        names = list(ways.ways_of(call_of((1,) * 4, (1024,) * 4)))
+        names = list(ways.ways_of(call_of((1,) * 2, (1024,) * 2)))
         assert kernels_of(names) == {"decode"}
         for word in ("2 programs", "clusters of 2", "clusters of 4", "whole rows"):
             assert any(word in name for name in names), word
@@ -50,14 +51,63 @@ class TestNames:
         call = call_of((1,) * 3, (1000,) * 3)
         _, row_bytes = decode_calls.longest_row(call)
         found = {n: w for n, w in ways.ways_of(call).items() if "clusters" not in n}
-        whole = {name for name, way in found.items() if row_bytes <= way.most_whole_bytes}
+        whole = {name for name, way in found.items() if row_bytes <= way.whole.most_bytes}
         assert whole == {name for name in found if "whole rows" in name}
         assert 0 < len(whole) < len(found)
+
+    @pytest.mark.parametrize("shape", [(1, 512), (1, 8192), (2, 4096), (3, 700), (8, 300)], ids=str)
+    @pytest.mark.parametrize("heads", [(32, 8), (8, 1), (28, 4)], ids=str)
+    def test_whatever_clusters_the_estimate_might_choose_are_among_the_ways(self, shape, heads):
+        count, length = shape
+        call = call_of((1,) * count, (length,) * count, heads)
+        launches = ways.ways_of(call).values()
+        row_heads, _, _ = decode_calls.divide(call, 132, 1)
+        rows = count * heads[1] // row_heads
+        found = {
+            (way.config.cluster, way.num_ranges // rows)
+            for way in launches
+            if way.config.cluster > 1
+        }
+        possible = set()
+        for cluster, at_once in CLUSTERS.items():
+            most = min(132 // row_heads // rows // cluster, at_once // (rows * row_heads), 20)
+            for each in {1, most} if cluster == max(CLUSTERS) else {1}:
+                if 0 < each <= most and each * cluster * 16 <= length:
+                    possible.add((cluster, each * cluster))
+        assert possible <= found
+        sizes = rows, row_heads, 132, *decode_calls.longest_row(call), decode_calls.kind_of(call)
+        assert clusters_of(*sizes) in {(1, 0), *found}
+
+    @pytest.mark.parametrize(
+        ("num_rows", "ranges", "divisions"),
+        [
+            (40, 16, {(3, 0), (5, 0), (2, 8)}),
+            (32, 16, {(2, 0), (4, 0)}),
+            (5, 16, {(1, 0)}),
+            (1, 1, {(1, 0)}),
+        ],
+    )
+    def test_whole_rows_are_divided_in_each_way_that_the_estimate_looks_at(
+        self, num_rows, ranges, divisions
+    ):
+        found = {(way.of_range, way.more) for way in WholeRows.ways(num_rows, ranges)}
+        assert found == divisions
+
+    def test_names_tell_how_whole_rows_are_divided(self):
+        names = [
+            name for name in ways.ways_of(call_of((1,) * 40, (512,) * 40)) if "2 pro" not in name
+        ]
+        for words in ("3 a range", "5 a range", "2 a range and one more in 8"):
+            assert sum(name.endswith(f"whole rows, {words}") for name in names) == 1
 
     def test_a_ragged_decode_has_no_clusters(self):
         names = list(ways.ways_of(call_of((1,) * 3, (1024, 700, 64))))
         assert not any("clusters" in name for name in names)
         assert {"whole rows" in name for name in names} == {True, False}
+
+    def test_ragged_rows_that_are_cut_all_the_same_are_not_called_whole(self):
+        names = ways.ways_of(call_of((1,) * 3, (9000, 700, 64)))
+        assert not any("whole rows" in name for name in names)
 
     def test_drafts_have_either_kernel(self):
         assert kernels_of(ways.ways_of(call_of((4,) * 3, (1024, 700, 64)))) == {"decode", "prefill"}
@@ -102,6 +152,7 @@ BATCHES = {
     "even": ((90,) * 3, 1, {}),
     "ragged": ((90, 17, 200), 1, {"head_size": 128}),
     "drafts": ((90, 250), 4, {"heads": (8, 2)}),
+    "prompts": ((70, 40), (70, 40), {"heads": (4, 2)}),
     "chunk": ((400,), 40, {"heads": (6, 1), "dtype": "bfloat16"}),
     "mixed": ((150, 200, 30), (70, 1, 1), {"heads": (4, 2)}),
 }

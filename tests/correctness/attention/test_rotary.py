@@ -14,6 +14,7 @@ from pagedattn.attention import (
     rotary_write_kv,
     rotate,
 )
+from pagedattn.attention.torch_impl import TorchImplementation
 from pagedattn.kv_cache import FP8
 
 pytestmark = pytest.mark.implementations("reference", "torch", "triton")
@@ -118,6 +119,40 @@ def test_q_is_turned_and_k_and_v_land_in_their_slots(
     assert int((~cache.storage.isnan()).sum()) == key.numel() + value.numel()
     for tensor, before in zip((query, key, value), given, strict=True):
         assert torch.equal(tensor, before)
+
+
+def test_an_output_that_begins_where_the_query_does_is_the_query():
+    cache, query, key, value, slots, positions = made("cpu", torch.float32, 3, 2, 2, 64)
+    arguments = key, value, cache.layer(0), slots, positions, rotary_of(32, "cpu")
+    room = torch.zeros(3 * 4 * 64)
+    apart = room.as_strided((3, 2, 64), (256, 64, 1))
+    with pytest.raises(ValueError, match=r"out begins where query does, .*; it must be query itse"):
+        rotary_write_kv(room.as_strided((3, 2, 64), (128, 64, 1)), *arguments, out=apart)
+    none = query[:0], *(tensor[:0] for tensor in (key, value))
+    out = torch.empty(0, 4, 64)[:, :2]
+    assert (
+        rotary_write_kv(*none, cache.layer(0), slots[:0], positions[:0], arguments[-1], out=out)
+        is out
+    )
+
+
+def test_an_implementation_that_writes_in_its_own_way_does_so_after_turning(monkeypatch):
+    cache, query, key, value, slots, positions = made("cpu", torch.float16, 3, 2, 2, 64)
+    written = []
+
+    class Mine(TorchImplementation):
+        name = "mine"
+
+        def write_kv(self, key, value, cache, slots):
+            written.append(key.dtype)
+            super().write_kv(key, value, cache, slots)
+
+    monkeypatch.setattr(registry, "_made", {"mine": Mine()})
+    rotary_write_kv(
+        query, key, value, cache.layer(0), slots, positions, rotary_of(64, "cpu"),
+        implementation="mine",
+    )  # fmt: skip
+    assert written == [torch.float32]
 
 
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
@@ -302,7 +337,7 @@ def test_gpt_j_turns_as_transformers_does():
         ({"slots": torch.zeros(3).int()}, "slots are torch.int32"),
         ({"rotary": rotary_of(66, "cpu")}, "the rotary size is 66; the heads have 64 elements"),
         ({"out": torch.zeros(3, 2, 64).half()}, "out is torch.float16"),
-        ({"out": torch.zeros(1, 2, 64).expand(3, 2, 64)}, "out has several rows in one place"),
+        ({"out": torch.zeros(1, 2, 64).expand(3, 2, 64)}, "and several rows in one place"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

@@ -13,7 +13,7 @@ from pagedattn.workloads import AttentionShape
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, decode_config, decode_division, mixed, prefill_choice
+from pagedattn.attention.cuda import decode, mixed, prefill_choice
 from pagedattn.benchmarking import HostWork, choices
 from pagedattn.benchmarking.choices import AS_IT_IS, Constants, TimedWays, grid_of
 from pagedattn.testing.emulator import emulation, unavailable
@@ -44,10 +44,10 @@ class TestConstants:
         assert before == mixed.LATE
 
     def test_are_set_wherever_they_are_imported(self):
-        before = decode_division.MIN_TILE
-        with Constants((("decode_division.MIN_TILE", 8),)).applied():
-            assert decode_division.MIN_TILE == decode_config.MIN_TILE == 8
-        assert decode_division.MIN_TILE == decode_config.MIN_TILE == before
+        before = prefill_choice.PRODUCT_RATE
+        with Constants((("prefill_choice.PRODUCT_RATE", 1e14),)).applied():
+            assert prefill_choice.PRODUCT_RATE == mixed.PRODUCT_RATE == 1e14
+        assert prefill_choice.PRODUCT_RATE == mixed.PRODUCT_RATE == before
 
     def test_what_others_made_is_not_kept(self):
         before = prefill_choice._fewest_splits(128)
@@ -60,6 +60,8 @@ class TestConstants:
         values = (("mixed.LATE", 0.25), ("prefill_choice.MAX_SPLITS", 8))
         assert Constants(values).label == "mixed.LATE=0.25 prefill_choice.MAX_SPLITS=8"
         assert Constants().label == AS_IT_IS
+        near = (("decode_division.UNREAD_BYTES", 2**26 + i) for i in (0, 1))
+        assert len({Constants((each,)).label for each in near}) == 2
 
     def test_a_grid_has_all_combinations_and_those_of_the_code_first(self):
         grid = grid_of(["mixed.LATE=0,0.25", "prefill_choice.MAX_SPLITS=4,8"])
@@ -81,9 +83,13 @@ class TestConstants:
             ("mixed.FP8=1", "there is no constant 'mixed.FP8'"),
             ("os.LATE=1", "there is no constant 'os.LATE'"),
             ("=1", "there is no constant ''"),
-            ("mixed.LATE", "'mixed.LATE' has a value that is no float; mixed.LATE is "),
+            ("mixed.NUM_PROGRAMS=66", "there is no constant 'mixed.NUM_PROGRAMS'"),
+            ("decode_config.MIN_TILE=0", "there is no constant 'decode_config.MIN_TILE'"),
+            ("mixed.LATE=0,nan", "'mixed.LATE=0,nan' has a value that is no float, finite and 0"),
+            ("mixed.LATE=-1", "'mixed.LATE=-1' has a value that is no float, finite and 0 or more"),
+            ("mixed.LATE", "'mixed.LATE' has a value that is no float, finite and 0 or more; mix"),
             ("mixed.LATE=0,x", "'mixed.LATE=0,x' has a value that is no float"),
-            ("prefill_choice.MAX_SPLITS=1.5", "a value that is no int; prefill_choice.MAX_SPLITS"),
+            ("prefill_choice.MAX_SPLITS=1.5", "a value that is no int, finite and 0 or more; pre"),
         ],
     )
     def test_that_are_none_are_told(self, word, sentence):
@@ -162,13 +168,13 @@ class TestTiming:
         assert set(found.chosen.values()) <= set(found.seconds)
 
     def test_constants_by_which_nothing_can_be_chosen_are_told(self):
-        with pytest.raises(ValueError, match=r"cannot choose by decode_division.MOST_PARTS=1: "):
-            self.time(Constants((("decode_division.MOST_PARTS", 1),)))
+        with pytest.raises(ValueError, match=r"cannot choose by decode_division.LEAST_OF_PART=0: "):
+            self.time(Constants((("decode_division.LEAST_OF_PART", 0),)))
 
     def test_a_way_whose_result_is_wrong_is_not_timed(self, monkeypatch):
         monkeypatch.setattr(choices, "time_interleaved", lambda *_: pytest.fail("it is timed"))
         monkeypatch.setattr(decode.DecodeLaunch, "__call__", lambda _, call: call.out.zero_())
-        with pytest.raises(AssertionError, match="above the budget"):
+        with pytest.raises(AssertionError, match=r"decode: .*: the error .* is above the budget"):
             self.time()
 
 
@@ -207,6 +213,7 @@ def made_up(tool, monkeypatch):
     monkeypatch.setattr(choices, "time_ways", time_ways)
     monkeypatch.setattr(tool, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(tool, "require_kernels", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     return asked
 
@@ -231,8 +238,12 @@ class TestTool:
 
     @pytest.mark.parametrize(
         ("error", "reason"),
-        [(ValueError("of a reason"), "of a reason"), (KeyboardInterrupt(), "interrupted")],
-        ids=["an error", "an interrupt"],
+        [
+            (ValueError("of a reason"), "of a reason"),
+            (AssertionError("one is wrong\nby much"), "one is wrong"),
+            (KeyboardInterrupt(), "interrupted"),
+        ],
+        ids=["an error", "a wrong result", "an interrupt"],
     )
     def test_what_ends_it_leaves_what_was_timed(
         self, tool, made_up, monkeypatch, tmp_path, capsys, error, reason
@@ -250,6 +261,25 @@ class TestTool:
         assert err == f"It ended at even-1-of-seed-0: {reason}.\n"
         assert out.endswith("choices.csv, choices.png\n")
         assert set(pd.read_csv(tmp_path / "out" / "choices.csv").workload) == {"even-0-of-seed-0"}
+
+    def test_a_kernel_that_does_not_compile_is_told_in_one_sentence(
+        self, tool, made_up, monkeypatch, tmp_path, capsys
+    ):
+        def fail(*_):
+            raise RuntimeError("decode.cu does not compile:\nline 3")
+
+        monkeypatch.setattr(tool.ProcessPoolExecutor, "map", fail)
+        assert tool.main(["--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err == "It ended at compiling: decode.cu does not compile.\n"
+        assert not made_up
+
+    def test_a_folder_that_cannot_be_used_is_told_before_anything_is_timed(
+        self, tool, made_up, tmp_path, capsys
+    ):
+        (tmp_path / "out").write_text("a file")
+        assert tool.main(["--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err == f"The output folder {tmp_path / 'out'} is a file.\n"
+        assert not made_up
 
     @pytest.mark.parametrize(
         ("words", "sentence"),

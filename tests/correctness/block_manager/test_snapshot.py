@@ -1,6 +1,8 @@
 """A block manager's state as a value: saved, loaded, and gone on with."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +62,28 @@ def test_a_link_to_a_file_stays_a_link(tmp_path):
     assert Snapshot.load(tmp_path / "state.npz").settings["num_blocks"] == 4
 
 
-def test_what_is_no_ordinary_file_is_written_as_it_is():
-    BlockManager(4, 4).snapshot().save("/dev/null")
-    assert Path("/dev/null").is_char_device()
+def test_what_is_no_ordinary_file_is_written_as_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit((tmp_path / "pipe").read_bytes)
+        BlockManager(4, 4).snapshot().save(tmp_path / "pipe")
+        (tmp_path / "state.npz").write_bytes(reading.result(timeout=60))
+    assert (tmp_path / "pipe").is_fifo()
+    assert Snapshot.load(tmp_path / "state.npz").settings["num_blocks"] == 4
+
+
+def test_a_file_in_a_folder_that_cannot_be_written_is_written_in_place(tmp_path, monkeypatch):
+    path, access = tmp_path / "state.npz", os.access
+    path.touch()
+    monkeypatch.setattr(os, "access", lambda at, mode: at != tmp_path and access(at, mode))
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("it is replaced"))
+    BlockManager(4, 4).snapshot().save(path)
+    assert Snapshot.load(path).settings["num_blocks"] == 4
+
+
+def test_a_folder_that_is_not_there_is_told_by_the_name_that_was_given(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing/state\.npz"):
+        BlockManager(4, 4).snapshot().save(tmp_path / "missing" / "state.npz")
 
 
 def test_a_file_can_be_read_by_numpy_without_pickle(path):
