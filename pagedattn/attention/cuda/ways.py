@@ -126,7 +126,7 @@ def _by_decode(call: AttentionCall) -> Iterator[DecodeLaunch]:
     for programs in (1, 2):
         config = decode_calls.config_for(call, num_programs, heads, ranges, programs=programs)
         if decode_calls.has_even_rows(call):
-            for whole in _whole_rows(call, num_programs * config.programs, heads, ranges, programs):
+            for whole in _whole_rows(call, num_programs, heads, ranges, config.programs):
                 yield DecodeLaunch(call, replace(config, whole=whole))
         else:
             yield DecodeLaunch(call, replace(config, keeps_whole=False))
@@ -154,15 +154,15 @@ def _whole_rows(
 
     Args:
         call: of such rows.
-        num_programs: of the launch.
+        num_programs: one on each multiprocessor.
         heads: that are read side by side by one program on a multiprocessor.
         ranges: of one program on a multiprocessor.
         programs: on a multiprocessor.
 
     """
     if programs > 1:
-        heads = decode_division.heads_in_parallel(call.cache.num_kv_heads, num_programs)
-        ranges = num_programs // heads
+        heads = decode_division.heads_in_parallel(call.cache.num_kv_heads, num_programs * programs)
+        ranges = num_programs * programs // heads
     num_rows = call.batch.num_sequences * call.cache.num_kv_heads // heads
     whole = WholeRows.ways(max(1, num_rows), ranges)
     return [replace(whole[0], most_bytes=0), *whole]

@@ -93,6 +93,12 @@ class TestNames:
         found = {(way.of_range, way.more) for way in WholeRows.ways(num_rows, ranges)}
         assert found == divisions
 
+    def test_two_programs_whose_registers_do_not_suffice_are_no_way(self):
+        names = ways.ways_of(call_of((1,) * 6, (600,) * 6, (64, 4), head_size=256))
+        assert not any("2 programs" in name for name in names)
+        by_rows = [n for n in names if n.startswith("decode") and "clusters" not in n]
+        assert len(by_rows) == 2  # cut and whole, once each
+
     def test_names_tell_how_whole_rows_are_divided(self):
         names = [
             name for name in ways.ways_of(call_of((1,) * 40, (512,) * 40)) if "2 pro" not in name
