@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pagedattn.attention.batch import AttentionBatch
+from pagedattn.attention.batch_contents import check_block_size
 from pagedattn.attention.call import AttentionCall
 from pagedattn.attention.cascade import attend_in_parts, plan_of
 from pagedattn.attention.registry import UnsupportedError, get_implementation
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pagedattn.attention.registry import Implementation
 
 QUERY_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_AS_IT_IS = nullcontext()
 
 
 def write_kv(
@@ -151,13 +151,7 @@ def attention(
     if out is None:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
     else:
-        if out.shape != query.shape or out.dtype != query.dtype:
-            raise ValueError(
-                f"out is {out.dtype} {tuple(out.shape)}; "
-                f"it must be {query.dtype} {tuple(query.shape)}"
-            )
-        check_written("out", out)
-        check_device("out", out, cache)
+        check_output(out, query, cache)
     scale = cache.head_size**-0.5 if scale is None else float(scale)
     if not math.isfinite(scale):
         raise ValueError(f"scale is {scale!r}; it must be a finite number, or None")
@@ -261,11 +255,7 @@ def _check_query(query: torch.Tensor, cache: LayerCache, batch: AttentionBatch) 
             f"batch is a {type(batch).__name__}; attention takes an AttentionBatch, which "
             "AttentionBatch.of makes of a PageTable"
         )
-    if batch.block_size not in (None, cache.block_size):
-        raise ValueError(
-            f"the batch's page table is of blocks of {batch.block_size} tokens; the cache's have "
-            f"{cache.block_size}"
-        )
+    check_block_size(batch, cache)
     if query.dim() != 3:
         raise ValueError(
             f"query has {query.dim()} dimensions; it must be "
@@ -318,24 +308,29 @@ def check_layer(cache: LayerCache) -> None:
         )
 
 
-def check_written(name: str, tensor: torch.Tensor) -> None:
-    """Raise `ValueError` unless kernels can write rows of elements to a tensor."""
-    if tensor.stride(-1) != 1:
-        raise ValueError(f"{name} must be contiguous in its last dimension")
-    strides = tensor.stride()
+def check_output(out: torch.Tensor, query: torch.Tensor, cache: LayerCache) -> None:
+    """Raise `ValueError` unless kernels can write the queries' results to `out`."""
+    if out.shape != query.shape or out.dtype != query.dtype:
+        raise ValueError(
+            f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} {tuple(query.shape)}"
+        )
+    strides = out.stride()
+    if strides[-1] != 1:
+        raise ValueError("out must be contiguous in its last dimension")
     if 0 in strides and any(
-        stride == 0 and size > 1 for size, stride in zip(tensor.shape, strides, strict=True)
+        stride == 0 and size > 1 for size, stride in zip(out.shape, strides, strict=True)
     ):
         raise ValueError(
-            f"{name} has strides {strides} and several rows in one place; each must have its own"
+            f"out has strides {strides} and several rows in one place; each must have its own"
         )
+    check_device("out", out, cache)
 
 
 def without_gradients(*tensors: torch.Tensor | None) -> AbstractContextManager[object]:
     """Return a context in which PyTorch keeps nothing for gradients, where it otherwise would."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return torch.no_grad()
-    return _AS_IT_IS
+    return nullcontext()
 
 
 def check_device(name: str, tensor: torch.Tensor, cache: LayerCache) -> None:

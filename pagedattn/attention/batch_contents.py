@@ -1,4 +1,4 @@
-"""What the tensors of a batch must hold, which nothing looks at while it runs."""
+"""What a batch must be for a cache, and its tensors hold, which nothing looks at while it runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from pagedattn.kv_cache import LayerCache
 
 
+def check_block_size(batch: AttentionBatch, cache: LayerCache) -> None:
+    """Raise ValueError where a batch's blocks are known to be others than the cache's."""
+    if batch.block_size not in (None, cache.block_size):
+        raise ValueError(
+            f"the batch's page table is of blocks of {batch.block_size} tokens; the cache's have "
+            f"{cache.block_size}"
+        )
+
+
 def check_contents(batch: AttentionBatch, cache: LayerCache, window: int | None) -> None:
     """Raise ValueError where a batch's tensors hold what they must not.
 
@@ -20,12 +29,8 @@ def check_contents(batch: AttentionBatch, cache: LayerCache, window: int | None)
         window: keys that a query sees at most; None is all.
 
     """
+    check_block_size(batch, cache)
     block_size = cache.block_size
-    if batch.block_size not in (None, block_size):
-        raise ValueError(
-            f"the batch's page table is of blocks of {batch.block_size} tokens; the cache's have "
-            f"{block_size}"
-        )
     tables = batch.block_tables.cpu().numpy()
     lengths = batch.kv_lengths.cpu().numpy().astype(np.int64)
     starts = batch.query_starts.cpu().numpy().astype(np.int64)

@@ -12,7 +12,7 @@ from pagedattn.attention.api import (
     check,
     check_device,
     check_new_tokens,
-    check_written,
+    check_output,
     choose_implementation,
     without_gradients,
 )
@@ -184,17 +184,12 @@ def rotary_write_kv(
     if out is None:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
     else:
-        check(
-            out.shape == query.shape and out.dtype == query.dtype,
-            f"out is {out.dtype} {tuple(out.shape)}; it must be {query.dtype} {tuple(query.shape)}",
-        )
-        check_written("out", out)
+        check_output(out, query, cache)
         check(
             out.data_ptr() != query.data_ptr() or _lie_alike(out, query),
             f"out begins where query does, with strides {out.stride()}; it must be query itself, "
             f"whose strides are {query.stride()}, or lie elsewhere",
         )
-        check_device("out", out, cache)
     if not len(slots):
         return out
     chosen = choose_implementation(implementation, cache)

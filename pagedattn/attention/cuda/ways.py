@@ -36,8 +36,8 @@ MOST_COLUMNS_OF_DECODE = 8  # queries times heads of a group, of which prefill h
 def name_of(launch: KernelLaunch, call: AttentionCall) -> str:
     """Return what tells a launch from others of the same call: its kernel, and how it is cut.
 
-    >>> name_of(DecodeLaunch(call), call)  # doctest: +SKIP
-    'decode: 16 ranges, 8 tiles of 64'
+    For example ``decode: 16 ranges, 4 tiles of 64, whole rows, 1 a range``: that many are in shared
+    memory, of as many tokens.
     """
     if isinstance(launch, MixedLaunch):
         return f"{name_of(launch.short, short_of(call))}; {name_of(launch.long, call)}"
