@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if importlib.util.find_spec("pagedattn") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pagedattn.report.arguments import Parser
+from pagedattn.report.arguments import Parser, count, positive
 from pagedattn.report.needs import require_kernels
 from pagedattn.report.output import require_folder, write_into
 from pagedattn.report.text import clean, cut
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="of each kind; default: %(default)s",
     )
     parser.add_argument(
-        "--seed", type=natural, metavar="N", default=0, help="of what is drawn; default: 0"
+        "--seed", type=count, metavar="N", default=0, help="of what is drawn; default: 0"
     )
     parser.add_argument(
         "--try",
@@ -86,20 +86,6 @@ def kinds_of(text: str) -> list[str]:
                 f"there is no kind {cut(kind, 40)!r}: they are {', '.join(DRAWN_KINDS)}"
             )
     return list(dict.fromkeys(kinds))
-
-
-def natural(text: str) -> int:
-    """Return a whole number from 0 on; argparse shows the error."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{cut(text, 40)!r} is no whole number, 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Return a whole number from 1 on; argparse shows the error."""
-    if not natural(text):
-        raise argparse.ArgumentTypeError("there must be 1 batch or more")
-    return int(text)
 
 
 def check(options: argparse.Namespace) -> None:

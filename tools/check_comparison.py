@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         asked = parser.parse_args(arguments)
         require_folder(asked.out)
+        asked.out.mkdir(parents=True, exist_ok=True)
         return check(asked)
     except ResultsError as error:
         print(clean(str(error)), file=sys.stderr)

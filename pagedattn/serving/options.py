@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import NoReturn
 
+from pagedattn.report.arguments import count, positive, whole
 from pagedattn.serving.settings import ON_A_CPU, ON_A_GPU, POLICIES, TESTS, LoadSettings
 
 DEFAULT_MODEL = "facebook/opt-125m"
@@ -98,10 +99,10 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="dummy: random weights (default: %(default)s)",
     )
-    group.add_argument("--block-size", type=_positive, metavar="TOKENS", help="default: vLLM's")
+    group.add_argument("--block-size", type=positive, metavar="TOKENS", help="default: vLLM's")
     group.add_argument(
         "--max-model-len",
-        type=_positive,
+        type=positive,
         metavar="TOKENS",
         help=f"longest request (default: {ON_A_GPU.max_model_len}, on a CPU "
         f"{ON_A_CPU.max_model_len}, or the model's maximum if that is less)",
@@ -121,7 +122,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--tensor-parallel-size",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="GPUS",
         help="default: %(default)s",
@@ -146,7 +147,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--requests",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"of throughput and memory (default: {ON_A_GPU.requests}, on a CPU "
         f"{ON_A_CPU.requests})",
@@ -168,7 +169,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output-tokens", type=_range, metavar="A-B", help="to generate")
     group.add_argument(
         "--shared-prefix",
-        type=_count,
+        type=count,
         default=0,
         metavar="TOKENS",
         help="that all synthetic prompts begin with (default: 0, and with --compare "
@@ -182,26 +183,8 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _whole(text: str, least: int, below: int, allowed: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value < below:
-        raise argparse.ArgumentTypeError(f"must be {allowed}, not {text!r}")
-    return value
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1, 2**31, "a whole number of 1 or more")
-
-
-def _count(text: str) -> int:
-    return _whole(text, 0, 2**31, "a whole number of 0 or more")
-
-
 def _seed(text: str) -> int:
-    return _whole(text, 0, 2**32, "a whole number of 0 or more and below 2**32")
+    return whole(text, 0, 2**32, "a whole number of 0 or more and below 2**32")
 
 
 def _share(text: str) -> float:
@@ -216,7 +199,7 @@ def _share(text: str) -> float:
 
 def _users(text: str) -> tuple[int, ...]:
     try:
-        values = [_positive(part) for part in text.split(",")]
+        values = [positive(part) for part in text.split(",")]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"must be whole numbers of 1 or more as 1,8,64, not {text!r}"
@@ -227,7 +210,7 @@ def _users(text: str) -> tuple[int, ...]:
 def _range(text: str) -> tuple[int, int]:
     try:
         low, _, high = text.partition("-")
-        values = _positive(low), _positive(high or low)
+        values = positive(low), positive(high or low)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"must be A-B, whole numbers of 1 or more as 100-1024, not {text!r}"

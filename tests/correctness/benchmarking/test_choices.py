@@ -1,9 +1,7 @@
 """What choosing loses: other constants, sums over batches, and ``tools/check_choices.py``."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,12 +11,20 @@ from pagedattn.workloads import AttentionShape
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, mixed, prefill_choice
+from pagedattn.attention.cuda import (
+    decode,
+    decode_config,
+    decode_division,
+    mixed,
+    prefill_choice,
+)
 from pagedattn.benchmarking import HostWork, choices
 from pagedattn.benchmarking.choices import AS_IT_IS, Constants, TimedWays, grid_of
 from pagedattn.testing.emulator import emulation, unavailable
 
-TOOL = Path(__file__).parents[3] / "tools" / "check_choices.py"
+from .tools import TOOLS, load_tool
+
+TOOL = TOOLS / "check_choices.py"
 
 
 def timed(name, chosen=0, *microseconds, others=()):
@@ -55,6 +61,12 @@ class TestConstants:
             assert max(prefill_choice._fewest_splits(128)) <= 4
         assert prefill_choice._fewest_splits(128) == before
         assert max(before) > 4
+
+    def test_what_is_not_to_be_tried_is_there(self):
+        modules = (decode_config, decode_division, mixed, prefill_choice)
+        assert {name for name in choices.FACTS if any(hasattr(each, name) for each in modules)} == (
+            choices.FACTS
+        )
 
     def test_have_a_label(self):
         values = (("mixed.LATE", 0.25), ("prefill_choice.MAX_SPLITS", 8))
@@ -180,10 +192,7 @@ class TestTiming:
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("check_choices", TOOL)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return load_tool("check_choices")
 
 
 @pytest.fixture
@@ -285,8 +294,14 @@ class TestTool:
         ("words", "sentence"),
         [
             (["--kinds", "even,odd"], "argument --kinds: there is no kind 'odd': they are even, "),
-            (["--batches", "0"], "argument --batches: there must be 1 batch or more"),
-            (["--batches", "many"], "argument --batches: 'many' is no whole number, 0 or more"),
+            (
+                ["--batches", "0"],
+                "argument --batches: must be a whole number of 1 or more, not '0'",
+            ),
+            (
+                ["--batches", "many"],
+                "argument --batches: must be a whole number of 1 or more, not 'many'",
+            ),
             (["--seed", "-1"], "argument --seed: "),
             (["--try", "mixed.LATER=1"], "there is no constant 'mixed.LATER' to try; one is mixed"),
             (["row"], "unrecognized arguments: row"),

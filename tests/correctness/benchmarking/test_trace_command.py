@@ -1,9 +1,7 @@
 """``tools/trace_kernel.py``: what it refuses, and what it prints and writes."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,16 +11,14 @@ from pagedattn.benchmarking import tracing
 from pagedattn.benchmarking.launch_trace import MOMENTS
 
 from .made_up_marks import trace_of
+from .tools import TOOLS, load_tool
 
-TOOL = Path(__file__).parents[3] / "tools" / "trace_kernel.py"
+TOOL = TOOLS / "trace_kernel.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("trace_kernel", TOOL)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return load_tool("trace_kernel")
 
 
 @pytest.fixture
