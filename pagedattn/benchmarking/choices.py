@@ -1,8 +1,7 @@
 """How much longer the kernels' chosen way takes than the fastest one, batch by batch.
 
 What `cuda` chooses follows estimates, and estimates constants. Here the ways of a batch are timed
-beside each other, cold, by turns; then other constants can be tried without timing again, as what
-they choose is among the ways.
+beside each other, cold, by turns, and what other constants would choose is among them.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ FACTS = frozenset(
         *("MAX_COLUMNS", "MAX_ACCUMULATORS"),
     }
 )
-"""What the kernels are made for, or has been counted with when other numbers were: not to try."""
+"""Numbers that a kernel is written for, or that others were computed from: they cannot be tried."""
 LEAST_LOSS = 0.01
 """What a way that is as fast as another may seem to take longer, by chance."""
 MUCH = 0.03
