@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pagedattn.attention.cuda.launching import LOG2_E
+from pagedattn.attention.triton.primitives import FAR_CAP
 
 NEGLIGIBLE_BITS = 24
 """A weight of 2 to minus this times the row's largest is what a sum in float32 rounds off.
@@ -26,9 +27,8 @@ NEGLIGIBLE_BITS = 24
 Of many such weights little more is lost: a polynomial is near to tanh a little beyond its largest
 x, and farther scores have less weight yet.
 """
-LARGEST_CAP = 1000.0
-"""Above it Triton's kernels are taken: the formula here is right to some units in the last place of
-the cap, which is much of a score far below it."""
+LARGEST_CAP = FAR_CAP
+"""Above it Triton's kernels are taken, which have tanh's series beside the formula here."""
 _LEAST, _MOST = 1e-35, 1e35  # terms that float32 holds, with a margin
 
 

@@ -102,6 +102,7 @@ def _decode_kernel(
     kv_head_stride,
     token_stride,
     table_stride,
+    IS_FAR_CAP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -201,7 +202,9 @@ def _decode_kernel(
                 TILE_TOKENS,
             )
             tokens = start + tl.arange(0, TILE_TOKENS)
-            scores = tile_scores(query, key, tokens, own, row_scale, soft_cap, slopes, PRECISION)
+            scores = tile_scores(
+                query, key, tokens, own, row_scale, soft_cap, slopes, IS_FAR_CAP, PRECISION
+            )
             visible = is_visible(tokens, own, window)
             acc, peak, total = softmax_step(
                 scores, value, visible, acc, peak, total, True, PRECISION

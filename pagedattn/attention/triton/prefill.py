@@ -71,6 +71,7 @@ def _fold_tile(
     peak,
     total,
     MASKED: tl.constexpr,
+    IS_FAR_CAP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -95,7 +96,9 @@ def _fold_tile(
         TILE_TOKENS,
     )
     tokens = tile * TILE_TOKENS + tl.arange(0, TILE_TOKENS)
-    scores = tile_scores(query, key, tokens, own, scale_log2, soft_cap, slopes, PRECISION)
+    scores = tile_scores(
+        query, key, tokens, own, scale_log2, soft_cap, slopes, IS_FAR_CAP, PRECISION
+    )
     visible = None
     if MASKED:
         visible = is_visible(tokens, own, window)
@@ -130,6 +133,7 @@ def _prefill_kernel(
     kv_head_stride,
     token_stride,
     table_stride,
+    IS_FAR_CAP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -198,7 +202,7 @@ def _prefill_kernel(
                 acc, peak, total = _fold_tile(
                     query, own, key_ptr + head_offset, value_ptr + head_offset, table_ptr, step,
                     first_key, kv_length, block_stride, token_stride, row_scale, soft_cap, slopes,
-                    window, acc, peak, total, True, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
+                    window, acc, peak, total, True, IS_FAR_CAP, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
                     TILE_TOKENS, PRECISION,
                 )  # fmt: skip
             first_tile = inner
@@ -206,14 +210,14 @@ def _prefill_kernel(
             acc, peak, total = _fold_tile(
                 query, own, key_ptr + head_offset, value_ptr + head_offset, table_ptr, step,
                 first_key, kv_length, block_stride, token_stride, row_scale, soft_cap, slopes,
-                window, acc, peak, total, False, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
+                window, acc, peak, total, False, IS_FAR_CAP, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
                 TILE_TOKENS, PRECISION,
             )  # fmt: skip
         for step in tl.range(full_tiles, all_tiles, num_stages=1):
             acc, peak, total = _fold_tile(
                 query, own, key_ptr + head_offset, value_ptr + head_offset, table_ptr, step,
                 first_key, kv_length, block_stride, token_stride, row_scale, soft_cap, slopes,
-                window, acc, peak, total, True, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
+                window, acc, peak, total, True, IS_FAR_CAP, HEAD_SIZE, HEAD_TILE, BLOCK_SIZE,
                 TILE_TOKENS, PRECISION,
             )  # fmt: skip
         if sinks_ptr is not None:

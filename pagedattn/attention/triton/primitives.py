@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LOG2_E = 1.4426950408889634
 _LOG2_E = tl.constexpr(LOG2_E)
 _LN_2 = tl.constexpr(0.6931471805599453)
+FAR_CAP = 1000.0
+"""Above it a soft cap is far: tanh by an exponential errs by some units in the last place of the
+cap, which is much of a score far below it."""
 
 
 def option_arguments(call: AttentionCall) -> dict[str, Any]:
@@ -28,6 +31,7 @@ def option_arguments(call: AttentionCall) -> dict[str, Any]:
         "lse_ptr": call.lse,
         "window": call.window,
         "soft_cap": None if call.soft_cap is None else float(call.soft_cap),
+        "IS_FAR_CAP": call.soft_cap is not None and call.soft_cap > FAR_CAP,
         "slopes_ptr": call.alibi_slopes,
         "sinks_ptr": call.sinks,
     }
@@ -100,7 +104,17 @@ def load_kv_tile(
 
 
 @triton.jit
-def tile_scores(query, key, tokens, own, scale_log2, soft_cap, slopes, PRECISION: tl.constexpr):
+def tile_scores(
+    query,
+    key,
+    tokens,
+    own,
+    scale_log2,
+    soft_cap,
+    slopes,
+    IS_FAR_CAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Scores of a tile in units of log2, before the mask; float32 [rows, tokens].
 
     query [rows, HEAD_TILE], key [tokens, HEAD_TILE]; `tokens` [tokens] and `own` [rows] are their
@@ -108,8 +122,8 @@ def tile_scores(query, key, tokens, own, scale_log2, soft_cap, slopes, PRECISION
     the scores, and that of the keys.
 
     The soft cap's tanh(x) is taken as 2 / (1 + exp(-2x)) - 1 for x >= 0, and mirrored: right to a
-    few units in the last place of the cap, and without overflow. Small x, as all are under a cap
-    far above the scores, would lose their own places by it: their series ends within 4e-7 of them.
+    few units in the last place of the cap, and without overflow. Under a cap far above the scores,
+    IS_FAR_CAP, small x would lose their own places by it: their series ends within 4e-7 of them.
     """
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if soft_cap is None:
@@ -118,10 +132,12 @@ def tile_scores(query, key, tokens, own, scale_log2, soft_cap, slopes, PRECISION
         steep = scores * (2.0 * scale_log2 / soft_cap)
         bounded = 2.0 / (1.0 + tl.exp2(-tl.abs(steep))) - 1.0
         bounded = tl.where(steep < 0, -bounded, bounded)
-        x = steep * (_LN_2 / 2)
-        square = x * x
-        series = x * (1.0 + square * (-1.0 / 3 + square * (2.0 / 15 - square * (17.0 / 315))))
-        scores = soft_cap * _LOG2_E * tl.where(tl.abs(x) < 0.25, series, bounded)
+        if IS_FAR_CAP:
+            x = steep * (_LN_2 / 2)
+            square = x * x
+            series = x * (1.0 + square * (-1.0 / 3 + square * (2.0 / 15 - square * (17.0 / 315))))
+            bounded = tl.where(tl.abs(x) < 0.25, series, bounded)
+        scores = soft_cap * _LOG2_E * bounded
     if slopes is not None:
         scores += slopes[:, None] * (tokens[None, :] - own[:, None]).to(tl.float32)
     return scores
