@@ -3,8 +3,8 @@
 
 ``python tools/check_choices.py`` draws batches, launches each in the ways among which the kernels
 choose, and tells how much longer the chosen way takes than the fastest. ``--try
-mixed.LATE=0,0.25`` tells too what other constants would have chosen. docs/IMPLEMENTATION.md says
-how choices are made.
+prefill_estimate.UNEVEN=0,0.25`` tells too what other constants would have chosen.
+docs/IMPLEMENTATION.md says how choices are made.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         metavar="MODULE.NAME=VALUE,...",
         default=[],
-        help="a constant of pagedattn.attention.cuda, such as mixed.LATE=0,0.25, and values that "
-        "it is to have; of several, all combinations",
+        help="a constant of pagedattn.attention.cuda, such as prefill_estimate.UNEVEN=0,0.25, and "
+        "values that it is to have; of several, all combinations",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=DEFAULT_OUT, help="default: %(default)s"

@@ -11,7 +11,7 @@ import torch
 from pagedattn.attention.batch_contents import check_contents
 from pagedattn.attention.batch_memory import NUM_ARRIVALS, NUM_TICKETS, BatchMemory
 from pagedattn.attention.cascade.sharing import SharedNow, Sharing
-from pagedattn.attention.mixture import MOST_SHORT, Mixture
+from pagedattn.attention.known_lengths import KnownLengths
 from pagedattn.attention.step import Step
 from pagedattn.page_table import PageTable
 
@@ -68,9 +68,9 @@ class AttentionBatch:
         likely_shared: whether the host knows of a batch without `sharing` that reading shared
             blocks once would spare half of its K and V or more, which then come from the L2. It is
             used as `likely_kv_length` is, and `advance` and `update` leave it as it was.
-        mixture: what the host knew of short and long queries when the batch was made, or None if
-            it mixes none. It is used as `likely_kv_length` is, and `advance` and `update` leave it
-            as it was.
+        known_lengths: what the host knew of lengths when the batch was made, or None where queries
+            are one a sequence, or that is not known. It is used as `likely_kv_length` is, and
+            `advance` and `update` leave it as it was.
         block_size: tokens of a block of the page table, which the cache must have too; None where
             that is not known.
 
@@ -94,7 +94,7 @@ class AttentionBatch:
     is_full: bool = False
     likely_kv_length: int | None = None
     likely_shared: bool = False
-    mixture: Mixture | None = None
+    known_lengths: KnownLengths | None = None
     block_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -179,9 +179,9 @@ class AttentionBatch:
             sharing=sharing,
             memory=memory,
             is_full=bool((page_table.num_tokens == max_kv_length).all()),
-            mixture=(
-                Mixture.of(step.query_lengths, page_table.num_tokens)
-                if step.max_query_length > MOST_SHORT
+            known_lengths=(
+                KnownLengths.of(step.query_lengths, page_table.num_tokens)
+                if step.max_query_length > 1
                 else None
             ),
             block_size=page_table.block_size,
@@ -203,7 +203,7 @@ class AttentionBatch:
         tables = self.block_tables
         return (
             *(tables.shape, tables.stride(0), self.max_query_length, self.max_kv_length),
-            *(self.is_full, self.expected_kv_length, self.mixture, self.has_tickets),
+            *(self.is_full, self.expected_kv_length, self.known_lengths, self.has_tickets),
         )
 
     @property

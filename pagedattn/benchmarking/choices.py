@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 AS_IT_IS = "as it is"
 """The label of the constants of the code."""
-MODULES = ("mixed", "decode_division", "decode_config", "prefill_choice")
+MODULES = ("mixed", "decode_division", "decode_config", "prefill_choice", "prefill_estimate")
 FACTS = frozenset(
     {
         *("NUM_PROGRAMS", "MOST_PARTS", "MIN_TILE", "WHOLE_TOKENS", "WHOLE_ROW_BYTES", "NO_LIMIT"),
         *("WARPS", "MAX_TILE", "MAX_STAGES", "GATHERERS", "MAX_BOXES", "SHARED_BYTES"),
-        *("MAX_COLUMNS", "MAX_ACCUMULATORS"),
+        *("MAX_COLUMNS", "MAX_ACCUMULATORS", "MOST_KEYS"),
     }
 )
 """Numbers that a kernel is written for, or that others were computed from: they cannot be tried."""
@@ -66,7 +66,7 @@ class Constants:
 
     @property
     def label(self) -> str:
-        """For example ``mixed.LATE=0.25 mixed.READ_BESIDE=0.8``."""
+        """For example ``prefill_estimate.UNEVEN=0.25 mixed.DECODE_SECONDS=3e-06``."""
         each = (f"{name}={repr(value).removesuffix('.0')}" for name, value in self.values)
         return " ".join(each) or AS_IT_IS
 
@@ -87,7 +87,7 @@ def grid_of(words: Sequence[str]) -> list[Constants]:
     """Return all combinations of values, those of the code first.
 
     Args:
-        words: each for example ``mixed.LATE=0,0.25,0.5``: a constant, and values to try.
+        words: each for example ``prefill_estimate.UNEVEN=0,0.25``: a constant, and values to try.
 
     Raises:
         ValueError: there is no such constant, or a value is no finite number of its type, 0 or
@@ -121,8 +121,8 @@ def _found(name: str) -> tuple[ModuleType, str]:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return module, constant
     raise ValueError(
-        f"there is no constant {name!r} to try; one is mixed.LATE, others are numbers in capitals "
-        f"of {', '.join(MODULES)} that no kernel depends on"
+        f"there is no constant {name!r} to try; one is prefill_estimate.UNEVEN, others are "
+        f"numbers in capitals of {', '.join(MODULES)} that no kernel depends on"
     )
 
 

@@ -73,5 +73,5 @@ def launch_of(call: AttentionCall, *, trace: bool = False) -> DecodeLaunch | Pre
     if launcher is None:
         raise ValueError(f"the CUDA kernels cannot take {decode_calls.not_taken(call)}")
     if issubclass(launcher, mixed.MixedLaunch):
-        raise ValueError("a mixed batch with a long decode is two launches")
+        raise ValueError("this mixed batch is two launches")
     return launcher(call, trace=trace)

@@ -123,7 +123,7 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         likely_kv_length=longest_part,
         is_full=False,
         likely_shared=False,
-        mixture=None,
+        known_lengths=None,
         sharing=None,
     )
     of_own = replace(
@@ -134,7 +134,7 @@ def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, 
         likely_kv_length=longest_own,
         is_full=False,
         likely_shared=False,
-        mixture=None,
+        known_lengths=None,
         sharing=None,
     )
     return of_parts, of_own

@@ -25,12 +25,19 @@ from pagedattn.attention.cuda.decode_division import (
 )
 from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import reads_again
+from pagedattn.attention.cuda.prefill_choice import way_of
+from pagedattn.attention.cuda.prefill_estimate import NUM_PROGRAMS, lengths_of, read_seconds
 from pagedattn.attention.cuda.soft_cap import LARGEST_CAP
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
+FEW_COLUMNS = 8
+"""Queries times heads of a group, of which prefill is never faster."""
+CUT_SECONDS = 14e-6
+"""What more of them take besides reading K and V, if rows of several lengths are cut; fitted to
+drafts in heads of 64 and 128 on an H200."""
 
 
 def not_taken(call: AttentionCall) -> str | None:
@@ -85,16 +92,24 @@ def kind_of(call: AttentionCall) -> RowKind:
 
 
 def is_crowded(call: AttentionCall) -> bool:
-    """Whether queries are so many that not all of their sums stay in a warp's registers.
+    """Whether queries are so many that prefill, where it takes the call, is faster.
 
-    Prefill, where it takes the call, then goes first. Parts of shared blocks, whose keys it does
-    not share out, are not meant.
+    Of rows of one length, and of decodes, it is only where not all sums stay in a warp's registers.
+    Parts of shared blocks, whose keys prefill does not share out, are not meant.
     """
-    return (
-        call.causal
-        and columns_of(call) > MAX_COLUMNS // 2
-        and MAX_COLUMNS * call.cache.head_size >= MAX_ACCUMULATORS
-    )
+    if not call.causal:
+        return False
+    columns, head_size = columns_of(call), call.cache.head_size
+    if has_even_rows(call) or call.batch.max_query_length <= 1:
+        return columns > MAX_COLUMNS // 2 and MAX_COLUMNS * head_size >= MAX_ACCUMULATORS
+    if columns > MAX_COLUMNS // 2 or columns * head_size > MAX_ACCUMULATORS // 2:
+        return True
+    if columns <= FEW_COLUMNS or call.batch.known_lengths is None:
+        return False
+    if keeps_whole(*longest_row(call)):
+        return False
+    reading = sum(read_seconds(call, each, widened=False) for each in lengths_of(call))
+    return way_of(call, NUM_PROGRAMS).seconds < reading + CUT_SECONDS
 
 
 def longest_row(call: AttentionCall) -> tuple[int, int]:

@@ -10,8 +10,8 @@
 // Macros: HEAD_SIZE, BLOCK_SIZE, GROUP (query heads of a KV head), HEAD_PARTS (that these are divided into,
 // none of them empty), KV_TILE, WARPGROUPS that multiply (2 or 3), QUERY_STAGES, BF16 (queries, and an output
 // of 16 bits), FP8 (a cache of e4m3), FP8_PRODUCTS (over it queries and weights are rounded to e4m3), OUT_F32
-// (an output in float32), CAUSAL (else queries see all keys), SPLIT (items are shares of a tile's keys),
-// BESIDE (the launch before is another kernel's over the same batch, beside which this one begins), the
+// (an output in float32), CAUSAL (else queries see all keys), SPLIT (items are shares of a tile's keys, of who
+// has more), BESIDE (the launch before is another kernel's over the same batch, beside which this one begins), the
 // switches WINDOW, SOFT_CAP, ALIBI, SINKS, LSE, and TRACE, which need not be there, see trace.cuh.
 
 #include "prefill_consumer.cuh"
@@ -39,14 +39,14 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
             if (item.tile_begin < item.tile_end)
                 consumer.attend(item, descriptor(tile + warpgroup * 64 * 128, 16, PIECE));
             consumer.finish(item);
-#if OUT_F32
-            store_floats(consumer, item, consumer.outputs);
-#else
-            // all of the warpgroup have read the query: its place takes the output
-            named_barrier(1 + warpgroup, 128);
-            store(consumer, item, consumer.outputs, tile);
-            fence_for_tma();
-#endif
+            if (OUT_F32 || item.shares > 1) {
+                store_floats(consumer, item, consumer.outputs);
+            } else {
+                // all of the warpgroup have read the query: its place takes the output
+                named_barrier(1 + warpgroup, 128);
+                store(consumer, item, consumer.outputs, tile);
+                fence_for_tma();
+            }
             mark(Moment::WRITTEN);
         } else {
             consumer.pass(item);

@@ -17,8 +17,11 @@ lengths. Parts of shared blocks (`causal=False`, an output in float32) are few a
 item a program: there tiles are counted one by one, so that the first numbers drawn all have an
 item.
 
-Where items are few and keys many, each tile's keys are shared out: an item is a share, whose result
-is written in float32 with its log-sum-exp, and another launch merges the shares in order.
+Where items are few and keys many, keys are shared out: a sequence that sees more tiles of keys than
+a share is to have has as many shares of each tile of its queries as that takes. Then an item is a
+share, whose result is written in float32 with its log-sum-exp, and another launch merges a
+sequence's shares in order; who has one share writes as ever. So shares take about as long as each
+other, and a batch's short sequences, or its prompts, are not merged for the sake of the long ones.
 
 In a program one warp draws items and loads queries, one loads K and one V: the tensor memory
 accelerator brings the tokens of a block with one instruction, already laid out for the matrix
@@ -46,7 +49,7 @@ units, beside which the softmax takes its time, and then the board's power; over
 too, which is written and read once more for widening, so that this takes longer.
 Bytes: an item reads its KV tiles from the L2, one byte for 128 operations of a full tile, over fp8
 for 256; whole sections of KV heads are worked on together, so that the memory is read about once.
-Shares write and read 8 * (head_size + 1) bytes a query and head each.
+Shares write and read 8 * (head_size + 1) bytes a query and head each, of who has more than one.
 
 Source: FlashAttention-3 (Shah et al. 2024) for the overlap within a warpgroup, and for the order of
 warpgroups; its reading of a page table by threads is replaced by the accelerator's.
@@ -55,7 +58,6 @@ warpgroups; its reading of a page table by threads is replaced by the accelerato
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,7 +76,7 @@ from pagedattn.attention.cuda.module import (
     maps_of,
     num_multiprocessors,
 )
-from pagedattn.attention.cuda.prefill_choice import cut_of, divided, splits_of
+from pagedattn.attention.cuda.prefill_choice import divided, way_of
 from pagedattn.attention.cuda.prefill_config import (
     Cut,
     group_of,
@@ -83,10 +85,11 @@ from pagedattn.attention.cuda.prefill_config import (
     shared_bytes_of,
     usual_cut,
 )
+from pagedattn.attention.cuda.prefill_estimate import Estimate, most_keys_of
 from pagedattn.attention.cuda.prefill_map import map_of, map_of_queries
+from pagedattn.attention.cuda.prefill_merge import MergeLaunch
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, LARGEST_CAP
 from pagedattn.attention.triton.decode import rows_of_one_tile
-from pagedattn.attention.triton.parts import merge_shares
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
@@ -94,7 +97,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pagedattn.attention.call import AttentionCall
-    from pagedattn.attention.mixture import Mixture
 
 HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 LEAST_SCALE = 1e-20  # that ALiBi's slopes are divided by
@@ -111,12 +113,12 @@ class _Parameters(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "out", "lse", "tables", "kv_lengths", "query_starts", "alibi_slopes", "sinks",
-                "tickets",
+                "share_out", "share_lse", "tickets",
             )
         ),
         *(
             (name, ctypes.c_int64)
-            for name in ("out_token_stride", "out_head_stride", "table_stride", "out_split_stride")
+            for name in ("out_token_stride", "out_head_stride", "table_stride")
         ),
         *((name, ctypes.c_float) for name in ("scale_log2", "cap_log2")),
         ("few_terms", ctypes.c_float * (2 + len(FEW_TERMS.coefficients))),
@@ -125,11 +127,12 @@ class _Parameters(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "window", "num_sequences", "num_kv_heads", "num_tiles", "section_heads",
-                "octets_of_a_block", "from_both_ends", "splits", "short_queries", "table_lines",
+                "octets_of_a_block", "from_both_ends", "num_tokens", "splits", "share_tiles",
+                "most_keys", "short_queries", "table_lines",
             )
         ),
         *((name, ctypes.c_void_p) for name in ("key_scale", "value_scale")),
-        ("end", ctypes.c_char * 48),
+        ("end", ctypes.c_char * 20),
     )  # fmt: skip
 
 
@@ -175,11 +178,12 @@ class PrefillLaunch:
     Args:
         call: one of them.
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
-        splits: shares of each tile's keys; None chooses.
+        splits: shares of the longest sequence's keys, and so of others as many as are needed for
+            none to be longer; None chooses, or is 1 if there is a `cut`.
         cut: how large tiles are, one of `prefill_choice` for such heads, three warpgroups only over
             a cache of 16 bits, and no part of the group's heads empty, or more than its rows; None
             chooses.
-        mixture: of the batch; then its short queries are passed over, of which nothing is written.
+        long_only: pass over short queries, of which the batch knows: nothing is written of them.
             The launch before must be the decode kernel's over them, with nothing between: programs
             begin as that one's end, unless keys are shared out or the batch has no tickets.
         trace: note when warps come to named moments, see `marks`.
@@ -193,21 +197,26 @@ class PrefillLaunch:
         fp8_products: bool = False,
         splits: int | None = None,
         cut: Cut | None = None,
-        mixture: Mixture | None = None,
+        long_only: bool = False,
         trace: bool = False,
     ) -> None:
         num_programs = num_multiprocessors(call.query.device)
-        self._mixture = mixture
-        self._splits = splits_of(call, num_programs, mixture) if splits is None else splits
-        if cut is None and (fp8_products or self._splits > 1):
-            # what these take is known of the usual tiles alone
-            usual = usual_cut(call)
-            cut, _ = divided(call, num_programs, mixture, usual, splits=self._splits)
-        elif cut is None:
-            cut = cut_of(call, num_programs, mixture)
+        known = call.batch.known_lengths
+        self._long = known.long if long_only and known is not None else None
+        self._short_queries = 0
+        if long_only:
+            if known is None or known.short is None or known.long is None:
+                raise ValueError("the batch has short queries alone, or long ones alone")
+            self._short_queries = known.short.most_queries
+        if cut is None:
+            if splits is None:
+                way = way_of(call, num_programs, long_only=long_only, is_usual=fp8_products)
+            else:
+                usual = usual_cut(call)
+                way = divided(call, num_programs, usual, (splits,), long_only=long_only)
+            splits, cut = way.splits, way.cut
+        self._splits = splits = splits or 1
         self._cut = cut
-        if self._splits > 1:
-            call, _, _ = _shares_of(call, self._splits)
         query, cache = call.query, call.cache
         group = group_of(call)
         self._threads = (cut.warpgroups + 1 + (cache.dtype == FP8)) * 128
@@ -215,19 +224,23 @@ class PrefillLaunch:
         of_queries = (self._tokens_a_tile, cut.heads(group), group)
         self._query_maps = maps_of(map_of_queries, of_queries, query)
         self._maps = maps_of(map_of, (cut.kv_tile, fp8_products), cache.key)
+        self._merge: MergeLaunch | None = None
         parameters = self._parameters(call)
+        if splits > 1:
+            share_tiles = Estimate(call, num_programs, cut, long_only=long_only).share_tiles(splits)
+            self._share_out(parameters, call, share_tiles)
         self._num_programs = min(
             num_programs,
-            parameters.num_tiles * cache.num_kv_heads * cut.head_parts * self._splits,
+            parameters.num_tiles * cache.num_kv_heads * cut.head_parts * splits,
         )
         macros = macros_of(
             call,
             cut,
             fp8_products=fp8_products,
-            is_split=self._splits > 1,
+            is_split=splits > 1,
             # memory for shares may be what the launch before still uses, and tickets that are made
             # are another launch between
-            is_beside=mixture is not None and self._splits == 1 and call.batch.has_tickets,
+            is_beside=long_only and splits == 1 and call.batch.has_tickets,
         )
         if trace:
             macros += macros_of_trace(self._num_programs)
@@ -244,18 +257,21 @@ class PrefillLaunch:
             call: of the signature; `out`, and `lse` if given, are written.
 
         """
-        if self._splits == 1:
+        if self._merge is None:
             self._launch(call)
-        else:
-            shares, out, lse = _shares_of(call, self._splits)
-            self._launch(shares)
-            merge_shares(call, out, lse, self._short_queries)
+            return
+        sizes, device = (self._splits, *call.out.shape), call.out.device
+        out = torch.empty(sizes, dtype=torch.float32, device=device)
+        lse = torch.empty(sizes[:-1], dtype=torch.float32, device=device)
+        self._launch(call, out, lse)
+        self._merge(call, out, lse)
 
-    @property
-    def _short_queries(self) -> int:
-        return 0 if self._mixture is None else self._mixture.most_short_queries
-
-    def _launch(self, call: AttentionCall) -> None:
+    def _launch(
+        self,
+        call: AttentionCall,
+        share_out: torch.Tensor | None = None,
+        share_lse: torch.Tensor | None = None,
+    ) -> None:
         cache, batch = call.cache, call.batch
         parameters = _Parameters.from_buffer_copy(self._fixed)
         parameters.query = self._query_maps.of(call.query)
@@ -267,6 +283,8 @@ class PrefillLaunch:
             (
                 ("out", call.out),
                 ("lse", call.lse),
+                ("share_out", share_out),
+                ("share_lse", share_lse),
                 ("tables", batch.block_tables),
                 ("kv_lengths", batch.kv_lengths),
                 ("query_starts", batch.query_starts),
@@ -285,21 +303,33 @@ class PrefillLaunch:
 
     @property
     def splits(self) -> int:
-        """Shares of each tile's keys."""
+        """Shares of the longest sequence's keys."""
         return self._splits
 
     def marks(self) -> NDArray[np.int64]:
         """Return what the last launch noted, if `trace`; see `launching.marks_of`."""
         return marks_of(self._kernel)
 
+    def _share_out(self, parameters: _Parameters, call: AttentionCall, share_tiles: int) -> None:
+        """Set how keys are shared out, and make what merges the shares."""
+        most_keys = most_keys_of(call, self._cut)
+        parameters.num_tokens, parameters.splits = call.query.shape[0], self._splits
+        parameters.share_tiles, parameters.most_keys = share_tiles, most_keys
+        self._merge = MergeLaunch(
+            call,
+            splits=self._splits,
+            share_tiles=share_tiles,
+            kv_tile=self._cut.kv_tile,
+            most_keys=most_keys,
+            short_queries=self._short_queries,
+        )
+
     def _parameters(self, call: AttentionCall) -> _Parameters:
-        """Make the kernel's parameters without addresses."""
+        """Make the kernel's parameters without addresses, keys not shared out."""
         cache, batch, num_tokens = call.cache, call.batch, call.query.shape[0]
-        mixture = self._mixture
         parameters = _Parameters()
         parameters.short_queries = self._short_queries
         parameters.out_token_stride, parameters.out_head_stride = call.out.stride()[:2]
-        parameters.out_split_stride, parameters.splits = call.out.numel(), self._splits
         parameters.table_stride = batch.block_tables.stride(0)
         parameters.table_lines = table_lines_of(call)
         set_scale(parameters, call)
@@ -313,31 +343,17 @@ class PrefillLaunch:
         parameters.num_kv_heads = cache.num_kv_heads
         parameters.num_tiles = num_tokens // self._tokens_a_tile + batch.num_sequences
         token_bytes = 2 * cache.head_size * cache.dtype.itemsize
-        longest = batch.expected_kv_length if mixture is None else mixture.longest_long_kv
+        longest = batch.expected_kv_length
+        if self._long is not None:
+            longest = round(longest * self._long.most_kv)
         head_bytes = token_bytes * max(1, longest)
         parameters.section_heads = section_heads(cache.num_kv_heads, head_bytes)
         # few of the longest query: chunks, which the matrix units limit, among decodes, which the
         # memory does, if they are not sorted; a part of shared blocks is neither
         parameters.from_both_ends = (
             call.causal
-            and mixture is None
+            and self._long is None
             and 2 * num_tokens < batch.num_sequences * batch.max_query_length
         )
         parameters.octets_of_a_block = cache.key.stride(0) // (8 * cache.key.stride(2))
         return parameters
-
-
-def _shares_of(
-    call: AttentionCall, splits: int
-) -> tuple[AttentionCall, torch.Tensor, torch.Tensor]:
-    """Return a call that writes the first share's results, and those of all shares.
-
-    Returns:
-        The call, float32 [splits, num_query_tokens, num_query_heads, head_size], and float32
-        [splits, num_query_tokens, num_query_heads], the log-sum-exp.
-
-    """
-    sizes, device = (splits, *call.out.shape), call.out.device
-    out = torch.empty(sizes, dtype=torch.float32, device=device)
-    lse = torch.empty(sizes[:-1], dtype=torch.float32, device=device)
-    return replace(call, out=out[0], lse=lse[0], sinks=None), out, lse

@@ -303,7 +303,7 @@ struct Consumer : Rows {
         last();
     }
 
-    // Divide by the sums of weights; write the log-sum-exp.
+    // Divide by the sums of weights, to which a sink adds once all shares are merged; write the log-sum-exp.
     DEVICE void finish(const Item &item) {
         float value_scale = FP8 && p.value_scale ? __ldg(p.value_scale + item.kv_head()) : 1.0f;
 #pragma unroll
@@ -315,7 +315,7 @@ struct Consumer : Rows {
             int token = row / TILE_HEADS, head = item.query_head(row);
             bool has_query = item.has_row(row);
             float highest = peak[i] * scale(i) - WEIGHT_BITS, factor = 1.0f;  // of what `sum` is of
-            if (SINKS && has_query) {
+            if (SINKS && has_query && item.shares == 1) {
                 float sink = p.sinks[head] * LOG2_E;
                 float top = fmaxf(highest, sink);
                 factor = exp2_of(highest - top);
@@ -329,10 +329,13 @@ struct Consumer : Rows {
                 outputs[j] *= inverse;
                 outputs[j + 1] *= inverse;
             }
-            if (LSE && lane % 4 == 0 && has_query)
-                p.lse[(SPLIT ? item.split * (p.out_split_stride / HEAD_SIZE) : 0) +
-                      (i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] =
-                    sum > 0.0f ? (highest + log2_of(sum)) * LN_2 : MINUS_INFINITY;
+            if ((LSE || SPLIT) && lane % 4 == 0 && has_query) {
+                float lse = sum > 0.0f ? (highest + log2_of(sum)) * LN_2 : MINUS_INFINITY;
+                if (item.shares > 1)
+                    p.share_lse[place_of_share(item, token, head)] = lse;
+                else if (LSE)
+                    p.lse[(i64)(item.first_token + token) * (p.num_kv_heads * GROUP) + head] = lse;
+            }
         }
     }
 };

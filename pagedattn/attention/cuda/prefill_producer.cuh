@@ -75,7 +75,7 @@ DEVICE void schedule(const Parameters &p, const Shared &shared, Order &order, in
     Place place{0, 1};
     u32 loaded_parity = 0;
     if (order.in_registers) order.sort_in_registers(p, lane);
-    int num_items = order.num_tiles * p.num_kv_heads * HEAD_PARTS * (SPLIT ? p.splits : 1);
+    int num_items = order.num_items * p.num_kv_heads * HEAD_PARTS;
     int index = blockIdx.x;
     Item item;
     while (index < num_items) {

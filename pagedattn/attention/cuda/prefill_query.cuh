@@ -17,6 +17,12 @@ struct Rows {
     float row_scale[2];  // over e4m3: what `scale_log2`, the keys' scale and the query's unit make
     u32 query_steps[QUERY_STEPS > 0 ? QUERY_STEPS : 1][4];
 
+    // Where a share's result for a query and head lies among those of all shares.
+    DEVICE i64 place_of_share(const Item &item, int token, int head) const {
+        i64 row = (i64)item.split * p.num_tokens + item.first_token + token;
+        return row * (p.num_kv_heads * GROUP) + head;
+    }
+
     // Over e4m3: make float16 of queries in bfloat16, or e4m3 of all, in place, each divided by a power of
     // two so that it fits, and take those that are kept in registers. Two lanes have a row. `group` is the
     // warpgroup.

@@ -6,16 +6,17 @@ DEVICE u32 pack_output(float low, float high) {
     return BF16 ? pack_bf16(low, high) : pack_f16(low, high);
 }
 
-// Write float32 from where it is: four lanes have 32 bytes that lie together.
+// Write float32, of a share to its place, from where it is: four lanes have 32 bytes that lie together.
 DEVICE void store_floats(const Rows &rows, const Item &item, const float (&outputs)[OUTPUTS]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         int row = rows.warp_row + rows.lane / 4 + 8 * i;
         int token = row / TILE_HEADS, head = item.query_head(row);
         if (!item.has_row(row)) continue;
-        float *to = (float *)rows.p.out + (item.first_token + token) * rows.p.out_token_stride +
-                    head * rows.p.out_head_stride + rows.lane % 4 * 2;
-        if (SPLIT) to += item.split * rows.p.out_split_stride;
+        float *to = SPLIT ? rows.p.share_out + rows.place_of_share(item, token, head) * HEAD_SIZE
+                          : (float *)rows.p.out + (item.first_token + token) * rows.p.out_token_stride +
+                                head * rows.p.out_head_stride;
+        to += rows.lane % 4 * 2;
 #pragma unroll
         for (int j = 0; j < HEAD_SIZE / 8; ++j)
             *(float2 *)(to + j * 8) = make_float2(outputs[4 * j + 2 * i], outputs[4 * j + 2 * i + 1]);

@@ -1,6 +1,7 @@
 // Sizes, parameters and shared memory of the prefill kernel.
 #pragma once
 #include "prefetch.cuh"
+#include "prefill_shares.cuh"
 #include "trace.cuh"
 
 // The soft cap of a score as an odd polynomial, see soft_cap.py.
@@ -29,11 +30,12 @@ struct Parameters {
     const int *query_starts;
     const float *alibi_slopes;
     const float *sinks;
+    float *share_out;  // [splits, num_tokens, query heads, HEAD_SIZE] of who has more than one share, if SPLIT
+    float *share_lse;  // and [splits, num_tokens, query heads]
     u32 *tickets;  // [2], zeros before and after: work items drawn, programs that are done
     i64 out_token_stride;
     i64 out_head_stride;
     i64 table_stride;
-    i64 out_split_stride;  // floats from a share's results to the next one's, if SPLIT
     float scale_log2;  // to scores in units of log2; under a soft cap, to twice tanh's argument
     float cap_log2;
     CapTerms<3> few_terms;
@@ -45,12 +47,17 @@ struct Parameters {
     int section_heads;      // KV heads that are worked on together
     int octets_of_a_block;  // block stride in units of 8 tokens
     int from_both_ends;     // draw tiles from both ends of the batch by turns, if they are not sorted
-    int splits;             // shares of each tile's keys, an item each
+    int num_tokens;         // of all queries
+    int splits;             // shares of a tile's keys at most, an item each
+    int share_tiles;        // see `shares_of`; as is `most_keys`, that a tile sees
+    int most_keys;
     int short_queries;      // sequences of as many at most are passed over, if it is not 0
     int table_lines;        // of 128 bytes, that are asked for of each row of the block tables
     const float *key_scale;  // of a cache of e4m3, for each KV head; or null
     const float *value_scale;
 };
+
+static_assert(!(SPLIT && OUT_F32), "shares alone are in float32");
 
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 

@@ -18,8 +18,9 @@ from pagedattn.attention.cuda.decode_division import CLUSTERS, MIN_TILE, WholeRo
 from pagedattn.attention.cuda.mixed import MixedLaunch, short_of
 from pagedattn.attention.cuda.module import num_multiprocessors
 from pagedattn.attention.cuda.prefill import PrefillLaunch
-from pagedattn.attention.cuda.prefill_choice import prices_of, ways_to_divide
+from pagedattn.attention.cuda.prefill_choice import MOST_SHARED_BYTES, ways_to_divide
 from pagedattn.attention.cuda.prefill_config import usual_cut
+from pagedattn.attention.cuda.prefill_estimate import prices_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     KernelLaunch = DecodeLaunch | PrefillLaunch | MixedLaunch
 
 SHARES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-MOST_SHARED_BYTES = 1 << 30  # of shares' results in float32
-MOST_COLUMNS_OF_DECODE = 8  # queries times heads of a group, of which prefill has no way
 
 
 def name_of(launch: KernelLaunch, call: AttentionCall) -> str:
@@ -110,10 +109,11 @@ def _launches(call: AttentionCall) -> Iterator[KernelLaunch]:
         yield from _by_decode(call)
     if prefill.not_taken(call) is not None:
         return
-    if by_decode and decode_calls.columns_of(call) <= MOST_COLUMNS_OF_DECODE:
+    if by_decode and decode_calls.columns_of(call) <= decode_calls.FEW_COLUMNS:
         return
     yield from _by_prefill(call)
-    if call.causal and call.batch.mixture is not None:
+    known = call.batch.known_lengths
+    if call.causal and known is not None and known.is_mixed:
         short = short_of(call)
         if decode_calls.not_taken(short) is None:
             yield MixedLaunch(call)

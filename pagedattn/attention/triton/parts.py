@@ -75,7 +75,7 @@ def gather_rows(query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["max_parts", "num_sequences", "short_queries"])
+@triton.jit(do_not_specialize=["max_parts"])
 def _merge_kernel(
     out_ptr,
     lse_ptr,
@@ -85,42 +85,25 @@ def _merge_kernel(
     part_lse_ptr,
     parts_of_token_ptr,
     sinks_ptr,
-    query_starts_ptr,
     max_parts,
     out_token_stride,
     out_head_stride,
-    num_sequences,
-    short_queries,
     HEAD_SIZE: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     PARTS: tl.constexpr,
-    SEQUENCES: tl.constexpr,
 ):
     """Merge what one query and head has. Grid: [num_query_tokens, num_query_heads].
 
-    PARTS parts are read at a time, in order, until one is missing. Without `parts_of_token_ptr`
-    each token has a part in each of `max_parts` pieces, one after the other, of all tokens. With
-    `query_starts_ptr`, queries of sequences that have `short_queries` at most are left alone;
-    SEQUENCES are at least as many as there are.
+    PARTS parts are read at a time, in order, until one is missing.
     """
     token = tl.program_id(0).to(tl.int64)
-    num_tokens = tl.num_programs(0)
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
     place = token * num_heads + head
     columns = tl.arange(0, HEAD_TILE)
-    size = HEAD_SIZE
-    if query_starts_ptr is not None:
-        each = tl.arange(0, SEQUENCES)
-        starts = tl.load(query_starts_ptr + each, mask=each < num_sequences, other=2147483647)
-        sequence = tl.sum((starts <= token).to(tl.int32), 0) - 1
-        first_token = tl.load(query_starts_ptr + sequence)
-        is_own = tl.load(query_starts_ptr + sequence + 1) - first_token > short_queries
-        size = tl.where(is_own, HEAD_SIZE, 0)
-        max_parts = tl.where(is_own, max_parts, 0)
-    column_mask = columns < size
+    column_mask = columns < HEAD_SIZE
     acc = tl.load(own_ptr + place * HEAD_SIZE + columns, mask=column_mask, other=0.0)
-    peak = tl.load(own_lse_ptr + place, mask=size > 0, other=0.0) * _LOG2_E
+    peak = tl.load(own_lse_ptr + place) * _LOG2_E
     total = tl.where(peak == float("-inf"), 0.0, 1.0)
     acc = acc * total
     if sinks_ptr is not None:
@@ -131,12 +114,9 @@ def _merge_kernel(
     more = max_parts > 0
     while more:
         lanes = start + tl.arange(0, PARTS)
-        if parts_of_token_ptr is None:
-            rows = tl.where(lanes < max_parts, lanes * num_tokens + token, -1)
-        else:
-            rows = tl.load(
-                parts_of_token_ptr + token * max_parts + lanes, mask=lanes < max_parts, other=-1
-            ).to(tl.int64)
+        rows = tl.load(
+            parts_of_token_ptr + token * max_parts + lanes, mask=lanes < max_parts, other=-1
+        ).to(tl.int64)
         used = rows >= 0
         part_places = rows * num_heads + head
         part_lse = tl.load(part_lse_ptr + part_places, mask=used, other=float("-inf")) * _LOG2_E
@@ -155,18 +135,13 @@ def _merge_kernel(
         start += PARTS
         more = (start < max_parts) & (tl.min(rows, 0) >= 0)
     if lse_ptr is not None:
-        tl.store(lse_ptr + place, natural_lse(peak, total), mask=size > 0)
+        tl.store(lse_ptr + place, natural_lse(peak, total))
     result = acc / tl.where(total == 0, 1.0, total)
     tl.store(
         out_ptr + token * out_token_stride + head * out_head_stride + columns,
         result.to(out_ptr.dtype.element_ty),
         mask=column_mask,
     )
-
-
-def parts_at_once(head_size: int) -> int:
-    """Return how many parts of a query and head the merge reads at a time, after the first."""
-    return 8 if head_size <= 128 else 4
 
 
 def merge_parts(
@@ -176,35 +151,7 @@ def merge_parts(
     parts_of_token: torch.Tensor,
 ) -> None:
     """Write the result and the log-sum-exp in one launch; see `PartsImplementation`."""
-    _merge(call, own, parts, parts_of_token, parts_of_token.shape[1])
-
-
-def merge_shares(
-    call: AttentionCall, out: torch.Tensor, lse: torch.Tensor, short_queries: int = 0
-) -> None:
-    """Write the result and the log-sum-exp of queries whose keys were shared out.
-
-    Args:
-        call: the whole one, whose `sinks` join once.
-        out: float32 [num_shares, num_query_tokens, num_query_heads, head_size], contiguous.
-        lse: float32 [num_shares, num_query_tokens, num_query_heads], contiguous.
-        short_queries: sequences of as many at most are left alone, if it is not 0.
-
-    """
-    own, parts = (out[0], lse[0]), (out[1:], lse[1:])
-    _merge(call, own, parts, None, out.shape[0] - 1, short_queries)
-
-
-def _merge(
-    call: AttentionCall,
-    own: tuple[torch.Tensor, torch.Tensor],
-    parts: tuple[torch.Tensor, torch.Tensor],
-    parts_of_token: torch.Tensor | None,
-    max_parts: int,
-    short_queries: int = 0,
-) -> None:
     num_tokens, num_heads, head_size = call.out.shape
-    head_tile = max(16, triton.next_power_of_2(head_size))
     _merge_kernel[(num_tokens, num_heads)](
         call.out,
         call.lse,
@@ -214,15 +161,11 @@ def _merge(
         parts[1],
         parts_of_token,
         call.sinks,
-        call.batch.query_starts if short_queries else None,
-        max_parts,
+        parts_of_token.shape[1],
         call.out.stride(0),
         call.out.stride(1),
-        call.batch.num_sequences,
-        short_queries,
         HEAD_SIZE=head_size,
-        HEAD_TILE=head_tile,
-        PARTS=parts_at_once(head_size),
-        SEQUENCES=triton.next_power_of_2(call.batch.num_sequences) if short_queries else 1,
+        HEAD_TILE=max(16, triton.next_power_of_2(head_size)),
+        PARTS=8 if head_size <= 128 else 4,
         num_warps=1,
     )

@@ -15,6 +15,7 @@ from pagedattn.attention.cuda import (
     decode_map,
     prefill,
     prefill_map,
+    prefill_merge,
     ways,
 )
 from pagedattn.attention.triton import TritonImplementation
@@ -49,11 +50,10 @@ def emulation(num_multiprocessors: int = 6, seed: int = 0) -> Iterator[None]:
         return num_multiprocessors
 
     with contextlib.ExitStack() as replaced:
-        for module in (decode, prefill):
-            replaced.enter_context(
-                mock.patch.multiple(module, load_kernel=load, num_multiprocessors=count)
-            )
-        replaced.enter_context(mock.patch.object(ways, "num_multiprocessors", count))
+        for module in (decode, prefill, prefill_merge):
+            replaced.enter_context(mock.patch.object(module, "load_kernel", load))
+        for module in (decode, prefill, ways):
+            replaced.enter_context(mock.patch.object(module, "num_multiprocessors", count))
         for module in (decode_map, prefill_map):
             replaced.enter_context(mock.patch.object(module, "tensor_map", tensor_map))
         was_deterministic = torch.are_deterministic_algorithms_enabled()

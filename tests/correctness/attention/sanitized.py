@@ -9,7 +9,8 @@ from unittest import mock
 import torch
 
 from pagedattn.attention import get_implementation, write_kv
-from pagedattn.attention.cuda import prefill
+from pagedattn.attention.cuda import mixed, prefill
+from pagedattn.attention.cuda.prefill_choice import Way
 from pagedattn.attention.cuda.prefill_config import Cut
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.testing.tolerance import known_roundings
@@ -45,7 +46,10 @@ CASES = {
         {"num_query_heads": 2, "num_kv_heads": 1, "head_size": 64},
     ),
     "chunk whose keys are shared out": ((40, 1), (3000, 333), {}),
+    "drafts of which some are shared out": ((5,) * 4, (3000, 20, 333, 700), {}),
+    "many drafts of which one is shared out": ((5,) * 40, (2500, *range(10, 205, 5)), {}),
     "chunk beside a long decode": ((300, 1, 1, 2), (700, 20_000, 33, 4000), {}),
+    "chunk and decodes by two launches": ((300, 1, 1, 2), (700, 20_000, 33, 4000), {}),
     "chunk by small tiles": (
         *((40, 1, 230), (333, 64, 500)),
         {"head_size": 64, "window": 100},
@@ -76,6 +80,8 @@ CUTS = {
 """Tiles of long prompts; small cases would go by (2, 64), as "prefill" does."""
 BY_FP8 = "chunk over fp8"
 """Is multiplied in fp8 too."""
+BY_TWO = "chunk and decodes by two launches"
+"""Is what takes longer for a batch so small."""
 
 
 def check_case(name, implementation, device):
@@ -91,11 +97,16 @@ def check_case(name, implementation, device):
         inputs = with_bound(inputs, *bound)
     call = inputs.call(torch.full_like(inputs.query, torch.nan))
     assert (reason := implementation.unsupported(call)) is None, reason
-    with mock.patch.object(prefill, "cut_of", wraps=prefill.cut_of) as cut_of:
+    with (
+        mock.patch.object(prefill, "way_of", wraps=prefill.way_of) as way_of,
+        mock.patch.object(mixed, "pays", wraps=mixed.pays) as pays,
+    ):
         if name in CUTS:
-            cut_of.return_value = CUTS[name]
+            way_of.return_value = Way(CUTS[name], 1, 0.0)
+        if name == BY_TWO:
+            pays.return_value = True
         implementation.attention(call)
-    assert cut_of.called or name not in CUTS or implementation.name == "cuda_fp8"
+    assert way_of.called or name not in CUTS
     rounded_to, _ = known_roundings(implementation, call)
     check_attention(call.out, inputs, rounded_to=rounded_to)
     return inputs

@@ -137,13 +137,43 @@ def test_what_the_kernel_can_take_is_taken():
     assert "multiples of 4 elements" in decode_calls.not_taken(call)
 
 
+SHORT, ALIKE, RAGGED = (90, 40), (9000, 9000), (9000, 700)
+
+
+@pytest.mark.parametrize(
+    ("queries", "kv_lengths", "changes", "launcher"),
+    [
+        (2, RAGGED, {}, decode.DecodeLaunch),  # 8 columns
+        (4, SHORT, {}, decode.DecodeLaunch),
+        (4, ALIKE, {}, decode.DecodeLaunch),
+        (4, RAGGED, {}, prefill.PrefillLaunch),
+        (2, RAGGED, {"head_size": 256}, decode.DecodeLaunch),
+        (3, RAGGED, {"head_size": 256}, prefill.PrefillLaunch),
+        (6, ALIKE, {"head_size": 64}, decode.DecodeLaunch),
+        (6, SHORT, {"head_size": 64}, prefill.PrefillLaunch),
+        (6, ALIKE, {}, prefill.PrefillLaunch),
+    ],
+    ids=str,
+)
+def test_drafts_go_to_the_faster_kernel(queries, kv_lengths, changes, launcher):
+    values = {"head_size": 128, "block_size": 16, "dtype": "bfloat16"} | changes
+    call = make_inputs(AttentionShape("test", (queries,) * 2, kv_lengths, 8, 2, **values)).call()
+    assert launcher_of(call) is launcher
+
+
+def test_drafts_whose_lengths_nobody_knows_go_to_decode_if_their_sums_fit():
+    shape = AttentionShape("test", (4, 4), RAGGED, 8, 2, head_size=128, dtype="bfloat16")
+    call = make_inputs(shape).call()
+    unknown = dataclasses.replace(call.batch, known_lengths=None)
+    assert launcher_of(dataclasses.replace(call, batch=unknown)) is decode.DecodeLaunch
+
+
 @pytest.mark.parametrize(
     ("queries", "heads", "changes", "launcher"),
     [
         (1, (8, 2), {}, decode.DecodeLaunch),
         (4, (8, 2), {}, decode.DecodeLaunch),
         (5, (8, 2), {}, prefill.PrefillLaunch),
-        (5, (8, 2), {"head_size": 64}, decode.DecodeLaunch),
         (5, (8, 2), {"block_size": 4}, decode.DecodeLaunch),  # which prefill does not take
         (5, (8, 2), {"kv_dtype": "float8_e4m3"}, prefill.PrefillLaunch),
         (1, (8, 2), {"kv_dtype": "float8_e4m3", "head_size": 80}, prefill.PrefillLaunch),

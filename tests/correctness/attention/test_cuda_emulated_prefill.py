@@ -183,6 +183,45 @@ def test_shares_of_a_tile_s_keys_are_merged(case):
     check(inputs, shared_out, multiprocessors=3, lse=True, rounded_to=FP8 if in_fp8 else None)
 
 
+RAGGED_SHARES = {
+    "few": ((9, 3, 1, 5), (700, 40, 333, 128), {}),
+    "window": ((9, 3, 1, 5), (700, 40, 333, 128), {"window": 200, "sinks": True}),
+    "fp8": ((9, 3, 1, 5), (700, 40, 333, 128), {"fp8": True, "head_size": 128}),
+    "a prompt among them": ((150, 1, 1), (150, 600, 20), {"head_size": 128}),
+    "more than 32": ((1,) * 40, (600, 0, *range(10, 390, 10)), {"heads": (4, 2), "sinks": True}),
+    "too many to be sorted": ((1,) * 193, (500, *range(1, 193)), {"heads": (2, 1)}),
+}
+
+
+@pytest.mark.parametrize("case", RAGGED_SHARES)
+@pytest.mark.parametrize("splits", [3, 5])
+def test_sequences_have_as_many_shares_as_their_keys_need(case, splits):
+    """Of one share the prefill kernel writes the result, of more another one merges them."""
+    queries, kv_lengths, options = RAGGED_SHARES[case]
+    inputs = inputs_of([max(1, length) for length in kv_lengths], queries, **options)
+    inputs.batch.kv_lengths[torch.tensor(kv_lengths) == 0] = 0
+
+    def shared_out(call):
+        return prefill.PrefillLaunch(call, splits=splits)
+
+    check(inputs, shared_out, multiprocessors=3, lse=True, seeds=(splits,))
+    tile = 128
+    seen = [min(length, options.get("window", 10**6) + tile // 2) for length in kv_lengths]
+    tiles = torch.tensor([-(-length // tile) for length in seen])
+    is_merged = tiles > -(-tiles.max() // splits)
+    assert is_merged.any()
+    assert not is_merged.all()
+    out = torch.full_like(inputs.query, torch.nan)
+    with emulation(3):
+        call = inputs.call(out)
+        launch = shared_out(call)
+        shares = torch.full((splits, *out.shape), torch.nan)
+        launch._launch(call, shares, shares[..., 0].clone())
+    of_token = is_merged.repeat_interleave(torch.tensor(queries))
+    assert torch.equal(out.isnan().all((1, 2)), of_token)
+    assert torch.equal(~shares[0].isnan().all((1, 2)), of_token)
+
+
 FP8_PRODUCTS = {
     "ragged": (RAGGED, {}),
     "chunks": (CHUNKS, {"dtype": "bfloat16", "block_size": 64}),

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from pagedattn.attention.batch_memory import NUM_ARRIVALS
-from pagedattn.attention.cuda import decode, decode_map, prefill, prefill_map
+from pagedattn.attention.cuda import decode, decode_map, prefill, prefill_map, prefill_merge
 from pagedattn.attention.cuda.launching import signature_of, table_lines_of
 from pagedattn.attention.cuda.mixed import MixedLaunch
 from pagedattn.attention.cuda.module import TensorMap
 from pagedattn.attention.cuda.module import _maps as shared_maps
-from pagedattn.attention.mixture import Mixture
+from pagedattn.attention.cuda.prefill_choice import Way
+from pagedattn.attention.cuda.prefill_config import Cut
+from pagedattn.attention.known_lengths import KnownLengths
 from pagedattn.testing import make_inputs
 from pagedattn.workloads import AttentionShape
 
@@ -83,10 +85,10 @@ def strided(call):
         "whether most is shared": dataclasses.replace(
             call, batch=dataclasses.replace(call.batch, likely_shared=True)
         ),
-        "mixture": dataclasses.replace(
+        "known lengths": dataclasses.replace(
             call,
             batch=dataclasses.replace(
-                call.batch, mixture=Mixture.of(np.array([1, 40]), np.array([40, 100]))
+                call.batch, known_lengths=KnownLengths.of(np.array([1, 40]), np.array([40, 100]))
             ),
         ),
         "counters": dataclasses.replace(
@@ -150,13 +152,13 @@ def test_a_second_launch_begins_beside_the_first_where_nothing_is_between(
         made.append((dict(args[2]), Recorder()))
         return made[-1][1]
 
-    for module in (decode, prefill):
+    for module in (decode, prefill, prefill_merge):
         monkeypatch.setattr(module, "load_kernel", load)
+    for module in (decode, prefill):
         monkeypatch.setattr(module, "num_multiprocessors", lambda _: 132)
     for module in (decode_map, prefill_map):
         monkeypatch.setattr(module, "tensor_map", lambda *_: TensorMap())
-    monkeypatch.setattr(prefill, "splits_of", lambda *_: splits)
-    monkeypatch.setattr(prefill, "merge_shares", lambda *_: None)
+    monkeypatch.setattr(prefill, "way_of", lambda *_, **__: Way(Cut(2, 128), splits, 1.0))
     shared_maps.cache_clear()
     MixedLaunch(call)(call)
     shared_maps.cache_clear()

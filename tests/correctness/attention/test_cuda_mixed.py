@@ -10,8 +10,17 @@ from pagedattn.workloads import AttentionShape
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, decode_calls, launcher_of, mixed, prefill
+from pagedattn.attention.cuda import (
+    decode,
+    decode_calls,
+    launcher_of,
+    mixed,
+    prefill,
+    prefill_estimate,
+)
 from pagedattn.attention.cuda.decode_fits import H100, H200
+from pagedattn.attention.cuda.prefill_choice import Way
+from pagedattn.attention.cuda.prefill_config import usual_cut
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import ALL, check, inputs_of, nightly
@@ -37,23 +46,23 @@ ALIKE = ((2 * K, *(1,) * 63), (8 * K, *(4 * K,) * 63))
 LONG_DECODE = ((512, *(1,) * 4), (K, 2 * K, 2 * K, 2 * K, 16 * K))
 
 
+FP8 = {"kv_dtype": "float8_e4m3"}
+MANY_DECODES = ((2 * K, *(1,) * 62), (2 * K, *range(K, 7 * K, 100)))
+
+
 @pytest.mark.parametrize(
     ("lengths", "changes", "launcher"),
     [
-        (LONG_DECODE, {}, mixed.MixedLaunch),
-        (((512, *(4,) * 4), LONG_DECODE[1]), {}, mixed.MixedLaunch),  # of drafts
-        (LONG_DECODE, {"kv_dtype": "float8_e4m3"}, mixed.MixedLaunch),
-        (LONG_DECODE, {"window": 100}, prefill.PrefillLaunch),  # then none is long
-        (((512, *(1,) * 32), (K, *(K,) * 32)), {}, prefill.PrefillLaunch),
-        (((2 * K, 1), (2 * K, 4 * K)), {}, prefill.PrefillLaunch),  # the prompt takes longer
-        (((512, *(8,) * 4), LONG_DECODE[1]), {"heads": (64, 8)}, prefill.PrefillLaunch),
-        (((512, *(8,) * 4), LONG_DECODE[1]), {}, prefill.PrefillLaunch),  # which crowd decode
-        (((128, 1), (16 * K, 16 * K)), {}, mixed.MixedLaunch),  # one would share keys out
-        (((40, 1, 1), (3000, 20_000, 64)), {"heads": (8, 2)}, prefill.PrefillLaunch),
-        (((300, 1, 1, 2), (700, 20_000, 33, 4000)), {"heads": (8, 2)}, mixed.MixedLaunch),
-        (ALIKE, {}, prefill.PrefillLaunch),
-        (ALIKE, {"kv_dtype": "float8_e4m3"}, mixed.MixedLaunch),  # whose elements prefill widens
-        (LONG_DECODE, {"block_size": 4}, None),  # which the prefill kernel does not take
+        (LONG_DECODE, FP8, mixed.MixedLaunch),
+        (((512, *(4,) * 4), LONG_DECODE[1]), FP8, mixed.MixedLaunch),  # of drafts
+        (LONG_DECODE, {}, prefill.PrefillLaunch),  # the long one's keys are shared out
+        (LONG_DECODE, FP8 | {"window": 100}, prefill.PrefillLaunch),  # then none is long
+        (((2 * K, 1), (2 * K, 4 * K)), FP8, prefill.PrefillLaunch),  # the prompt takes longer
+        (((512, *(8,) * 4), LONG_DECODE[1]), FP8, prefill.PrefillLaunch),  # which crowd decode
+        (((512, *(8,) * 4), LONG_DECODE[1]), FP8 | {"heads": (64, 8)}, prefill.PrefillLaunch),
+        (MANY_DECODES, {}, prefill.PrefillLaunch),
+        (MANY_DECODES, FP8, mixed.MixedLaunch),  # whose elements prefill widens
+        (LONG_DECODE, FP8 | {"block_size": 4}, None),  # which the prefill kernel does not take
     ],
     ids=str,
 )
@@ -62,15 +71,15 @@ def test_a_batch_goes_to_two_kernels_where_one_takes_longer(lengths, changes, la
 
 
 def test_decodes_that_a_memory_brings_sooner_go_to_two_kernels_sooner(monkeypatch):
-    call = call_of((512, *(1,) * 8), (K, *(2 * K,) * 7, 5 * K))
+    call = call_of(*ALIKE, **FP8)
     for fit, launcher in ((H100, prefill.PrefillLaunch), (H200, mixed.MixedLaunch)):
-        monkeypatch.setattr(mixed, "fit_for", {call.query.device: fit}.get)
+        monkeypatch.setattr(prefill_estimate, "fit_for", {call.query.device: fit}.get)
         assert launcher_of(call) is launcher
 
 
-def test_a_batch_whose_mixture_nobody_knows_goes_to_one_kernel():
-    call = call_of(*LONG_DECODE)
-    unknown = dataclasses.replace(call, batch=dataclasses.replace(call.batch, mixture=None))
+def test_a_batch_whose_lengths_nobody_knows_goes_to_one_kernel():
+    call = call_of(*LONG_DECODE, **FP8)
+    unknown = dataclasses.replace(call, batch=dataclasses.replace(call.batch, known_lengths=None))
     assert launcher_of(unknown) is prefill.PrefillLaunch
     with pytest.raises(ValueError, match="short queries alone, or long ones alone"):
         mixed.MixedLaunch(unknown)
@@ -95,7 +104,9 @@ BATCHES = {
 @pytest.fixture
 def shared_out(monkeypatch):
     """Function that has the long queries' keys shared out among so many."""
-    return lambda splits: monkeypatch.setattr(prefill, "splits_of", lambda *_: splits)
+    return lambda splits: monkeypatch.setattr(
+        prefill, "way_of", lambda call, *_, **__: Way(usual_cut(call), splits, 1.0)
+    )
 
 
 @emulated
@@ -114,10 +125,9 @@ def test_each_kernel_leaves_alone_what_is_the_other_s(splits, shared_out):
     shared_out(splits)
     inputs = inputs_of(kv_lengths, queries, heads=(4, 2))
     inputs.batch.kv_lengths[-1] = 0  # whose log-sum-exp is -inf
-    mixture = inputs.batch.mixture
     short = torch.tensor(queries).repeat_interleave(torch.tensor(queries)) <= 3
     for launch_of, is_own in (
-        (lambda call: prefill.PrefillLaunch(call, mixture=mixture), ~short),
+        (lambda call: prefill.PrefillLaunch(call, long_only=True), ~short),
         (lambda call: decode.DecodeLaunch(mixed.short_of(call), among_longer=True), short),
     ):
         before = 1000.0
@@ -188,7 +198,9 @@ def test_two_launches_agree_with_float64_in_many_orders(
         kv_lengths, queries, heads=heads, head_size=head_size, block_size=block_size, **options
     )
     short = dataclasses.replace(
-        inputs.batch, max_query_length=inputs.batch.mixture.most_short_queries, mixture=None
+        inputs.batch,
+        max_query_length=inputs.batch.known_lengths.short.most_queries,
+        known_lengths=None,
     )
     refused = decode_calls.not_taken(dataclasses.replace(inputs.call(), batch=short))
     if refused is not None:

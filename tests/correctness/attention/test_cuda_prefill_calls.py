@@ -7,7 +7,7 @@ import torch
 
 from pagedattn.attention import cuda
 from pagedattn.attention.cuda.compiler import compile_kernel
-from pagedattn.attention.cuda.prefill import not_taken
+from pagedattn.attention.cuda.prefill import HEAD_SIZES, not_taken
 from pagedattn.attention.cuda.prefill_config import Cut, macros_of
 
 from .prefill_inputs import CACHES, FEATURES, HEADS, RAGGED, inputs_of
@@ -87,7 +87,11 @@ def compiles(request):
     pytest.importorskip("cuda.bindings.nvrtc")
     for name in ("nvrtc", "cache_folder"):
         request.getfixturevalue(name)
-    return lambda macros: compile_kernel("prefill.cu", dict(macros)).startswith(b"\x7fELF")
+
+    def compile_anew(macros, source="prefill.cu"):
+        return compile_kernel(source, dict(macros)).startswith(b"\x7fELF")
+
+    return compile_anew
 
 
 CUTS = [(head_size, kv_dtype) for head_size in (80, 128, 256) for kv_dtype in CACHES.values()]
@@ -114,10 +118,18 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, compiles):
         )
     assert not_taken(call) is None
     assert compiles(macros_of(call))
-    if features == "part":
-        assert compiles(macros_of(dataclasses.replace(call, causal=True), is_split=True))
+    if features == "all":
+        assert compiles(macros_of(call, is_split=True))
     if kv_dtype is not None:
         assert compiles(macros_of(call, fp8_products=True))
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_what_merges_shares_compiles(head_size, compiles):
+    sizes = (("HEAD_SIZE", head_size), ("KV_TILE", 128))
+    for is_on in (0, 1):
+        options = ((name, is_on) for name in ("BF16", "SINKS", "LSE"))
+        assert compiles((*sizes, *options), "prefill_merge.cu")
 
 
 @pytest.mark.parametrize(

@@ -2,73 +2,102 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from pagedattn.attention.cuda import prefill_estimate
 from pagedattn.attention.cuda.decode_config import SHARED_BYTES
+from pagedattn.attention.cuda.decode_fits import H200
 from pagedattn.attention.cuda.prefill import HEAD_SIZES
-from pagedattn.attention.cuda.prefill_choice import (
-    Items,
-    cut_of,
-    divided,
-    head_parts_of,
-    prices_of,
-    splits_of,
-)
+from pagedattn.attention.cuda.prefill_choice import cut_of, head_parts_of, way_of
 from pagedattn.attention.cuda.prefill_config import (
     Cut,
     section_heads,
     shared_bytes_of,
     usual_cut,
 )
+from pagedattn.attention.cuda.prefill_estimate import Estimate, Items, lengths_of, prices_of
+from pagedattn.attention.known_lengths import KnownLengths
 
 
-def call_of(queries, kv_length, *, heads=(32, 8), head_size=128, dtype=torch.bfloat16, **options):
-    inputs = SimpleNamespace(
-        query=torch.empty((sum(queries), heads[0], head_size), device="meta"),
+@pytest.fixture(autouse=True)
+def on_an_h200(monkeypatch):
+    monkeypatch.setattr(prefill_estimate, "fit_for", lambda _: H200)
+
+
+def call_of(
+    queries,
+    kv_lengths,
+    *,
+    heads=(32, 8),
+    head_size=128,
+    dtype=torch.bfloat16,
+    knows=True,
+    **options,
+):
+    """A call whose tensors have no memory; `kv_lengths` are each sequence's, or of all of them."""
+    if isinstance(kv_lengths, int):
+        kv_lengths = (kv_lengths,) * len(queries)
+    known = KnownLengths.of(np.array(queries), np.array(kv_lengths))
+    query = torch.empty((sum(queries), heads[0], head_size), device="meta")
+    return SimpleNamespace(
+        query=query,
+        out=query,
         cache=SimpleNamespace(head_size=head_size, num_kv_heads=heads[1], dtype=dtype),
         batch=SimpleNamespace(
             num_sequences=len(queries),
             max_query_length=max(queries),
-            expected_kv_length=kv_length,
+            expected_kv_length=max(kv_lengths),
+            known_lengths=known if knows else None,
         ),
+        **{"causal": True, "window": None} | options,
     )
-    call = SimpleNamespace(**vars(inputs), out=inputs.query, causal=True, window=None)
-    vars(call).update(options)
-    return call
 
 
 @pytest.mark.parametrize(
-    ("queries", "kv_length", "options", "splits"),
+    ("queries", "kv_lengths", "options", "splits"),
     [
         ((512,), 8192, {}, 1),  # an item for each of 128 programs
-        ((544,), 8192, {}, 4),  # a few more
-        ((256,), 32_768, {}, 2),
         ((128,), 16_384, {}, 4),
         ((128,), 16_384, {"window": 300}, 1),  # few tiles of keys
         ((128,), 16_384, {"causal": False}, 1),  # a part of shared blocks
         ((256,), 256, {}, 1),  # a prompt
         ((64,) * 64, 8192, {}, 1),  # who is done first takes what is left
         ((8,) * 4, 8192, {}, 4),
+        # prompts and short decodes, none of which keeps the last programs waiting
+        ((2048, 2048, *(1,) * 60), (2048, 2048, *(600,) * 60), {}, 1),
     ],
 )
-def test_keys_are_shared_out_where_query_tiles_are_few(queries, kv_length, options, splits):
-    assert splits_of(call_of(queries, kv_length, **options), num_programs=132) == splits
+def test_keys_are_shared_out_where_query_tiles_are_few(queries, kv_lengths, options, splits):
+    assert way_of(call_of(queries, kv_lengths, **options), 132).splits == splits
+
+
+def test_the_longest_of_many_sequences_is_shared_out():
+    drafts = (4,) * 40
+    assert way_of(call_of(drafts, 1000), 132).splits == 1
+    assert way_of(call_of(drafts, (9000, *(1000,) * 39)), 132).splits > 1
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_shares_take_no_more_memory_than_there_is_for_them(knows):
+    queries = (1024,) * 16
+    call = call_of(queries, 100_000, heads=(8, 1), knows=knows)
+    call.out = torch.empty((200_000, 64, 128), device="meta")
+    assert way_of(call, 132).splits == 1
 
 
 @pytest.mark.parametrize(
-    ("queries", "kv_length", "heads", "splits", "parts"),
+    ("queries", "kv_length", "heads", "parts"),
     [
-        ((64,), 28_291, (48, 1), 5, 2),  # 26 tiles of 120 rows, where 32 of 96 would be
-        ((7,), 28_238, (48, 1), 37, 3),  # three of 112, where four of 96 would be
-        ((20,), 9000, (32, 8), 15, 1),
+        ((64,), 28_291, (48, 1), 2),  # tiles of 120 rows, where there would be of 96
+        ((20,), 9000, (32, 8), 1),
     ],
 )
-def test_heads_are_divided_as_suits_the_shares_of_keys(queries, kv_length, heads, splits, parts):
-    call = call_of(queries, kv_length, heads=heads)
-    assert splits_of(call, 132) == splits
-    cut, _ = divided(call, 132, None, usual_cut(call), splits=splits)
-    assert cut.head_parts == parts
+def test_heads_are_divided_as_suits_the_shares_of_keys(queries, kv_length, heads, parts):
+    way = way_of(call_of(queries, kv_length, heads=heads), 132)
+    assert way.splits > 1
+    assert way.cut.head_parts == parts
 
 
 OF_64 = {"heads": (64, 8), "head_size": 64}
@@ -93,11 +122,10 @@ FP8 = {"dtype": torch.float8_e4m3fn}
         ((8192,), 8192, OF_64 | {"window": 128}, (3, 64)),
         ((512,), 16_384, OF_64 | {"window": 128}, (2, 64)),  # 176 items or 256, for 132 programs
         ((512,), 4096, OF_64 | {"heads": (32, 8)}, (2, 128)),  # 88 or 128
-        # 128 queries that begin with a tile of keys see two of 128
-        ((512,), 4096, OF_64 | {"heads": (32, 32), "window": 128}, (2, 128)),
-        ((0, 0), 0, {}, (2, 64)),  # no tokens
+        ((512,), 4096, OF_64 | {"heads": (32, 32), "window": 128}, (2, 64)),  # four, or two
+        ((0, 0), 0, {}, (2, 128)),  # no tokens
         ((512,), 8, {}, (2, 64)),  # fewer keys than the queries are likely
-        ((300,), 300, OF_64 | {"heads": (160, 1)}, (3, 64, 5)),  # six tokens of 32 heads
+        ((300,), 300, OF_64 | {"heads": (160, 1)}, (3, 128, 5)),  # six tokens of 32 heads
         # where tokens of all heads would not fill a tile
         ((8192,), 8192, {"heads": (48, 1)}, (2, 128, 3)),
         ((8192,), 8192, {"heads": (96, 8), "head_size": 192}, (2, 64, 3)),
@@ -110,16 +138,13 @@ FP8 = {"dtype": torch.float8_e4m3fn}
     ],
 )
 def test_tiles_are_of_the_size_that_takes_the_least_time(queries, kv_length, options, cut):
-    assert cut_of(call_of(queries, kv_length, **options), num_programs=132) == Cut(*cut)
+    assert cut_of(call_of(queries, kv_length, **options), num_programs=132).cut == Cut(*cut)
 
 
-def test_a_mixed_batch_is_cut_by_its_long_queries():
-    mixture = SimpleNamespace(
-        num_long=4, most_long_queries=256, long_query_tokens=1024, longest_long_kv=256
-    )
-    call = call_of((256,) * 4 + (1,) * 500, 16_384, **OF_64)
-    assert cut_of(call, 132) == Cut(2, 128)
-    assert cut_of(call, 132, mixture) == Cut(3, 64)
+def test_a_mixed_batch_s_long_queries_are_cut_by_themselves():
+    call = call_of((256,) * 4 + (1,) * 500, (256,) * 4 + (16_384,) * 500, **OF_64)
+    assert cut_of(call, 132).cut == Cut(3, 128)
+    assert cut_of(call, 132, long_only=True).cut == Cut(2, 64)
 
 
 @pytest.mark.parametrize(
@@ -142,50 +167,86 @@ def test_each_way_to_divide_heads_fills_tiles_better_and_leaves_no_part_empty(gr
         assert cut.heads(group) * cut.tokens(group) <= rows
 
 
+def counted(call, queries, kv_lengths, cut):
+    """Of each item the tiles of keys that it sees, as programs find them."""
+    tokens = cut.tokens(call.query.shape[1] // call.cache.num_kv_heads)
+    found = []
+    for count, length in zip(queries, kv_lengths, strict=True):
+        for first in range(length - count, length, tokens):
+            begin = 0 if call.window is None else max(0, first + 1 - call.window)
+            found.append(-(-min(first + tokens, length) // cut.kv_tile) - begin // cut.kv_tile)
+    return np.repeat(found, call.cache.num_kv_heads)
+
+
 @pytest.mark.parametrize("kv_tile", [64, 128])
 @pytest.mark.parametrize("heads", [(32, 32), (32, 8), (9, 3), (64, 1)])
-@pytest.mark.parametrize(
-    ("queries", "kv_length", "window"),
-    [
-        *((2048, 2048, None), (512, 4096, None), (2048, 2048, 300), (512, 4096, 100)),
-        *((64, 64, 300), (1, 1, None), (200, 200, None), (8192, 8192, 128), (300, 1001, 1)),
-    ],
-)
-def test_tiles_of_keys_are_counted_as_programs_find_them(
-    queries, kv_length, window, heads, kv_tile
+@pytest.mark.parametrize("window", [None, 300, 3000])
+@pytest.mark.parametrize("kind", ["drafts", "chunks", "prompts", "mixed"])
+def test_items_and_their_tiles_of_keys_are_about_as_many_as_programs_find(
+    kind, window, heads, kv_tile
 ):
-    call = call_of((queries,), kv_length, heads=heads, window=window)
-    items = Items.of(call, 132, None, Cut(2, kv_tile))
-    tokens = 2 * 64 // (heads[0] // heads[1])
-    seen = []
-    for first in range(kv_length - queries, kv_length, tokens):
-        begin = 0 if window is None else max(0, first + 1 - window)
-        seen.append(-(-min(first + tokens, kv_length) // kv_tile) - begin // kv_tile)
-    assert items.mean_kv_tiles == pytest.approx(sum(seen) / len(seen))
-    assert max(seen) - 1 <= items.kv_tiles <= max(seen) + 1
+    rng = np.random.default_rng(1)
+    size = 30
+    queries = {
+        "drafts": np.full(size, 5),
+        "chunks": np.full(size, 256),
+        "prompts": rng.integers(200, 4000, size),
+        "mixed": rng.permutation([1] * 20 + [700] * 10),
+    }[kind]
+    kv_lengths = queries + (0 if kind == "prompts" else rng.integers(500, 6000, size))
+    call = call_of(queries, kv_lengths, heads=heads, window=window)
+    cut = Cut(2, kv_tile)
+    found = counted(call, queries, kv_lengths, cut)
+    items = [Items.of(call, 132, cut, each) for each in lengths_of(call)]
+    tiles = sum(each.count * each.mean_kv_tiles for each in items)
+    assert sum(each.count for each in items) == pytest.approx(found.size, rel=0.05)
+    assert tiles == pytest.approx(found.sum(), rel=0.2)
+    assert max(each.most_kv_tiles for each in items) == pytest.approx(found.max(), rel=0.05, abs=1)
 
 
-@pytest.mark.parametrize("options", [{}, OF_64, {"window": 700}, OF_64 | {"window": 300}], ids=str)
-def test_other_tiles_have_to_save_more_than_estimates_are_off(options):
+def test_what_all_programs_wait_for_is_estimated():
+    """One item alone, all at once, one more than there are programs, and the memory."""
+    cut = Cut(2, 128)
+
+    def seconds(count, kv_length, splits=1):
+        call = call_of((1024 // 8,) * count, kv_length, heads=(8, 1))
+        return Estimate(call, 132, cut).seconds(splits)
+
+    one, all_at_once, one_more = (seconds(count, 64_000) for count in (1, 16, 17))
+    assert all_at_once == pytest.approx(one, rel=0.01)  # 8 items of 16 tokens each
+    assert one_more == pytest.approx(2 * one, rel=0.02)
+    assert seconds(1, 64_000, splits=16) < one / 8
+    assert seconds(16, 64_000, splits=2) > all_at_once  # nobody has been waiting
+    read = 2 * 2 * 128 * 8192 * 1000 / H200.read_rate
+    drafts = call_of((4,) * 1000, 8192, heads=(8, 1))
+    assert read < Estimate(drafts, 132, cut).seconds() < 1.2 * read
+
+
+def test_shares_are_counted_by_each_sequence_s_keys():
+    call = call_of((4,) * 10, (12_800, *(128,) * 9), heads=(8, 8))
+    (items,) = (Items.of(call, 132, Cut(2, 128), each) for each in lengths_of(call))
+    mean, most = items.shares(share_tiles=10, splits=64)
+    assert most == 10
+    assert 1 <= mean < 2
+    assert items.shares(share_tiles=10, splits=4) == (min(mean, 4), 4)
+    alike = call_of((4,) * 10, 12_800, heads=(8, 8))
+    (items,) = (Items.of(alike, 132, Cut(2, 128), each) for each in lengths_of(alike))
+    assert items.shares(share_tiles=30, splits=64) == (4, 4)
+
+
+@pytest.mark.parametrize("options", [{}, OF_64], ids=str)
+def test_other_tiles_have_to_save_much_of_a_long_launch(options):
     others = 0
     for length in range(64, 8192, 136):
         for count in (1, 3, 40):
             call = call_of((length,) * count, length, **options)
-            usual, chosen = (
-                Items.of(call, 132, None, cut).seconds_at(prices_of(call)[cut])
-                for cut in (usual_cut(call), cut_of(call, 132))
-            )
-            saved = 1 - chosen / usual
+            usual = Estimate(call, 132, usual_cut(call)).seconds()
+            chosen = cut_of(call, 132)
+            saved = 1 - chosen.seconds / usual
             others += saved > 0
-            assert saved == 0 or saved >= (0.03 if usual < 1e-4 else 0.07)
-    assert others > 10
-
-
-@pytest.mark.parametrize("window", [None, 1000, 3000])
-def test_long_prompts_are_cut_as_usual_whatever_their_length(window):
-    for length in range(2048, 9000, 64):
-        call = call_of((length,), length, window=window, **OF_64)
-        assert cut_of(call, 132) == usual_cut(call)
+            assert saved >= 0
+            assert saved == 0 or usual < 1e-4 or saved >= 0.07
+    assert others
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pagedattn.attention.mixture import Mixture
+from pagedattn.attention.known_lengths import KnownLengths
 from pagedattn.attention.reference import reference_attention
 
 pytest.importorskip("triton")
@@ -82,9 +82,9 @@ def test_long_queries_among_short_ones_are_drawn_in_the_same_order(others):
     queries = (40, *(1,) * others, 60, 1, 50)
     kv_lengths = (300, *(600,) * others, 400, 700, 200)
     inputs = inputs_of(kv_lengths, queries, heads=(1, 1))
-    assert inputs.batch.mixture == Mixture.of(np.array(queries), np.array(kv_lengths))
+    assert inputs.batch.known_lengths == KnownLengths.of(np.array(queries), np.array(kv_lengths))
     order = [tokens_of(queries, sequence) for sequence in (others + 1, 0, others + 3)]
-    assert drawn(inputs, 3, mixture=inputs.batch.mixture) == order
+    assert drawn(inputs, 3, long_only=True) == order
 
 
 @pytest.mark.parametrize("count", [32, 33, 192, 193])
@@ -118,7 +118,7 @@ def test_no_tile_of_long_queries_is_left_out_among_any_number_of_short_ones(coun
     out = torch.full_like(inputs.query, torch.nan)
     with emulation(3):
         call = inputs.call(out)
-        prefill.PrefillLaunch(call, mixture=inputs.batch.mixture, splits=1)(call)
+        prefill.PrefillLaunch(call, long_only=True, splits=1)(call)
     is_long = torch.from_numpy(queries.repeat(queries) > 1)
     assert torch.equal(~out.isnan().any((1, 2)), is_long)
     exact, _ = reference_attention(inputs.call(), torch.float64)

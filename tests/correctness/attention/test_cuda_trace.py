@@ -87,8 +87,9 @@ def test_what_no_cuda_kernel_takes_cannot_be_traced(changes, phrase):
 
 
 def test_a_batch_for_both_kernels_cannot_be_traced():
-    shape = AttentionShape("test", (300, 1), (300, 20_000), 8, 2, 128, 16, "bfloat16")
-    with pytest.raises(ValueError, match="a mixed batch with a long decode is two launches"):
+    values = {"dtype": "bfloat16", "kv_dtype": "float8_e4m3"}
+    shape = AttentionShape("test", (300, 1), (300, 20_000), 8, 2, 128, **values)
+    with pytest.raises(ValueError, match="this mixed batch is two launches"):
         launch_of(make_inputs(shape).call())
 
 

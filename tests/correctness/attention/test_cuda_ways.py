@@ -7,7 +7,14 @@ from pagedattn.workloads import DRAWN_KINDS, AttentionShape, drawn_shapes
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode, decode_calls, mixed, prefill, ways
+from pagedattn.attention.cuda import (
+    decode,
+    decode_calls,
+    mixed,
+    prefill,
+    prefill_merge,
+    ways,
+)
 from pagedattn.attention.cuda.decode_division import CLUSTERS, WholeRows, clusters_of
 from pagedattn.testing.emulator import emulation, unavailable
 
@@ -24,7 +31,7 @@ def launched_by_none(monkeypatch):
         def most_clusters(self, *sizes):
             return CLUSTERS[sizes[-1]]
 
-    for launcher in (decode, prefill):
+    for launcher in (decode, prefill, prefill_merge):
         monkeypatch.setattr(launcher, "load_kernel", lambda *_: Kernel())
     for each in (decode, prefill, ways):
         monkeypatch.setattr(each, "num_multiprocessors", lambda _: 132)

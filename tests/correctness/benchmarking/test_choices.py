@@ -17,7 +17,10 @@ from pagedattn.attention.cuda import (
     decode_division,
     mixed,
     prefill_choice,
+    prefill_estimate,
+    ways,
 )
+from pagedattn.attention.cuda.prefill_config import Cut
 from pagedattn.benchmarking import HostWork, choices
 from pagedattn.benchmarking.choices import AS_IT_IS, Constants, TimedWays, grid_of
 from pagedattn.testing.emulator import emulation, unavailable
@@ -31,77 +34,102 @@ def timed(name, chosen=0, *microseconds, others=()):
     """Ways that take so long, of which one is chosen; `others` are chosen by other constants."""
     shape = AttentionShape(name, (1,), (64,))
     seconds = {f"way {i}": us * 1e-6 for i, us in enumerate(microseconds)}
-    labels = dict(zip(["mixed.LATE=0", "mixed.LATE=0.25"], others, strict=False))
+    labels = dict(
+        zip(["prefill_estimate.UNEVEN=0", "prefill_estimate.UNEVEN=0.25"], others, strict=False)
+    )
     chosen_by = {AS_IT_IS: chosen, **labels}
     return TimedWays(shape, seconds, {label: f"way {i}" for label, i in chosen_by.items()})
 
 
 class TestConstants:
     def test_are_others_inside_and_the_same_after(self):
-        before = mixed.LATE
-        with Constants((("mixed.LATE", 0.125),)).applied():
-            assert mixed.LATE == 0.125
-        assert before == mixed.LATE != 0.125
+        before = prefill_estimate.UNEVEN
+        with Constants((("prefill_estimate.UNEVEN", 0.125),)).applied():
+            assert prefill_estimate.UNEVEN == 0.125
+        assert before == prefill_estimate.UNEVEN != 0.125
 
     def test_are_restored_after_a_failure(self):
-        before = mixed.LATE
-        with pytest.raises(RuntimeError), Constants((("mixed.LATE", 0.125),)).applied():
+        before = prefill_estimate.UNEVEN
+        with (
+            pytest.raises(RuntimeError),
+            Constants((("prefill_estimate.UNEVEN", 0.125),)).applied(),
+        ):
             raise RuntimeError
-        assert before == mixed.LATE
+        assert before == prefill_estimate.UNEVEN
 
     def test_are_set_wherever_they_are_imported(self):
-        before = prefill_choice.PRODUCT_RATE
-        with Constants((("prefill_choice.PRODUCT_RATE", 1e14),)).applied():
-            assert prefill_choice.PRODUCT_RATE == mixed.PRODUCT_RATE == 1e14
-        assert prefill_choice.PRODUCT_RATE == mixed.PRODUCT_RATE == before
+        before = prefill_choice.MOST_SHARED_BYTES
+        with Constants((("prefill_choice.MOST_SHARED_BYTES", 7),)).applied():
+            assert prefill_choice.MOST_SHARED_BYTES == ways.MOST_SHARED_BYTES == 7
+        assert prefill_choice.MOST_SHARED_BYTES == ways.MOST_SHARED_BYTES == before
 
     def test_what_others_made_is_not_kept(self):
-        before = prefill_choice._fewest_splits(128)
-        with Constants((("prefill_choice.MAX_SPLITS", 4),)).applied():
-            assert max(prefill_choice._fewest_splits(128)) <= 4
-        assert prefill_choice._fewest_splits(128) == before
-        assert max(before) > 4
+        before = prefill_choice._ways(Cut(2, 128), 48)
+        with Constants((("prefill_choice.LEAST_FILLED", 0.5),)).applied():
+            assert len(prefill_choice._ways(Cut(2, 128), 48)) < len(before)
+        assert prefill_choice._ways(Cut(2, 128), 48) == before
 
     def test_what_is_not_to_be_tried_is_there(self):
-        modules = (decode_config, decode_division, mixed, prefill_choice)
+        modules = (decode_config, decode_division, mixed, prefill_choice, prefill_estimate)
         assert {name for name in choices.FACTS if any(hasattr(each, name) for each in modules)} == (
             choices.FACTS
         )
 
     def test_have_a_label(self):
-        values = (("mixed.LATE", 0.25), ("prefill_choice.MAX_SPLITS", 8))
-        assert Constants(values).label == "mixed.LATE=0.25 prefill_choice.MAX_SPLITS=8"
+        values = (("prefill_estimate.UNEVEN", 0.25), ("prefill_choice.MOST_SHARED_BYTES", 8))
+        assert (
+            Constants(values).label
+            == "prefill_estimate.UNEVEN=0.25 prefill_choice.MOST_SHARED_BYTES=8"
+        )
         assert Constants().label == AS_IT_IS
         near = (("decode_division.UNREAD_BYTES", 2**26 + i) for i in (0, 1))
         assert len({Constants((each,)).label for each in near}) == 2
 
     def test_a_grid_has_all_combinations_and_those_of_the_code_first(self):
-        grid = grid_of(["mixed.LATE=0,0.25", "prefill_choice.MAX_SPLITS=4,8"])
+        grid = grid_of(["prefill_estimate.UNEVEN=0,0.25", "prefill_choice.MOST_SHARED_BYTES=4,8"])
         assert [each.label for each in grid] == [
             AS_IT_IS,
-            "mixed.LATE=0 prefill_choice.MAX_SPLITS=4",
-            "mixed.LATE=0 prefill_choice.MAX_SPLITS=8",
-            "mixed.LATE=0.25 prefill_choice.MAX_SPLITS=4",
-            "mixed.LATE=0.25 prefill_choice.MAX_SPLITS=8",
+            "prefill_estimate.UNEVEN=0 prefill_choice.MOST_SHARED_BYTES=4",
+            "prefill_estimate.UNEVEN=0 prefill_choice.MOST_SHARED_BYTES=8",
+            "prefill_estimate.UNEVEN=0.25 prefill_choice.MOST_SHARED_BYTES=4",
+            "prefill_estimate.UNEVEN=0.25 prefill_choice.MOST_SHARED_BYTES=8",
         ]
-        assert isinstance(dict(grid[1].values)["prefill_choice.MAX_SPLITS"], int)
+        assert isinstance(dict(grid[1].values)["prefill_choice.MOST_SHARED_BYTES"], int)
         assert grid_of([]) == [Constants()]
 
     @pytest.mark.parametrize(
         ("word", "sentence"),
         [
-            ("mixed.NOTHING=1", "there is no constant 'mixed.NOTHING' to try; one is mixed.LATE"),
+            (
+                "mixed.NOTHING=1",
+                "there is no constant 'mixed.NOTHING' to try; one is prefill_estimate.UNEVEN",
+            ),
             ("mixed.pays=1", "there is no constant 'mixed.pays'"),
             ("mixed.FP8=1", "there is no constant 'mixed.FP8'"),
             ("os.LATE=1", "there is no constant 'os.LATE'"),
             ("=1", "there is no constant ''"),
             ("mixed.NUM_PROGRAMS=66", "there is no constant 'mixed.NUM_PROGRAMS'"),
             ("decode_config.MIN_TILE=0", "there is no constant 'decode_config.MIN_TILE'"),
-            ("mixed.LATE=0,nan", "'mixed.LATE=0,nan' has a value that is no float, finite and 0"),
-            ("mixed.LATE=-1", "'mixed.LATE=-1' has a value that is no float, finite and 0 or more"),
-            ("mixed.LATE", "'mixed.LATE' has a value that is no float, finite and 0 or more; mix"),
-            ("mixed.LATE=0,x", "'mixed.LATE=0,x' has a value that is no float"),
-            ("prefill_choice.MAX_SPLITS=1.5", "a value that is no int, finite and 0 or more; pre"),
+            (
+                "prefill_estimate.UNEVEN=0,nan",
+                "'prefill_estimate.UNEVEN=0,nan' has a value that is no float, finite and 0",
+            ),
+            (
+                "prefill_estimate.UNEVEN=-1",
+                "'prefill_estimate.UNEVEN=-1' has a value that is no float, finite and 0 or more",
+            ),
+            (
+                "prefill_estimate.UNEVEN",
+                "'prefill_estimate.UNEVEN' has a value that is no float, finite and 0 or more; pre",
+            ),
+            (
+                "prefill_estimate.UNEVEN=0,x",
+                "'prefill_estimate.UNEVEN=0,x' has a value that is no float",
+            ),
+            (
+                "prefill_choice.MOST_SHARED_BYTES=1.5",
+                "a value that is no int, finite and 0 or more; pre",
+            ),
         ],
     )
     def test_that_are_none_are_told(self, word, sentence):
@@ -120,7 +148,7 @@ class TestLosses:
     def test_are_shares_of_the_fastest_ways_time(self):
         assert [each.loss() for each in self.FOUND] == pytest.approx([0, 0.004, 0.1])
         assert self.FOUND[2].fastest == "way 1"
-        assert self.FOUND[2].loss("mixed.LATE=0.25") == pytest.approx(0.25)
+        assert self.FOUND[2].loss("prefill_estimate.UNEVEN=0.25") == pytest.approx(0.25)
 
     def test_are_told_by_kind_and_over_all(self):
         assert choices.kind_table(self.FOUND).lines == [
@@ -131,9 +159,9 @@ class TestLosses:
 
     def test_of_other_constants_are_told_least_first(self):
         assert choices.trial_table(self.FOUND).lines == [
-            ["mixed.LATE=0", "1", "0.1 %", "0.4 %"],
+            ["prefill_estimate.UNEVEN=0", "1", "0.1 %", "0.4 %"],
             [AS_IT_IS, "0", "3.5 %", "10.0 %"],
-            ["mixed.LATE=0.25", "3", "15.0 %", "25.0 %"],
+            ["prefill_estimate.UNEVEN=0.25", "3", "15.0 %", "25.0 %"],
         ]
         assert not choices.trial_table([timed("even-0", 0, 1, 2)]).lines
 
@@ -154,7 +182,7 @@ class TestLosses:
         of_mixed = frame[frame.workload == "mixed-0-of-seed-0"].set_index("way")
         assert of_mixed.us.to_dict() == pytest.approx({"way 0": 50, "way 1": 40, "way 2": 44})
         assert of_mixed.is_chosen.to_dict() == {"way 0": False, "way 1": False, "way 2": True}
-        assert of_mixed.chosen_by["way 1"] == "mixed.LATE=0"
+        assert of_mixed.chosen_by["way 1"] == "prefill_estimate.UNEVEN=0"
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
@@ -233,11 +261,11 @@ class TestTool:
     ):
         out = tmp_path / "out"
         words = ["--kinds", "even,mixed", "--batches", "2", "--seed", "3", "--out", str(out)]
-        assert tool.main([*words, "--try", "mixed.LATE=0,0.25"]) == 0
+        assert tool.main([*words, "--try", "prefill_estimate.UNEVEN=0,0.25"]) == 0
         printed = capsys.readouterr().out
         assert made_up == [f"{kind}-{i}-of-seed-3" for kind in ("even", "mixed") for i in (0, 1)]
         assert "4 of 4: mixed-1-of-seed-3 takes 50.00 µs as chosen, 25.0 % longer" in printed
-        assert "mixed.LATE=0.25" in printed
+        assert "prefill_estimate.UNEVEN=0.25" in printed
         assert "batches that lose 3 % and more" in printed
         assert printed.endswith(f"Written to {out}: choices.csv, choices.png\n")
         frame = pd.read_csv(out / "choices.csv")
@@ -303,7 +331,10 @@ class TestTool:
                 "argument --batches: must be a whole number of 1 or more, not 'many'",
             ),
             (["--seed", "-1"], "argument --seed: "),
-            (["--try", "mixed.LATER=1"], "there is no constant 'mixed.LATER' to try; one is mixed"),
+            (
+                ["--try", "prefill_estimate.UNEVENNESS=1"],
+                "there is no constant 'prefill_estimate.UNEVENNESS' to try; one is pre",
+            ),
             (["row"], "unrecognized arguments: row"),
         ],
     )

@@ -1,0 +1,321 @@
+"""How long the prefill kernel takes for a batch, cut in one way or another: an estimate.
+
+A program takes some time for an item, a tile of queries of a KV head or of a part of it, and some
+for each tile of keys that the item sees: less if its rows are few, so that only one warpgroup
+multiplies. Programs draw the longest items first. So all take as long as their mean if items are
+many, but no shorter than the longest item; and no shorter than the memory takes to bring K and V.
+How many items there are, and how many keys they see, follows from what the host knows of lengths:
+sums over short queries and over long ones, or bounds alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pagedattn.attention.cuda.decode_fits import fit_for
+from pagedattn.attention.cuda.prefill_config import Cut, group_of, usual_cut
+from pagedattn.kv_cache import FP8
+
+if TYPE_CHECKING:
+    from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.known_lengths import Sequences
+
+# Fitted, with the prices below, to times of 143 batches of drafts, chunks, prompts and mixed ones
+# on an H200, drawn as `tools/check_choices.py` draws them, in heads of 64 and 128.
+LAUNCH_SECONDS = 3.1e-6  # of the beginning and the end of a launch
+MERGE_SECONDS = 3.3e-6  # of one more, that merges shares,
+MERGE_ROW_SECONDS = 0.24e-9  # besides each query and head of who has more than one share,
+MERGE_RATE = 6e12  # and bytes a second of shares in float32, written and read
+UNEVEN = 0.41  # of a mean item: how much longer than the mean the last program takes
+EVEN = 0.7  # of the longest item: if the mean is more, all take as long
+MORE_SHARES = 0.65  # that sequences have on average, besides their tiles of keys over a share's
+READING_BESIDE = 4.7  # how much of reading is hidden behind multiplying: the power of a mean
+READ_FP8 = 1.3  # times as long as 16 bits take to be read, as they are widened
+# of items for which no price is fitted
+ITEM_SECONDS = 2e-6
+PRODUCT_RATE = 7e14  # operations a second of all programs, if a tile's rows are filled,
+FEW_ROWS = 0.8  # of that time for a tile of keys, if only one warpgroup multiplies
+
+NUM_PROGRAMS = 132
+"""Of the GPUs that this was fitted to, one on each multiprocessor."""
+MOST_KEYS = (1 << 30) - 1
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a program takes for an item.
+
+    Attributes:
+        item: seconds for what does not depend on keys.
+        tiles: seconds for each tile of keys, if so many warpgroups multiply: one, two, three.
+
+    """
+
+    item: float
+    tiles: tuple[float, ...]
+
+
+_SMALL_HEADS = {
+    Cut(3, 128): Price(0.83e-6, (0.89e-6, 1.20e-6, 1.49e-6)),
+    Cut(2, 128): Price(0.64e-6, (0.83e-6, 1.22e-6)),
+    Cut(3, 64): Price(0.98e-6, (0.54e-6, 0.75e-6, 0.84e-6)),
+    Cut(2, 64): Price(0.48e-6, (0.54e-6, 0.69e-6)),
+}
+_HEADS_UP_TO_128 = {
+    Cut(2, 128): Price(2.17e-6, (1.17e-6, 1.50e-6)),
+    Cut(2, 64): Price(1.18e-6, (0.75e-6, 0.88e-6)),
+}
+
+
+def prices_of(call: AttentionCall) -> dict[Cut, Price]:
+    """Return the cuts that a call can have if its keys are not shared out, and their prices.
+
+    None have prices but those of `causal` calls in heads of up to 128. A cut into more parts of
+    heads than these has the same price.
+    """
+    head_size = call.cache.head_size
+    if not call.causal or head_size > 128:
+        return {}
+    return _prices(head_size <= 64, usual_cut(call).warpgroups, group_of(call))
+
+
+@functools.cache
+def _prices(is_small: bool, most_warpgroups: int, group: int) -> dict[Cut, Price]:
+    return {
+        replace(cut, head_parts=-(-group // cut.rows)): price
+        for cut, price in (_SMALL_HEADS if is_small else _HEADS_UP_TO_128).items()
+        if cut.warpgroups <= most_warpgroups
+    }
+
+
+def price_of(call: AttentionCall, cut: Cut, num_programs: int) -> Price:
+    """Return a cut's price, or what operations take where none is fitted."""
+    whole = replace(cut, head_parts=-(-group_of(call) // cut.rows))
+    found = prices_of(call).get(whole)
+    if found is None:
+        operations = 4 * cut.rows * cut.kv_tile * call.cache.head_size * num_programs
+        filled = operations / PRODUCT_RATE
+        found = Price(ITEM_SECONDS, (FEW_ROWS * filled, *(filled,) * (cut.warpgroups - 1)))
+    return found
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of some of a batch's sequences, in tokens, see :class:`Sequences`.
+
+    Attributes:
+        count: of the sequences.
+        query_tokens: of all of them.
+        most_queries: of one of them.
+        mean_kv: KV tokens.
+        most_kv: KV tokens.
+        mean_seen: keys that a query sees without a window.
+
+    """
+
+    count: int
+    query_tokens: int
+    most_queries: int
+    mean_kv: float
+    most_kv: float
+    mean_seen: float
+
+    @classmethod
+    def of(cls, known: Sequences, longest: int) -> Lengths:
+        """Multiply by the KV tokens of the batch's longest sequence."""
+        return cls(
+            known.count,
+            known.query_tokens,
+            known.most_queries,
+            known.mean_kv * longest,
+            known.most_kv * longest,
+            known.mean_seen * longest,
+        )
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether all have as many queries, and as many keys."""
+        return self.query_tokens == self.count * self.most_queries and self.mean_kv == self.most_kv
+
+
+def lengths_of(call: AttentionCall, *, long_only: bool = False) -> tuple[Lengths, ...]:
+    """Return the lengths of short queries and of long ones, as far as there are any.
+
+    Where bounds alone are known, all sequences are taken to be as the longest.
+
+    Args:
+        call: whose batch knows both sorts if `long_only`.
+        long_only: without the short ones.
+
+    """
+    batch = call.batch
+    known, longest = batch.known_lengths, max(1, batch.expected_kv_length)
+    if known is not None:
+        both = (None if long_only else known.short, known.long)
+        return tuple(Lengths.of(each, longest) for each in both if each is not None)
+    count, tokens = max(1, batch.num_sequences), max(1, call.query.shape[0])
+    most = max(1, batch.max_query_length)
+    seen = max(1.0, longest - (most - 1) / 2)
+    return (Lengths(count, tokens, most, longest, longest, seen),)
+
+
+@dataclass(frozen=True)
+class Items:
+    """What programs draw for sequences of one sort: tiles of queries of some heads each.
+
+    Attributes:
+        count: of them, if keys are not shared out.
+        mean_kv_tiles: tiles of keys that an item sees on average.
+        most_kv_tiles: tiles of keys that an item sees at most.
+        item_seconds: that a program takes for one besides its tiles of keys.
+        tile_seconds: that it takes for each of these.
+        are_alike: whether all items see as many keys.
+        rows: queries times heads, of all of them.
+
+    """
+
+    count: float
+    mean_kv_tiles: float
+    most_kv_tiles: int
+    item_seconds: float
+    tile_seconds: float
+    are_alike: bool
+    rows: int
+
+    @classmethod
+    def of(cls, call: AttentionCall, num_programs: int, cut: Cut, lengths: Lengths) -> Items:
+        """Count a launch's."""
+        group = group_of(call)
+        tokens, heads = cut.tokens(group), cut.heads(group)
+        if lengths.query_tokens == lengths.count * lengths.most_queries:
+            tiles: float = lengths.count * -(-lengths.most_queries // tokens)
+        else:
+            tiles = lengths.query_tokens / tokens + lengths.count / 2
+        mean_queries = lengths.query_tokens / lengths.count
+        # of a tile's last query, of which the mean of its queries sees half a tile less
+        seen = lengths.mean_seen + (min(tokens, mean_queries) - 1) / 2
+        most, more = lengths.most_kv, 0.5  # as the last tile is seen in part
+        is_cut = call.window is not None and call.window < seen
+        if call.window is not None:
+            most = min(most, most_keys_of(call, cut))
+        if call.window is not None and is_cut:
+            seen, more = call.window + min(tokens, mean_queries) - 1, 0.75  # and the first
+        are_alike = lengths.are_alike and lengths.most_queries <= tokens and not is_cut
+        most_tiles = max(1, math.ceil(most / cut.kv_tile))
+        mean_tiles = min(most_tiles + is_cut, seen / cut.kv_tile + more)
+        price = price_of(call, cut, num_programs)
+        used = min(cut.rows, min(tokens, lengths.most_queries) * heads)
+        return cls(
+            count=tiles * call.cache.num_kv_heads * cut.head_parts,
+            mean_kv_tiles=most_tiles if are_alike else mean_tiles,
+            most_kv_tiles=most_tiles,
+            item_seconds=price.item,
+            tile_seconds=price.tiles[max(0, -(-used // 64) - 1)],
+            are_alike=are_alike,
+            rows=lengths.query_tokens * call.query.shape[1],
+        )
+
+    def shares(self, share_tiles: int, splits: int) -> tuple[float, int]:
+        """Return how many shares an item has, on average and at most.
+
+        Args:
+            share_tiles: tiles of keys of a share, unless that makes more than `splits` of them.
+            splits: the most shares.
+
+        """
+        most = min(splits, -(-self.most_kv_tiles // share_tiles))
+        if most == 1 or self.are_alike:
+            return most, most
+        return min(most, max(1.0, self.mean_kv_tiles / share_tiles + MORE_SHARES)), most
+
+
+def most_keys_of(call: AttentionCall, cut: Cut) -> int:
+    """Return how many keys a tile of queries sees at most, by its window."""
+    return MOST_KEYS if call.window is None else call.window + cut.tokens(group_of(call))
+
+
+class Estimate:
+    """Of a call's launches with one cut, for any number of shares.
+
+    Args:
+        call: of the launch.
+        num_programs: that run at once.
+        cut: of the launch.
+        long_only: whether it passes over short queries, of which the batch knows.
+
+    """
+
+    def __init__(
+        self, call: AttentionCall, num_programs: int, cut: Cut, *, long_only: bool = False
+    ) -> None:
+        self._num_programs = num_programs
+        self._head_size = call.cache.head_size
+        lengths = lengths_of(call, long_only=long_only)
+        self._items = [Items.of(call, num_programs, cut, each) for each in lengths]
+        self._reading = sum(read_seconds(call, each) for each in lengths)
+        self.kv_tiles = max((each.most_kv_tiles for each in self._items), default=1)
+        """Tiles of keys that an item sees, at most."""
+
+    def share_tiles(self, splits: int) -> int:
+        """Return how many tiles of keys a share has, if the longest item has so many shares."""
+        return -(-self.kv_tiles // splits)
+
+    def seconds(self, splits: int = 1) -> float:
+        """Estimate how many seconds all take, merging included.
+
+        Args:
+            splits: shares of the longest item's keys.
+
+        """
+        share_tiles = self.share_tiles(splits)
+        count = work = longest = merged_rows = shares_of_rows = 0.0
+        for items in self._items:
+            shares, most = items.shares(share_tiles, splits)
+            drawn = items.count * shares
+            count += drawn
+            work += drawn * items.item_seconds
+            work += items.count * items.mean_kv_tiles * items.tile_seconds
+            of_longest = items.item_seconds + -(-items.most_kv_tiles // most) * items.tile_seconds
+            longest = max(longest, of_longest)
+            if most > 1:
+                merged_rows += items.rows
+                shares_of_rows += items.rows * shares
+        multiplying = self._spread(count, work, longest, is_shared=splits > 1)
+        power = READING_BESIDE
+        both = (multiplying**power + self._reading**power) ** (1 / power)
+        seconds: float = LAUNCH_SECONDS + both
+        if merged_rows:
+            seconds += MERGE_SECONDS + merged_rows * MERGE_ROW_SECONDS
+            seconds += 8 * shares_of_rows * self._head_size / MERGE_RATE
+        return seconds
+
+    def _spread(self, count: float, work: float, longest: float, *, is_shared: bool) -> float:
+        """Return how long the last program takes for its part of all work."""
+        if count == 0:
+            return 0.0
+        mean, each = work / count, count / self._num_programs
+        is_one_sort = len(self._items) == 1
+        if is_one_sort and (self._items[0].are_alike or (not is_shared and mean >= EVEN * longest)):
+            return max(longest, math.ceil(each - 1e-9) * mean)
+        return max(longest, work / self._num_programs + UNEVEN * mean if each > 1 else longest)
+
+
+def read_seconds(call: AttentionCall, lengths: Lengths, *, widened: bool = True) -> float:
+    """Return how many seconds the memory takes for the keys and values of sequences.
+
+    Args:
+        call: of the launch.
+        lengths: of the sequences.
+        widened: whether what reads fp8 widens it in shared memory, as prefill does.
+
+    """
+    cache = call.cache
+    tokens = lengths.mean_kv
+    if call.window is not None:
+        tokens = min(tokens, call.window + lengths.query_tokens / lengths.count)
+    token_bytes = 2 * cache.num_kv_heads * cache.head_size * cache.dtype.itemsize
+    seconds = lengths.count * tokens * token_bytes / fit_for(call.query.device).read_rate
+    return seconds * (READ_FP8 if widened and cache.dtype == FP8 else 1.0)
