@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pagedattn.benchmarking.choices import TimedWays
 
-_WIDTH, _LEFT, _RIGHT, _FOOT, _HEIGHT = 10.0, 0.8, 0.25, 0.6, 4.0
+_WIDTH, _LEFT, _RIGHT, _FOOT, _HEIGHT = 10.0, 1.0, 0.25, 0.6, 4.0
 _LEAST_MOST = 5.0  # per cent that the axis goes up to, at least
 _TICKS = 8
 

@@ -134,7 +134,9 @@ def check_order_of_a_warp(marks):
 
 
 def check_order_of_a_program(trace):
-    asked, works = trace.of("first_asked"), ~np.isnan(trace.of("written"))
+    # who has drawn a share without keys, as of a prompt's first tile, writes and asks for none
+    asked, written = trace.of("first_asked"), trace.of("written")
+    works = ~np.isnan(asked) & ~np.isnan(written)
     assert (trace.of("started")[works] <= asked[works]).all()
     assert (asked[works] <= trace.of("first_there")[works]).all()
     boundaries = trace.boundaries()
