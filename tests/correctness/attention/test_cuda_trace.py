@@ -88,7 +88,8 @@ def test_what_no_cuda_kernel_takes_cannot_be_traced(changes, phrase):
 
 def test_a_batch_for_both_kernels_cannot_be_traced():
     values = {"dtype": "bfloat16", "kv_dtype": "float8_e4m3"}
-    shape = AttentionShape("test", (300, 1), (300, 20_000), 8, 2, 128, **values)
+    queries, kv_lengths = (512, *(1,) * 4), (1024, *(2048,) * 3, 16_384)
+    shape = AttentionShape("test", queries, kv_lengths, 32, 8, 128, **values)
     with pytest.raises(ValueError, match="this mixed batch is two launches"):
         launch_of(make_inputs(shape).call())
 
