@@ -20,8 +20,8 @@ class Sequences:
     """Of some sequences of a batch, how many queries they have, and how many keys.
 
     Keys are counted in lengths of the batch's longest sequence, rounded to 5 significant bits: so
-    they stay what they are while a batch grows evenly, and little lengths that differ little are
-    divided alike.
+    they stay what they are while a batch grows evenly, and batches that differ little are divided
+    alike.
 
     Attributes:
         count: of the sequences.
@@ -79,11 +79,13 @@ class KnownLengths:
     Attributes:
         short: those of few queries, or None if there are none.
         long: those of more, or None if there are none.
+        longest: KV tokens of the longest sequence when the batch was made, rounded as others are.
 
     """
 
     short: Sequences | None
     long: Sequences | None
+    longest: int
 
     @classmethod
     def of(cls, query_lengths: NDArray[np.int64], kv_lengths: NDArray[np.int64]) -> KnownLengths:
@@ -101,7 +103,7 @@ class KnownLengths:
             Sequences.of(query_lengths[which], kv_lengths[which], longest)
             for which in (is_short, is_long)
         )
-        return cls(short, long)
+        return cls(short, long, round(_rounded(longest)))
 
     @property
     def is_mixed(self) -> bool:

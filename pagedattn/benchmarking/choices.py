@@ -37,12 +37,15 @@ if TYPE_CHECKING:
 
 AS_IT_IS = "as it is"
 """The label of the constants of the code."""
-MODULES = ("mixed", "decode_division", "decode_config", "prefill_choice", "prefill_estimate")
+MODULES = (
+    *("mixed", "decode_calls", "decode_division", "decode_config", "prefill_choice"),
+    "prefill_estimate",
+)
 FACTS = frozenset(
     {
         *("NUM_PROGRAMS", "MOST_PARTS", "MIN_TILE", "WHOLE_TOKENS", "WHOLE_ROW_BYTES", "NO_LIMIT"),
         *("WARPS", "MAX_TILE", "MAX_STAGES", "GATHERERS", "MAX_BOXES", "SHARED_BYTES"),
-        *("MAX_COLUMNS", "MAX_ACCUMULATORS", "MOST_KEYS"),
+        *("MAX_COLUMNS", "MAX_ACCUMULATORS", "MOST_KEYS", "MOST_SHARES"),
     }
 )
 """Numbers that a kernel is written for, or that others were computed from: they cannot be tried."""

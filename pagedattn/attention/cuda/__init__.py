@@ -58,9 +58,9 @@ class CudaImplementation(TritonImplementation):
     """The project's kernels for Hopper. Safe in a CUDA graph: the host reads no tensor.
 
     Short queries (decode, verification) go to the kernel that splits the KV over the whole GPU,
-    long ones to the one that walks query tiles, for which few queries' keys are shared out; a batch
-    of both goes to the second, or each to its own where a decode is long. What neither can take,
-    float32 and odd block sizes among it, and writes of K and V are Triton's.
+    long ones to the one that walks query tiles, for which the longest keys are shared out; a batch
+    of both goes to the second, or each to its own where that takes less time. What neither can
+    take, float32 and odd block sizes among it, and writes of K and V are Triton's.
     """
 
     name = "cuda"

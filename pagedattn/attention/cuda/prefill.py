@@ -76,7 +76,7 @@ from pagedattn.attention.cuda.module import (
     maps_of,
     num_multiprocessors,
 )
-from pagedattn.attention.cuda.prefill_choice import divided, way_of
+from pagedattn.attention.cuda.prefill_choice import MOST_SHARES, divided, way_of
 from pagedattn.attention.cuda.prefill_config import (
     Cut,
     group_of,
@@ -85,7 +85,7 @@ from pagedattn.attention.cuda.prefill_config import (
     shared_bytes_of,
     usual_cut,
 )
-from pagedattn.attention.cuda.prefill_estimate import Estimate, most_keys_of
+from pagedattn.attention.cuda.prefill_estimate import most_keys_of, share_tiles_of
 from pagedattn.attention.cuda.prefill_map import map_of, map_of_queries
 from pagedattn.attention.cuda.prefill_merge import MergeLaunch
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, LARGEST_CAP
@@ -180,13 +180,17 @@ class PrefillLaunch:
         fp8_products: over an fp8 cache, round queries and weights to fp8 and multiply that.
         splits: shares of the longest sequence's keys, and so of others as many as are needed for
             none to be longer; None chooses, or is 1 if there is a `cut`.
-        cut: how large tiles are, one of `prefill_choice` for such heads, three warpgroups only over
-            a cache of 16 bits, and no part of the group's heads empty, or more than its rows; None
-            chooses.
+        cut: how large tiles are, one of `prefill_estimate` for such heads, three warpgroups only
+            over a cache of 16 bits, and no part of the group's heads empty, or more than its rows;
+            None chooses.
         long_only: pass over short queries, of which the batch knows: nothing is written of them.
             The launch before must be the decode kernel's over them, with nothing between: programs
             begin as that one's end, unless keys are shared out or the batch has no tickets.
         trace: note when warps come to named moments, see `marks`.
+
+    Raises:
+        ValueError: `long_only` of a batch that is not mixed, or more shares than `MOST_SHARES`, or
+            any of what is not `causal`.
 
     """
 
@@ -216,6 +220,10 @@ class PrefillLaunch:
                 way = divided(call, num_programs, usual, (splits,), long_only=long_only)
             splits, cut = way.splits, way.cut
         self._splits = splits = splits or 1
+        if splits > (MOST_SHARES if call.causal else 1):
+            raise ValueError(
+                f"keys are shared out {splits} times; it must be {MOST_SHARES} at most"
+            )
         self._cut = cut
         query, cache = call.query, call.cache
         group = group_of(call)
@@ -227,8 +235,9 @@ class PrefillLaunch:
         self._merge: MergeLaunch | None = None
         parameters = self._parameters(call)
         if splits > 1:
-            share_tiles = Estimate(call, num_programs, cut, long_only=long_only).share_tiles(splits)
-            self._share_out(parameters, call, share_tiles)
+            self._share_out(
+                parameters, call, share_tiles_of(call, cut, splits, long_only=long_only)
+            )
         self._num_programs = min(
             num_programs,
             parameters.num_tiles * cache.num_kv_heads * cut.head_parts * splits,

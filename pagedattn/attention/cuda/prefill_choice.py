@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from pagedattn.attention.call import AttentionCall
 
-SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+MOST_SHARES = 64
+SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, MOST_SHARES)
 """Shares of the longest keys that are looked at."""
-MOST_SHARED_BYTES = 1 << 29
+MOST_SHARED_BYTES = 1 << 28
 """Of shares' results, at most."""
 LONG_SECONDS = 1e-4  # from which on other tiles than the usual ones
 LEAST_LONG_GAIN = 0.07  # are estimated to save so much of their time where they are chosen
@@ -154,7 +155,7 @@ def way_of(
         whole = divided(call, num_programs, usual_cut(call), long_only=long_only)
     else:
         whole = cut_of(call, num_programs, long_only=long_only)
-    most = min(max(SPLITS), MOST_SHARED_BYTES // max(1, 4 * call.out.numel()))
+    most = min(MOST_SHARES, MOST_SHARED_BYTES // max(1, 4 * call.out.numel()))
     splits = [each for each in SPLITS if each <= most]
     if not call.causal or not splits:
         return whole

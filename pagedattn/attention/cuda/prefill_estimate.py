@@ -2,8 +2,9 @@
 
 A program takes some time for an item, a tile of queries of a KV head or of a part of it, and some
 for each tile of keys that the item sees: less if its rows are few, so that only one warpgroup
-multiplies. Programs draw the longest items first. So all take as long as their mean if items are
-many, but no shorter than the longest item; and no shorter than the memory takes to bring K and V.
+multiplies. Programs draw the longest items first, of up to 192 sequences. So all take as long as
+their mean if items are many, but no shorter than the longest item; and no shorter than the memory
+takes to bring K and V.
 How many items there are, and how many keys they see, follows from what the host knows of lengths:
 sums over short queries and over long ones, or bounds alone.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda.decode_fits import fit_for
-from pagedattn.attention.cuda.prefill_config import Cut, group_of, usual_cut
+from pagedattn.attention.cuda.prefill_config import MOST_SORTED, Cut, group_of, usual_cut
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ EVEN = 0.7  # of the longest item: if the mean is more, all take as long
 MORE_SHARES = 0.65  # that sequences have on average, besides their tiles of keys over a share's
 READING_BESIDE = 4.7  # how much of reading is hidden behind multiplying: the power of a mean
 READ_FP8 = 1.3  # times as long as 16 bits take to be read, as they are widened
+# not fitted: what it takes to draw a number that no item has, where sequences are not sorted
+DRAW_SECONDS = 0.8e-6
 # of items for which no price is fitted
 ITEM_SECONDS = 2e-6
 PRODUCT_RATE = 7e14  # operations a second of all programs, if a tile's rows are filled,
@@ -141,19 +144,25 @@ class Lengths:
         return self.query_tokens == self.count * self.most_queries and self.mean_kv == self.most_kv
 
 
-def lengths_of(call: AttentionCall, *, long_only: bool = False) -> tuple[Lengths, ...]:
+def lengths_of(
+    call: AttentionCall, *, long_only: bool = False, at_first: bool = False
+) -> tuple[Lengths, ...]:
     """Return the lengths of short queries and of long ones, as far as there are any.
 
-    Where bounds alone are known, all sequences are taken to be as the longest.
+    The longest sequence is taken to have grown to the batch's bound, and the others with it. Where
+    bounds alone are known, all sequences are taken to be as the longest.
 
     Args:
         call: whose batch knows both sorts if `long_only`.
         long_only: without the short ones.
+        at_first: as they were when the batch was made, if that is known.
 
     """
     batch = call.batch
     known, longest = batch.known_lengths, max(1, batch.expected_kv_length)
     if known is not None:
+        if at_first:
+            longest = max(1, min(longest, known.longest))
         both = (None if long_only else known.short, known.long)
         return tuple(Lengths.of(each, longest) for each in both if each is not None)
     count, tokens = max(1, batch.num_sequences), max(1, call.query.shape[0])
@@ -232,6 +241,18 @@ class Items:
         return min(most, max(1.0, self.mean_kv_tiles / share_tiles + MORE_SHARES)), most
 
 
+def share_tiles_of(call: AttentionCall, cut: Cut, splits: int, *, long_only: bool = False) -> int:
+    """Return how many tiles of keys a share has, if the longest sequence has so many shares now.
+
+    One that grows beyond that goes on to have as many, which are longer. If shares were as long as
+    at the bound, sequences would have few of them until they come near it.
+    """
+    lengths = lengths_of(call, long_only=long_only, at_first=True)
+    most = max((each.most_kv for each in lengths), default=1)
+    tiles = math.ceil(min(most, most_keys_of(call, cut)) / cut.kv_tile)
+    return -(-max(1, tiles) // splits)
+
+
 def most_keys_of(call: AttentionCall, cut: Cut) -> int:
     """Return how many keys a tile of queries sees at most, by its window."""
     return MOST_KEYS if call.window is None else call.window + cut.tokens(group_of(call))
@@ -256,12 +277,8 @@ class Estimate:
         lengths = lengths_of(call, long_only=long_only)
         self._items = [Items.of(call, num_programs, cut, each) for each in lengths]
         self._reading = sum(read_seconds(call, each) for each in lengths)
-        self.kv_tiles = max((each.most_kv_tiles for each in self._items), default=1)
-        """Tiles of keys that an item sees, at most."""
-
-    def share_tiles(self, splits: int) -> int:
-        """Return how many tiles of keys a share has, if the longest item has so many shares."""
-        return -(-self.kv_tiles // splits)
+        self._kv_tiles = max((each.most_kv_tiles for each in self._items), default=1)
+        self._are_sorted = sum(each.count for each in lengths) <= MOST_SORTED
 
     def seconds(self, splits: int = 1) -> float:
         """Estimate how many seconds all take, merging included.
@@ -270,7 +287,7 @@ class Estimate:
             splits: shares of the longest item's keys.
 
         """
-        share_tiles = self.share_tiles(splits)
+        share_tiles = -(-self._kv_tiles // splits)
         count = work = longest = merged_rows = shares_of_rows = 0.0
         for items in self._items:
             shares, most = items.shares(share_tiles, splits)
@@ -283,6 +300,8 @@ class Estimate:
             if most > 1:
                 merged_rows += items.rows
                 shares_of_rows += items.rows * shares
+            if not self._are_sorted:
+                work += items.count * (splits - shares) * DRAW_SECONDS
         multiplying = self._spread(count, work, longest, is_shared=splits > 1)
         power = READING_BESIDE
         both = (multiplying**power + self._reading**power) ** (1 / power)

@@ -1,6 +1,7 @@
 // What shares of keys gave, merged: see prefill_merge.py.
 //
-// Macros: HEAD_SIZE, KV_TILE, BF16 (an output of bfloat16, else of float16), and the switches SINKS and LSE.
+// Macros: HEAD_SIZE, KV_TILE, BF16 (an output of bfloat16, else of float16), OUT_F32 (of float32), and the switches
+// SINKS and LSE.
 
 #include "hopper.cuh"
 #include "prefill_shares.cuh"
@@ -159,13 +160,19 @@ struct Row {
     }
 
     DEVICE void write(i64 token, int head) const {
-        u16 *to = (u16 *)p.out + token * p.out_token_stride + head * p.out_head_stride;
+        i64 begin = token * p.out_token_stride + head * p.out_head_stride;
 #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             const float *x = acc[j];
+            i64 at = begin + chunk(j) * 4;
+            if (chunk(j) >= CHUNKS) break;
+            if (OUT_F32) {
+                *(float4 *)((float *)p.out + at) = make_float4(x[0], x[1], x[2], x[3]);
+                continue;
+            }
             u32 low = BF16 ? pack_bf16(x[0], x[1]) : pack_f16(x[0], x[1]);
             u32 high = BF16 ? pack_bf16(x[2], x[3]) : pack_f16(x[2], x[3]);
-            if (chunk(j) < CHUNKS) *(u64 *)(to + chunk(j) * 4) = (u64)high << 32 | low;
+            *(u64 *)((u16 *)p.out + at) = (u64)high << 32 | low;
         }
     }
 };

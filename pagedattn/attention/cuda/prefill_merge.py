@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WARPS = 4
 MOST_PROGRAMS = 16 * 132
-"""That run at once; where there are more rows, each merges several."""
+"""That run at once, of few sequences; where there are more rows, each merges several."""
 
 
 class _Parameters(ctypes.Structure):
@@ -82,6 +82,7 @@ class MergeLaunch:
             ("HEAD_SIZE", head_size),
             ("KV_TILE", kv_tile),
             ("BF16", int(call.out.dtype == torch.bfloat16)),
+            ("OUT_F32", int(call.out.dtype == torch.float32)),
             ("SINKS", int(call.sinks is not None)),
             ("LSE", int(call.lse is not None)),
         )

@@ -13,9 +13,9 @@ DEVICE void store_floats(const Rows &rows, const Item &item, const float (&outpu
         int row = rows.warp_row + rows.lane / 4 + 8 * i;
         int token = row / TILE_HEADS, head = item.query_head(row);
         if (!item.has_row(row)) continue;
-        float *to = SPLIT ? rows.p.share_out + rows.place_of_share(item, token, head) * HEAD_SIZE
-                          : (float *)rows.p.out + (item.first_token + token) * rows.p.out_token_stride +
-                                head * rows.p.out_head_stride;
+        float *to = (float *)rows.p.out + (item.first_token + token) * rows.p.out_token_stride +
+                    head * rows.p.out_head_stride;
+        if (item.shares > 1) to = rows.p.share_out + rows.place_of_share(item, token, head) * HEAD_SIZE;
         to += rows.lane % 4 * 2;
 #pragma unroll
         for (int j = 0; j < HEAD_SIZE / 8; ++j)

@@ -57,8 +57,6 @@ struct Parameters {
     const float *value_scale;
 };
 
-static_assert(!(SPLIT && OUT_F32), "shares alone are in float32");
-
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
 constexpr int ROWS = 64 * WARPGROUPS;  // of a query tile: tokens times heads of a group, or of a part of it
@@ -156,7 +154,7 @@ struct Shared {
 
     DEVICE u32 nearly_loaded() const { return stored_empty(true, STORED_STAGES); }
 
-    // Of the sequences that are sorted: how many these are and their tiles; of each rank the tiles up to its
+    // Of the sequences that are sorted: how many these are and their items; of each rank the items up to its
     // sequence's end, and the sequence; and before that is known, where queries come later, what it is found out from.
     DEVICE u32 sorted() const { return nearly_loaded() + 8; }
     DEVICE u32 rank(int rank) const { return sorted() + 8 + rank * 8; }

@@ -19,8 +19,8 @@ LOG2_E = 1.4426950408889634
 _LOG2_E = tl.constexpr(LOG2_E)
 _LN_2 = tl.constexpr(0.6931471805599453)
 FAR_CAP = 1000.0
-"""Above it a soft cap is far: tanh by an exponential errs by some units in the last place of the
-cap, which is much of a score far below it."""
+"""Above it a soft cap is far, over float32 any: tanh by an exponential errs by some units in the
+last place of the cap, which is much of a score far below it."""
 
 
 def option_arguments(call: AttentionCall) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def option_arguments(call: AttentionCall) -> dict[str, Any]:
         "lse_ptr": call.lse,
         "window": call.window,
         "soft_cap": None if call.soft_cap is None else float(call.soft_cap),
-        "IS_FAR_CAP": call.soft_cap is not None and call.soft_cap > FAR_CAP,
+        "IS_FAR_CAP": call.soft_cap is not None
+        and (call.soft_cap > FAR_CAP or call.query.dtype == torch.float32),
         "slopes_ptr": call.alibi_slopes,
         "sinks_ptr": call.sinks,
     }

@@ -4,17 +4,24 @@ import dataclasses
 from unittest import mock
 from unittest.mock import DEFAULT
 
+import numpy as np
 import pytest
 import torch
 
+from pagedattn.attention.cascade import attend_in_parts, plan_of
+from pagedattn.attention.cascade.sharing import Sharing
+from pagedattn.attention.known_lengths import KnownLengths
 from pagedattn.attention.reference import reference_attention
 from pagedattn.kv_cache import FP8
 
 pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import prefill
-from pagedattn.attention.cuda.prefill_config import Cut
+from pagedattn.attention.cuda.prefill_choice import Way
+from pagedattn.attention.cuda.prefill_config import Cut, usual_cut
+from pagedattn.testing import check_attention, make_inputs
 from pagedattn.testing.emulator import EmulatedImplementation, emulation, unavailable
+from pagedattn.workloads import AttentionShape
 
 from .emulated import (
     ALL,
@@ -220,6 +227,61 @@ def test_sequences_have_as_many_shares_as_their_keys_need(case, splits):
     of_token = is_merged.repeat_interleave(torch.tensor(queries))
     assert torch.equal(out.isnan().all((1, 2)), of_token)
     assert torch.equal(~shares[0].isnan().all((1, 2)), of_token)
+
+
+def test_shares_follow_lengths_that_change_after_a_launch_was_made():
+    """As a captured graph's do: beyond what was known, to others' lengths, and to none."""
+    inputs = inputs_of((700, 690, 600), (9, 3, 5), sinks=True)
+    known = KnownLengths.of(np.array([9, 3, 5]), np.array([200, 130, 40]))
+    batch = dataclasses.replace(inputs.batch, likely_kv_length=200, known_lengths=known)
+    inputs = dataclasses.replace(inputs, batch=batch)
+    with emulation(3):
+        launch = prefill.PrefillLaunch(inputs.call(), splits=2)
+        for lengths in ((200, 130, 40), (700, 690, 600), (40, 690, 0), (9, 3, 5)):
+            batch.kv_lengths.copy_(torch.tensor(lengths))
+            out = torch.full_like(inputs.query, torch.nan)
+            launch(inputs.call(out))
+            exact, _ = reference_attention(inputs.call(), torch.float64)
+            torch.testing.assert_close(out.double(), exact, atol=4e-3, rtol=4e-3)
+
+
+def test_each_sequence_s_own_keys_are_shared_out_beside_shared_blocks(monkeypatch):
+    """Their results are float32, to be merged with those of the shared blocks."""
+    splits = []
+
+    def way_of(call, *_, **__):
+        splits.append(3 if call.causal else 1)
+        return Way(usual_cut(call), splits[-1], 0.0)
+
+    monkeypatch.setattr(prefill, "way_of", way_of)
+    shape = AttentionShape(
+        *("shared", (20,) * 3, (700, 300, 460), 4, 2),
+        head_size=64,
+        dtype="float16",
+        shared_prefix=256,
+    )
+    inputs = make_inputs(shape, sinks=True)
+    sharing = Sharing(inputs.batch.sharing.now, always=True)
+    batch = dataclasses.replace(inputs.batch, sharing=sharing)
+    inputs = dataclasses.replace(inputs, batch=batch)
+    implementation = EmulatedImplementation(6)
+    call = inputs.call(torch.full_like(inputs.query, torch.nan))
+    attend_in_parts(implementation, call, plan_of(implementation, call))
+    assert sorted(splits) == [1, 3]
+    check_attention(call.out, inputs)
+
+
+@pytest.mark.parametrize("splits", [65, 300])
+def test_more_shares_than_are_merged_are_refused(splits):
+    call = inputs_of((700, 40), (9, 3)).call()
+    with emulation(3), pytest.raises(ValueError, match="it must be 64 at most"):
+        prefill.PrefillLaunch(call, splits=splits)
+
+
+def test_queries_that_see_all_keys_are_not_shared_out():
+    call = inputs_of((700, 40), (9, 3), causal=False).call()
+    with emulation(3), pytest.raises(ValueError, match="shared out 2 times"):
+        prefill.PrefillLaunch(call, splits=2)
 
 
 FP8_PRODUCTS = {

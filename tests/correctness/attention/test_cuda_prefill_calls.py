@@ -120,6 +120,8 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, compiles):
     assert compiles(macros_of(call))
     if features == "all":
         assert compiles(macros_of(call, is_split=True))
+    if features == "part":  # what is each sequence's own, beside it
+        assert compiles(macros_of(dataclasses.replace(call, causal=True), is_split=True))
     if kv_dtype is not None:
         assert compiles(macros_of(call, fp8_products=True))
 
@@ -128,7 +130,7 @@ def test_the_kernel_compiles(head_size, kv_dtype, features, compiles):
 def test_what_merges_shares_compiles(head_size, compiles):
     sizes = (("HEAD_SIZE", head_size), ("KV_TILE", 128))
     for is_on in (0, 1):
-        options = ((name, is_on) for name in ("BF16", "SINKS", "LSE"))
+        options = ((name, is_on) for name in ("BF16", "OUT_F32", "SINKS", "LSE"))
         assert compiles((*sizes, *options), "prefill_merge.cu")
 
 

@@ -17,7 +17,13 @@ from pagedattn.attention.cuda.prefill_config import (
     shared_bytes_of,
     usual_cut,
 )
-from pagedattn.attention.cuda.prefill_estimate import Estimate, Items, lengths_of, prices_of
+from pagedattn.attention.cuda.prefill_estimate import (
+    Estimate,
+    Items,
+    lengths_of,
+    prices_of,
+    share_tiles_of,
+)
 from pagedattn.attention.known_lengths import KnownLengths
 
 
@@ -220,6 +226,26 @@ def test_what_all_programs_wait_for_is_estimated():
     read = 2 * 2 * 128 * 8192 * 1000 / H200.read_rate
     drafts = call_of((4,) * 1000, 8192, heads=(8, 1))
     assert read < Estimate(drafts, 132, cut).seconds() < 1.2 * read
+
+
+def test_a_batch_that_may_grow_has_as_many_shares_now():
+    call = call_of((8,) * 4, (8192, 4096, 2048, 8000))
+    call.batch.expected_kv_length = 128_000
+    cut = Cut(2, 128)
+    assert share_tiles_of(call, cut, 4) == 16
+    call.batch.known_lengths = None
+    assert share_tiles_of(call, cut, 4) == 250
+    call.window = 1000
+    assert share_tiles_of(call, cut, 4) == 3  # of nine tiles
+
+
+def test_numbers_that_no_item_has_are_counted_where_sequences_are_not_sorted():
+    def seconds(count, splits):
+        call = call_of((4,) * count, (60_000, *(500,) * (count - 1)), heads=(8, 1))
+        return Estimate(call, 132, Cut(2, 128)).seconds(splits)
+
+    assert seconds(193, 1) - seconds(192, 1) < 1e-6
+    assert seconds(193, 32) - seconds(192, 32) > 30e-6
 
 
 def test_shares_are_counted_by_each_sequence_s_keys():
