@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Sequences:
 
     Keys are counted in lengths of the batch's longest sequence, rounded to 5 significant bits: so
     they stay what they are while a batch grows evenly, and batches that differ little are divided
-    alike.
+    alike. What `in_tokens` returns counts them in tokens.
 
     Attributes:
         count: of the sequences.
@@ -66,6 +66,20 @@ class Sequences:
             mean_seen=_rounded(pairs / tokens / longest),
         )
 
+    def in_tokens(self, longest: float) -> Sequences:
+        """Return them with keys in tokens, where the batch's longest sequence has so many."""
+        return replace(
+            self,
+            mean_kv=self.mean_kv * longest,
+            most_kv=self.most_kv * longest,
+            mean_seen=self.mean_seen * longest,
+        )
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether all have as many queries, and as many keys."""
+        return self.query_tokens == self.count * self.most_queries and self.mean_kv == self.most_kv
+
 
 def _rounded(x: float) -> float:
     part, exponent = math.frexp(x)
@@ -109,3 +123,15 @@ class KnownLengths:
     def is_mixed(self) -> bool:
         """Whether there are both."""
         return self.short is not None and self.long is not None
+
+
+def short_and_long(known: KnownLengths | None) -> tuple[Sequences, Sequences]:
+    """Return both sorts of sequences of a mixed batch.
+
+    Raises:
+        ValueError: it is not mixed, as far as is known.
+
+    """
+    if known is None or known.short is None or known.long is None:
+        raise ValueError("the batch has short queries alone, or long ones alone")
+    return known.short, known.long

@@ -1,6 +1,7 @@
 // Who works on what: which tiles of which sequences and heads a program has, and its shared memory.
 #pragma once
 #include "decode_shape.cuh"
+#include "warps.cuh"
 
 // The tiles of a sequence: those that some query of it sees.
 struct Tiles {
@@ -147,12 +148,7 @@ struct Batch : Division {
             }
         }
         Weight weight = weight_of(p, tiles, rows, longest);
-        int lane_end = tiles * weight.of_tile + rows * weight.of_row;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            int before = __shfl_up_sync(~0u, lane_end, step);
-            if (lane >= step) lane_end += before;
-        }
+        int lane_end = sum_up_to(tiles * weight.of_tile + rows * weight.of_row, lane);
         Tiles first = tiles_of(p, 0);
         bool even = true;
         for (int sequence = lane; sequence < p.num_sequences; sequence += 32)

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda import decode, decode_calls, prefill
 from pagedattn.attention.cuda.prefill_choice import way_of
-from pagedattn.attention.cuda.prefill_estimate import NUM_PROGRAMS, Lengths, read_seconds
+from pagedattn.attention.cuda.prefill_estimate import NUM_PROGRAMS, read_seconds
+from pagedattn.attention.known_lengths import short_and_long
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
-    from pagedattn.attention.known_lengths import KnownLengths, Sequences
 
 # fitted as `prefill_estimate` is
 DECODE_SECONDS = 2.5e-6  # of the decode kernel, besides reading K and V,
@@ -42,7 +42,7 @@ def pays(call: AttentionCall) -> bool:
     short = short_of(call)
     if decode_calls.not_taken(short) is not None or decode_calls.is_crowded(short):
         return False
-    lengths = Lengths.of(_short_of(known), max(1, call.batch.expected_kv_length))
+    lengths = short_and_long(known)[0].in_tokens(max(1, call.batch.expected_kv_length))
     two = DECODE_SECONDS + read_seconds(call, lengths, widened=False) + LAUNCH_SECONDS
     two += way_of(call, NUM_PROGRAMS, long_only=True).seconds
     return way_of(call, NUM_PROGRAMS).seconds > two
@@ -55,7 +55,7 @@ def short_of(call: AttentionCall) -> AttentionCall:
         ValueError: the batch has short queries alone, or long ones alone, as far as is known.
 
     """
-    known = _short_of(call.batch.known_lengths)
+    known, _ = short_and_long(call.batch.known_lengths)
     batch = replace(
         call.batch,
         max_query_length=known.most_queries,
@@ -64,12 +64,6 @@ def short_of(call: AttentionCall) -> AttentionCall:
         known_lengths=None,
     )
     return replace(call, batch=batch)
-
-
-def _short_of(known: KnownLengths | None) -> Sequences:
-    if known is None or known.short is None or known.long is None:
-        raise ValueError("the batch has short queries alone, or long ones alone")
-    return known.short
 
 
 class MixedLaunch:

@@ -89,6 +89,7 @@ from pagedattn.attention.cuda.prefill_estimate import most_keys_of, share_tiles_
 from pagedattn.attention.cuda.prefill_map import map_of, map_of_queries
 from pagedattn.attention.cuda.prefill_merge import MergeLaunch
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, LARGEST_CAP
+from pagedattn.attention.known_lengths import short_and_long
 from pagedattn.attention.triton.decode import rows_of_one_tile
 from pagedattn.kv_cache import FP8
 
@@ -205,13 +206,10 @@ class PrefillLaunch:
         trace: bool = False,
     ) -> None:
         num_programs = num_multiprocessors(call.query.device)
-        known = call.batch.known_lengths
-        self._long = known.long if long_only and known is not None else None
-        self._short_queries = 0
+        self._long, self._short_queries = None, 0
         if long_only:
-            if known is None or known.short is None or known.long is None:
-                raise ValueError("the batch has short queries alone, or long ones alone")
-            self._short_queries = known.short.most_queries
+            short, self._long = short_and_long(call.batch.known_lengths)
+            self._short_queries = short.most_queries
         if cut is None:
             if splits is None:
                 way = way_of(call, num_programs, long_only=long_only, is_usual=fp8_products)
@@ -220,10 +218,12 @@ class PrefillLaunch:
                 way = divided(call, num_programs, usual, (splits,), long_only=long_only)
             splits, cut = way.splits, way.cut
         self._splits = splits = splits or 1
-        if splits > (MOST_SHARES if call.causal else 1):
+        if splits > MOST_SHARES:
             raise ValueError(
                 f"keys are shared out {splits} times; it must be {MOST_SHARES} at most"
             )
+        if splits > 1 and not call.causal:
+            raise ValueError(f"keys that all queries see are shared out {splits} times")
         self._cut = cut
         query, cache = call.query, call.cache
         group = group_of(call)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pagedattn.attention.call import AttentionCall
 
-MOST_SHARES = 64
+MOST_SHARES = 64  # as in prefill_shares.cuh
 SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, MOST_SHARES)
 """Shares of the longest keys that are looked at."""
 MOST_SHARED_BYTES = 1 << 28

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.prefill_config import MOST_SORTED, Cut, group_of, usual_cut
+from pagedattn.attention.known_lengths import Sequences
 from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
-    from pagedattn.attention.known_lengths import Sequences
 
 # Fitted, with the prices below, to times of 143 batches of drafts, chunks, prompts and mixed ones
 # on an H200, drawn as `tools/check_choices.py` draws them, in heads of 64 and 128.
@@ -105,49 +105,10 @@ def price_of(call: AttentionCall, cut: Cut, num_programs: int) -> Price:
     return found
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths of some of a batch's sequences, in tokens, see :class:`Sequences`.
-
-    Attributes:
-        count: of the sequences.
-        query_tokens: of all of them.
-        most_queries: of one of them.
-        mean_kv: KV tokens.
-        most_kv: KV tokens.
-        mean_seen: keys that a query sees without a window.
-
-    """
-
-    count: int
-    query_tokens: int
-    most_queries: int
-    mean_kv: float
-    most_kv: float
-    mean_seen: float
-
-    @classmethod
-    def of(cls, known: Sequences, longest: int) -> Lengths:
-        """Multiply by the KV tokens of the batch's longest sequence."""
-        return cls(
-            known.count,
-            known.query_tokens,
-            known.most_queries,
-            known.mean_kv * longest,
-            known.most_kv * longest,
-            known.mean_seen * longest,
-        )
-
-    @property
-    def are_alike(self) -> bool:
-        """Whether all have as many queries, and as many keys."""
-        return self.query_tokens == self.count * self.most_queries and self.mean_kv == self.most_kv
-
-
 def lengths_of(
     call: AttentionCall, *, long_only: bool = False, at_first: bool = False
-) -> tuple[Lengths, ...]:
-    """Return the lengths of short queries and of long ones, as far as there are any.
+) -> tuple[Sequences, ...]:
+    """Return sequences of short queries and of long ones, in tokens, as far as there are any.
 
     The longest sequence is taken to have grown to the batch's bound, and the others with it. Where
     bounds alone are known, all sequences are taken to be as the longest.
@@ -164,11 +125,11 @@ def lengths_of(
         if at_first:
             longest = max(1, min(longest, known.longest))
         both = (None if long_only else known.short, known.long)
-        return tuple(Lengths.of(each, longest) for each in both if each is not None)
+        return tuple(each.in_tokens(longest) for each in both if each is not None)
     count, tokens = max(1, batch.num_sequences), max(1, call.query.shape[0])
     most = max(1, batch.max_query_length)
     seen = max(1.0, longest - (most - 1) / 2)
-    return (Lengths(count, tokens, most, longest, longest, seen),)
+    return (Sequences(count, tokens, most, longest, longest, seen),)
 
 
 @dataclass(frozen=True)
@@ -195,23 +156,30 @@ class Items:
     rows: int
 
     @classmethod
-    def of(cls, call: AttentionCall, num_programs: int, cut: Cut, lengths: Lengths) -> Items:
-        """Count a launch's."""
+    def of(cls, call: AttentionCall, num_programs: int, cut: Cut, lengths: Sequences) -> Items:
+        """Count a launch's.
+
+        Args:
+            call: of the launch.
+            num_programs: that run at once.
+            cut: of the launch.
+            lengths: of the sequences, in tokens.
+
+        """
         group = group_of(call)
         tokens, heads = cut.tokens(group), cut.heads(group)
         if lengths.query_tokens == lengths.count * lengths.most_queries:
             tiles: float = lengths.count * -(-lengths.most_queries // tokens)
         else:
             tiles = lengths.query_tokens / tokens + lengths.count / 2
-        mean_queries = lengths.query_tokens / lengths.count
-        # of a tile's last query, of which the mean of its queries sees half a tile less
-        seen = lengths.mean_seen + (min(tokens, mean_queries) - 1) / 2
-        most, more = lengths.most_kv, 0.5  # as the last tile is seen in part
-        is_cut = call.window is not None and call.window < seen
-        if call.window is not None:
-            most = min(most, most_keys_of(call, cut))
-        if call.window is not None and is_cut:
-            seen, more = call.window + min(tokens, mean_queries) - 1, 0.75  # and the first
+        more_queries = min(tokens, lengths.query_tokens / lengths.count) - 1  # of a tile
+        window = MOST_KEYS if call.window is None else call.window
+        # by a tile's last query, of which the mean of its queries sees half a tile less
+        seen, more = lengths.mean_seen + more_queries / 2, 0.5  # as the last tile is seen in part
+        is_cut = window < seen
+        if is_cut:
+            seen, more = window + more_queries, 0.75  # and the first
+        most = min(lengths.most_kv, most_keys_of(call, cut))
         are_alike = lengths.are_alike and lengths.most_queries <= tokens and not is_cut
         most_tiles = max(1, math.ceil(most / cut.kv_tile))
         mean_tiles = min(most_tiles + is_cut, seen / cut.kv_tile + more)
@@ -246,6 +214,13 @@ def share_tiles_of(call: AttentionCall, cut: Cut, splits: int, *, long_only: boo
 
     One that grows beyond that goes on to have as many, which are longer. If shares were as long as
     at the bound, sequences would have few of them until they come near it.
+
+    Args:
+        call: of the launch.
+        cut: of the launch.
+        splits: shares of the longest sequence's keys.
+        long_only: whether short queries are passed over, of which the batch knows.
+
     """
     lengths = lengths_of(call, long_only=long_only, at_first=True)
     most = max((each.most_kv for each in lengths), default=1)
@@ -322,12 +297,12 @@ class Estimate:
         return max(longest, work / self._num_programs + UNEVEN * mean if each > 1 else longest)
 
 
-def read_seconds(call: AttentionCall, lengths: Lengths, *, widened: bool = True) -> float:
+def read_seconds(call: AttentionCall, lengths: Sequences, *, widened: bool = True) -> float:
     """Return how many seconds the memory takes for the keys and values of sequences.
 
     Args:
         call: of the launch.
-        lengths: of the sequences.
+        lengths: of the sequences, in tokens.
         widened: whether what reads fp8 widens it in shared memory, as prefill does.
 
     """

@@ -3,7 +3,7 @@
 // Macros: HEAD_SIZE, KV_TILE, BF16 (an output of bfloat16, else of float16), OUT_F32 (of float32), and the switches
 // SINKS and LSE.
 
-#include "hopper.cuh"
+#include "warps.cuh"
 #include "prefill_shares.cuh"
 
 struct Parameters {
@@ -27,6 +27,7 @@ struct Parameters {
 
 static_assert(MOST_SHARES == 2 * 32, "a lane has the weights of two");
 
+constexpr int WARPS = 4;  // of a program
 constexpr int CHUNKS = HEAD_SIZE / 4;              // of a row, 16 bytes each
 constexpr int LANES = CHUNKS <= 16 ? 16 : 32;      // that have a share of a row; a warp reads `SIDES` at once
 constexpr int SIDES = 32 / LANES;
@@ -56,13 +57,7 @@ DEVICE void count_tokens(const Parameters &p, int *ends, int lane) {
             tokens = p.query_starts[sequence + 1] - p.query_starts[sequence];
             if (tokens <= p.short_queries || shares_of(p, p.kv_lengths[sequence]) == 1) tokens = 0;
         }
-        int end = tokens;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            int lower = __shfl_up_sync(0xffffffff, end, step);
-            if (lane >= step) end += lower;
-        }
-        end += before;
+        int end = before + sum_up_to(tokens, lane);
         before = __shfl_sync(0xffffffff, end, 31);
         if (sequence < p.num_sequences) ends[sequence] = end;
     }
@@ -178,7 +173,7 @@ struct Row {
 };
 
 // `ends` are in shared memory, of which a program has 4 bytes a sequence.
-extern "C" __global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ Parameters p) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32) merge_kernel(const __grid_constant__ Parameters p) {
     DYNAMIC_SHARED(memory, 16);
     int *ends = (int *)memory;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -188,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(128) merge_kernel(const __grid_cons
     __syncthreads();
     wait_for_the_launch_before();
     int num_rows = ends[p.num_sequences - 1] * p.num_heads;
-    for (int index = blockIdx.x * 4 + warp; index < num_rows; index += gridDim.x * 4) {
+    for (int index = blockIdx.x * WARPS + warp; index < num_rows; index += gridDim.x * WARPS) {
         int rank = index / p.num_heads, head = index % p.num_heads;
         int sequence = sequence_of(ends, p.num_sequences, rank);
         i64 token = p.query_starts[sequence + 1] - (ends[sequence] - rank);

@@ -22,7 +22,7 @@ from pagedattn.attention.cuda.module import load_kernel
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
 
-WARPS = 4
+WARPS = 4  # as in prefill_merge.cu
 MOST_PROGRAMS = 16 * 132
 """That run at once, of few sequences; where there are more rows, each merges several."""
 

@@ -1,6 +1,7 @@
 // Work items: a query tile of a KV head's query heads, or of a part of them, and how a program finds the next.
 #pragma once
 #include "prefill_shape.cuh"
+#include "warps.cuh"
 
 struct Item {
     int first_token;     // the tile's first query token
@@ -79,13 +80,7 @@ DEVICE bool shared_part_of_tile(const Parameters &p, int tile, int lane, int &se
         int own = base + lane, tiles = 0;
         if (own < p.num_sequences)
             tiles = (p.query_starts[own + 1] - p.query_starts[own] + TILE_TOKENS - 1) / TILE_TOKENS;
-        int end = tiles;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            int lower = __shfl_up_sync(0xffffffff, end, step);
-            if (lane >= step) end += lower;
-        }
-        end += before;
+        int end = before + sum_up_to(tiles, lane);
         u32 beyond = __ballot_sync(0xffffffff, end > tile);
         if (beyond) {
             int has = __ffs(beyond) - 1;
