@@ -15,6 +15,16 @@
 
 #include "decode_finish.cuh"
 
+// Who frees a stage: lanes that read it before threads copy to it do so each, else one for its warp, and the TMA
+// fills it.
+constexpr int FREED_BY = GATHER ? 32 : 1;
+
+// Free a stage, which this warp has read.
+DEVICE void free_stage(Shared &shared, int stage, int lane) {
+    if (FREED_BY == 1) __syncwarp();
+    if (lane < FREED_BY) barrier_arrive(shared_address(&shared.empty[stage]));
+}
+
 // Work of a consumer's warp: fold its tiles of each segment, write what the program has of a row, and
 // merge at the range's end. The first tile of the range is number `round`.
 DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Segment segment,
@@ -68,8 +78,7 @@ DEVICE void consume(const Parameters &p, Shared &shared, const Batch &batch, Seg
                 row.fold<true>(p, key, value, token, lane);
             else
                 row.fold<false>(p, key, value, token, lane);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+            free_stage(shared, stage, lane);
         }
         mark(Moment::LAST_FOLDED);
         round += tiles;
@@ -119,8 +128,7 @@ DEVICE void prefetch(const Parameters &p, int program) {
 // phase of its barrier.
 DEVICE void throw_away(Shared &shared, int stage, int lane) {
     barrier_wait(shared_address(&shared.full[stage]), 0);
-    __syncwarp();
-    if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+    free_stage(shared, stage, lane);
 }
 
 // Which program a block is. Blocks that follow each other are put on the two multiprocessors of a TPC,
@@ -151,7 +159,7 @@ extern "C" __global__ void __launch_bounds__((WARPS + PRODUCERS) * 32, PROGRAMS)
         prefetch_tensor_map(&p.value);
         for (int stage = 0; stage < STAGES; ++stage) {
             barrier_init(shared_address(&shared.full[stage]), GATHER ? PRODUCERS * 32 : 1);
-            barrier_init(shared_address(&shared.empty[stage]), 1);
+            barrier_init(shared_address(&shared.empty[stage]), FREED_BY);
         }
         barrier_init(shared_address(&shared.sent_there), 1);
         barrier_init_fence();

@@ -51,8 +51,7 @@ DEVICE void consume(const Parameters &p, const Shared &shared, int warpgroup, in
         } else {
             consumer.pass(item);
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(shared.query_empty(place.stage));
+        barrier_arrive(shared.query_empty(place.stage));
         place.next<QUERY_STAGES>();
     }
 }
@@ -66,8 +65,7 @@ DEVICE void prepare_tiles(const Parameters &p, const Shared &shared, int thread)
     u32 count = 0;  // of the tiles of the items before
     for (;;) {
         Item item = wait_for_item(shared, item_place);
-        __syncwarp();
-        if (thread % 32 == 0) barrier_arrive(shared.query_empty(item_place.stage));
+        barrier_arrive(shared.query_empty(item_place.stage));
         item_place.next<QUERY_STAGES>();
         if (item.head_part < 0) break;
         int first_key = item.first_key(p);
@@ -103,7 +101,8 @@ extern "C" __global__ void __launch_bounds__((WARPGROUPS + 1 + FP8) * 128, 1)
         for (int i = 0; i < QUERY_STAGES; ++i) {
             barrier_init(shared.item_full(i), 1);
             barrier_init(shared.query_full(i), 1);
-            barrier_init(shared.query_empty(i), CONSUMER_WARPS + LOADER_WARPS + PREPARER_WARPS);
+            // every lane reads the item, and arrives when it has
+            barrier_init(shared.query_empty(i), 32 * (CONSUMER_WARPS + LOADER_WARPS + PREPARER_WARPS));
         }
         for (int i = 0; i < STORED_STAGES; ++i)
             for (int values = 0; values < 2; ++values) {

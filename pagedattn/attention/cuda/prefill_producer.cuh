@@ -115,8 +115,7 @@ DEVICE void load_tiles(const Parameters &p, const Shared &shared, int lane) {
     const TensorMap *map = OF_VALUES ? &p.value : &p.key;
     for (;;) {
         Item item = wait_for_item(shared, item_place);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(shared.query_empty(item_place.stage));
+        barrier_arrive(shared.query_empty(item_place.stage));
         item_place.next<QUERY_STAGES>();
         if (item.head_part < 0) break;
         const int *table = p.tables + item.sequence * p.table_stride;

@@ -3,13 +3,14 @@
 Runs those that are named, each of which it says to be right when it is.
 """
 
+import contextlib
 import sys
 from unittest import mock
 
 import torch
 
 from pagedattn.attention import get_implementation, write_kv
-from pagedattn.attention.cuda import mixed, prefill
+from pagedattn.attention.cuda import decode, mixed, prefill
 from pagedattn.attention.cuda.prefill_choice import Way
 from pagedattn.attention.cuda.prefill_config import Cut
 from pagedattn.testing import check_attention, make_inputs
@@ -25,6 +26,10 @@ CASES = {
     "guessed wrong": ((1,) * 5, (1, 15, 700, 333, 300), {}, 700),
     "guessed wrong of many": ((1,) * 200, (100, 20) * 100, {"head_size": 64}, 400),
     "gather": ((1,) * 3, (7, 33, 1500), {"block_size": 1}),
+    "around the ring": ((1, 1), (2000, 1000), {}),
+    "gather around the ring": ((1, 1), (2000, 1000), {"block_size": 1}),
+    "lines around the ring": ((1, 1), (2000, 1000), {"head_size": 80}),
+    "fp8 around the ring": ((1, 1), (4000, 1000), {"kv_dtype": "float8_e4m3"}),
     "lines": ((1,) * 3, (7, 33, 1500), {"head_size": 80}),
     "lines of large blocks": ((1,) * 3, (7, 133, 1500), {"head_size": 80, "block_size": 128}),
     "short": ((1,) * 3, (7, 33, 500), {}),
@@ -58,6 +63,11 @@ CASES = {
     # of seven heads four, and three
     "chunk of parts of heads": ((40, 1, 130), (333, 64, 500), {"num_query_heads": 14}),
     "chunk over fp8": ((40, 1, 130), (333, 64, 500), {"kv_dtype": "float8_e4m3"}),
+    "many chunks of each program": ((40, 9, 70) * 4, (60, 300, 70) * 4, {}),
+    "many chunks over fp8 of each program": (
+        *((40, 9, 70) * 4, (60, 300, 70) * 4),
+        {"kv_dtype": "float8_e4m3"},
+    ),
     # by three terms and by five
     "chunk under a high soft cap": ((40, 1, 130), (333, 64, 500), {"soft_cap": 50.0}),
     # by five terms and by the formula
@@ -73,6 +83,8 @@ CUTS = {
     "chunk by small tiles": Cut(3, 64),
     "chunk of parts of heads": Cut(2, 128, 2),
     "chunk over fp8": Cut(2, 128),
+    "many chunks of each program": Cut(2, 64),
+    "many chunks over fp8 of each program": Cut(2, 128),
     "chunk under a high soft cap": Cut(2, 128),
     "chunk under a soft cap": Cut(2, 128),
     "chunk with ALiBi": Cut(2, 128),
@@ -84,10 +96,16 @@ SHARED_OUT = {
     "many drafts of which one is shared out",
 }
 """Among 8 for the longest; the emulator's few programs would have none."""
-BY_FP8 = "chunk over fp8"
-"""Is multiplied in fp8 too."""
+BY_FP8 = {"chunk over fp8", "many chunks over fp8 of each program"}
+"""Are multiplied in fp8 too."""
+FEW_PROGRAMS = 3
+"""That cases have which go around the rings of shared memory."""
 BY_TWO = "chunk and decodes by two launches"
 """Is what takes longer for a batch so small."""
+
+
+def _is_for_few(name):
+    return name.endswith(("around the ring", "of each program"))
 
 
 def check_case(name, implementation, device):
@@ -106,6 +124,7 @@ def check_case(name, implementation, device):
     with (
         mock.patch.object(prefill, "way_of", wraps=prefill.way_of) as way_of,
         mock.patch.object(mixed, "pays", wraps=mixed.pays) as pays,
+        contextlib.ExitStack() as few,
     ):
         if name in CUTS:
             way_of.return_value = Way(CUTS[name], 1, 0.0)
@@ -113,6 +132,11 @@ def check_case(name, implementation, device):
             way_of.return_value = Way(Cut(2, 128), 8, 0.0)
         if name == BY_TWO:
             pays.return_value = True
+        if _is_for_few(name):
+            for module in (decode, prefill):
+                few.enter_context(
+                    mock.patch.object(module, "num_multiprocessors", return_value=FEW_PROGRAMS)
+                )
         implementation.attention(call)
     assert way_of.called or name not in {*CUTS, *SHARED_OUT}
     rounded_to, _ = known_roundings(implementation, call)
@@ -123,7 +147,7 @@ def check_case(name, implementation, device):
 def main(names):
     for name in names:
         inputs = check_case(name, get_implementation("cuda"), "cuda")
-        if name == BY_FP8:
+        if name in BY_FP8:
             check_case(name, get_implementation("cuda_fp8"), "cuda")
         write_kv(inputs.key, inputs.value, inputs.cache, inputs.batch.slots, implementation="cuda")
         torch.cuda.synchronize()
