@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,12 +68,8 @@ class Sequences:
 
     def in_tokens(self, longest: float) -> Sequences:
         """Return them with keys in tokens, where the batch's longest sequence has so many."""
-        return replace(
-            self,
-            mean_kv=self.mean_kv * longest,
-            most_kv=self.most_kv * longest,
-            mean_seen=self.mean_seen * longest,
-        )
+        kv_tokens = self.mean_kv * longest, self.most_kv * longest, self.mean_seen * longest
+        return Sequences(self.count, self.query_tokens, self.most_queries, *kv_tokens)
 
     @property
     def are_alike(self) -> bool:

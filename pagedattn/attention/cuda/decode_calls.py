@@ -26,7 +26,7 @@ from pagedattn.attention.cuda.decode_division import (
 from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.launching import reads_again
 from pagedattn.attention.cuda.prefill_choice import way_of
-from pagedattn.attention.cuda.prefill_estimate import NUM_PROGRAMS, lengths_of, read_seconds
+from pagedattn.attention.cuda.prefill_estimate import Work, read_seconds
 from pagedattn.attention.cuda.soft_cap import LARGEST_CAP
 
 if TYPE_CHECKING:
@@ -108,8 +108,9 @@ def is_crowded(call: AttentionCall) -> bool:
         return False
     if keeps_whole(*longest_row(call)):
         return False
-    reading = sum(read_seconds(call, each, widened=False) for each in lengths_of(call))
-    return way_of(call, NUM_PROGRAMS).seconds < reading + CUT_SECONDS
+    work = Work.of(call)
+    reading = sum(read_seconds(work, each, widened=False) for each in work.sequences)
+    return way_of(work).seconds < reading + CUT_SECONDS
 
 
 def longest_row(call: AttentionCall) -> tuple[int, int]:

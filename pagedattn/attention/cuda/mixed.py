@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pagedattn.attention.cuda import decode, decode_calls, prefill
 from pagedattn.attention.cuda.prefill_choice import way_of
-from pagedattn.attention.cuda.prefill_estimate import NUM_PROGRAMS, read_seconds
+from pagedattn.attention.cuda.prefill_estimate import Work, read_seconds
 from pagedattn.attention.known_lengths import short_and_long
 
 if TYPE_CHECKING:
@@ -42,10 +42,9 @@ def pays(call: AttentionCall) -> bool:
     short = short_of(call)
     if decode_calls.not_taken(short) is not None or decode_calls.is_crowded(short):
         return False
-    lengths = short_and_long(known)[0].in_tokens(max(1, call.batch.expected_kv_length))
-    two = DECODE_SECONDS + read_seconds(call, lengths, widened=False) + LAUNCH_SECONDS
-    two += way_of(call, NUM_PROGRAMS, long_only=True).seconds
-    return way_of(call, NUM_PROGRAMS).seconds > two
+    work = Work.of(call)
+    two = DECODE_SECONDS + read_seconds(work, work.sequences[0], widened=False) + LAUNCH_SECONDS
+    return way_of(work).seconds > two + way_of(Work.of(call, long_only=True)).seconds
 
 
 def short_of(call: AttentionCall) -> AttentionCall:

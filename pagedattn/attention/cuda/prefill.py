@@ -85,7 +85,7 @@ from pagedattn.attention.cuda.prefill_config import (
     shared_bytes_of,
     usual_cut,
 )
-from pagedattn.attention.cuda.prefill_estimate import most_keys_of, share_tiles_of
+from pagedattn.attention.cuda.prefill_estimate import Work, most_keys_of, share_tiles_of
 from pagedattn.attention.cuda.prefill_map import map_of, map_of_queries
 from pagedattn.attention.cuda.prefill_merge import MergeLaunch
 from pagedattn.attention.cuda.soft_cap import ALL_TERMS, FEW_TERMS, LARGEST_CAP
@@ -211,11 +211,11 @@ class PrefillLaunch:
             short, self._long = short_and_long(call.batch.known_lengths)
             self._short_queries = short.most_queries
         if cut is None:
+            work = Work.of(call, num_programs, long_only=long_only)
             if splits is None:
-                way = way_of(call, num_programs, long_only=long_only, is_usual=fp8_products)
+                way = way_of(work, is_usual=fp8_products)
             else:
-                usual = usual_cut(call)
-                way = divided(call, num_programs, usual, (splits,), long_only=long_only)
+                way = divided(work, work.usual, splits)
             splits, cut = way.splits, way.cut
         self._splits = splits = splits or 1
         if splits > MOST_SHARES:

@@ -17,18 +17,18 @@ float32, and merged by another launch.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pagedattn.attention.cuda.prefill_config import Cut, group_of, usual_cut
-from pagedattn.attention.cuda.prefill_estimate import Estimate, prices_of
+from pagedattn.attention.cuda.prefill_estimate import Estimate, Work, prices_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pagedattn.attention.call import AttentionCall
+    from pagedattn.attention.cuda.prefill_config import Cut
 
+MOST_KEPT = 1024
+"""Launches whose ways are kept."""
 MOST_SHARES = 64  # as in prefill_shares.cuh
 SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, MOST_SHARES)
 """Shares of the longest keys that are looked at."""
@@ -73,12 +73,12 @@ def head_parts_of(group: int, rows: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def ways_to_divide(call: AttentionCall, cut: Cut) -> tuple[Cut, ...]:
-    """Return a cut with each number of parts of heads that a call can have, fewest first.
+def ways_to_divide(work: Work, cut: Cut) -> tuple[Cut, ...]:
+    """Return a cut with each number of parts of heads that a launch can have, fewest first.
 
     Where queries see all keys, only the cut itself.
     """
-    return _ways(cut, group_of(call)) if call.causal else (cut,)
+    return _ways(cut, work.group) if work.causal else (cut,)
 
 
 @functools.cache
@@ -86,79 +86,68 @@ def _ways(cut: Cut, group: int) -> tuple[Cut, ...]:
     return tuple(replace(cut, head_parts=parts) for parts in head_parts_of(group, cut.rows))
 
 
-def divided(
-    call: AttentionCall,
-    num_programs: int,
-    cut: Cut,
-    splits: Iterable[int] = (1,),
-    *,
-    long_only: bool = False,
-) -> Way:
-    """Choose into how many parts a cut divides heads, and keys into how many shares.
+def divided(work: Work, cut: Cut, splits: int = 1) -> Way:
+    """Choose into how many parts a cut divides heads.
 
     Args:
-        call: of the launch.
-        num_programs: that run at once.
+        work: of the launch.
         cut: whose `head_parts` are replaced.
-        splits: numbers of shares, among which it chooses.
-        long_only: whether short queries are passed over.
+        splits: shares of the longest sequence's keys.
 
     """
-    found = Way(cut, 1, math.inf)
-    for way in ways_to_divide(call, cut):
-        estimate = Estimate(call, num_programs, way, long_only=long_only)
-        seconds, number = min((estimate.seconds(each), each) for each in splits)
-        if seconds < found.seconds:
-            found = Way(way, number, seconds)
-    return found
+    return _fastest(_estimates(work, cut), splits)
 
 
-def cut_of(call: AttentionCall, num_programs: int, *, long_only: bool = False) -> Way:
+def _estimates(work: Work, cut: Cut) -> list[Estimate]:
+    return [Estimate(work, way) for way in ways_to_divide(work, cut)]
+
+
+def _fastest(estimates: Iterable[Estimate], splits: int = 1) -> Way:
+    ways = (Way(each.cut, splits, each.seconds(splits)) for each in estimates)
+    return min(ways, key=lambda way: way.seconds)
+
+
+def cut_of(work: Work) -> Way:
     """Choose the cut that is estimated to take the least time, if keys are not shared out.
 
     Long launches have other tiles than the usual ones only where these take much longer.
-
-    Args:
-        call: of the launch.
-        num_programs: that run at once.
-        long_only: whether short queries are passed over.
-
     """
-    usual = usual_cut(call)
-    ways = {
-        cut: divided(call, num_programs, cut, long_only=long_only)
-        for cut in (*prices_of(call),) or (usual,)
-    }
-    chosen = ways[usual]
-    best = min(ways.values(), key=lambda way: way.seconds)
-    least_gain = 0.0 if chosen.seconds < LONG_SECONDS else LEAST_LONG_GAIN
-    return best if best.seconds < (1 - least_gain) * chosen.seconds else chosen
+    return _whole(work, _estimates(work, work.usual))
 
 
-def way_of(
-    call: AttentionCall,
-    num_programs: int,
-    *,
-    long_only: bool = False,
-    is_usual: bool = False,
-) -> Way:
-    """Choose how a call is cut, by what the host knows of its lengths.
+def way_of(work: Work, *, is_usual: bool = False) -> Way:
+    """Choose how a launch is cut, by what the host knows of its lengths.
 
     Args:
-        call: of the launch.
-        num_programs: that run at once.
-        long_only: whether short queries are passed over, of which the batch knows.
+        work: of the launch.
         is_usual: whether tiles are the usual ones whatever they take.
 
     """
-    if is_usual:
-        whole = divided(call, num_programs, usual_cut(call), long_only=long_only)
-    else:
-        whole = cut_of(call, num_programs, long_only=long_only)
-    most = min(MOST_SHARES, MOST_SHARED_BYTES // max(1, 4 * call.out.numel()))
-    splits = [each for each in SPLITS if each <= most]
-    if not call.causal or not splits:
-        return whole
+    return _way_of(work, is_usual)
+
+
+@functools.lru_cache(maxsize=MOST_KEPT)
+def _way_of(work: Work, is_usual: bool) -> Way:
+    usual = _estimates(work, work.usual)
+    found = _fastest(usual) if is_usual else _whole(work, usual)
+    if not work.causal:
+        return found
+    share_bytes = 4 * work.num_tokens * work.num_kv_heads * work.group * work.head_size
+    most = min(MOST_SHARES, MOST_SHARED_BYTES // max(1, share_bytes))
     # what other tiles take is known without shares alone
-    shared = divided(call, num_programs, usual_cut(call), splits, long_only=long_only)
-    return shared if shared.seconds < whole.seconds else whole
+    for estimate in usual:
+        if estimate.least_shared_seconds >= found.seconds:
+            continue
+        for splits in SPLITS:
+            if splits <= most and (seconds := estimate.seconds(splits)) < found.seconds:
+                found = Way(estimate.cut, splits, seconds)
+    return found
+
+
+def _whole(work: Work, usual: Iterable[Estimate]) -> Way:
+    """Choose a cut, of which those of usual tiles are given: see `cut_of`."""
+    chosen = _fastest(usual)
+    others = (divided(work, cut) for cut in prices_of(work) if cut != work.usual)
+    best = min(others, key=lambda way: way.seconds, default=chosen)
+    least_gain = 0.0 if chosen.seconds < LONG_SECONDS else LEAST_LONG_GAIN
+    return best if best.seconds < (1 - least_gain) * chosen.seconds else chosen

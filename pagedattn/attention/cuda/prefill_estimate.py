@@ -6,7 +6,8 @@ multiplies. Programs draw the longest items first, of up to 192 sequences. So al
 their mean if items are many, but no shorter than the longest item; and no shorter than the memory
 takes to bring K and V.
 How many items there are, and how many keys they see, follows from what the host knows of lengths:
-sums over short queries and over long ones, or bounds alone.
+sums over short queries and over long ones, or bounds alone. All that an estimate depends on is a
+launch's `Work`, so that what is chosen by it can be kept for launches of the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING
 from pagedattn.attention.cuda.decode_fits import fit_for
 from pagedattn.attention.cuda.prefill_config import MOST_SORTED, Cut, group_of, usual_cut
 from pagedattn.attention.known_lengths import Sequences
-from pagedattn.kv_cache import FP8
 
 if TYPE_CHECKING:
     from pagedattn.attention.call import AttentionCall
@@ -45,6 +45,9 @@ FEW_ROWS = 0.8  # of that time for a tile of keys, if only one warpgroup multipl
 NUM_PROGRAMS = 132
 """Of the GPUs that this was fitted to, one on each multiprocessor."""
 MOST_KEYS = (1 << 30) - 1
+LENGTH_BITS = 7
+"""To so many significant bits the longest sequence's length is rounded up: to no more than the next
+tile of keys up to 16 k tokens, and so that a batch has the same `Work` for some steps."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,92 @@ _HEADS_UP_TO_128 = {
 }
 
 
-def prices_of(call: AttentionCall) -> dict[Cut, Price]:
-    """Return the cuts that a call can have if its keys are not shared out, and their prices.
+@dataclass(frozen=True)
+class Work:
+    """What the estimate of a launch depends on.
+
+    Attributes:
+        group: query heads of a KV head.
+        num_kv_heads: KV heads.
+        head_size: elements of a head.
+        kv_bytes: bytes of an element of the cache; 1 is fp8.
+        causal: whether a query sees no key after its own.
+        window: keys that a query sees, or `MOST_KEYS`.
+        usual: the cut for many long queries.
+        num_tokens: rows of the output.
+        num_programs: that run at once.
+        read_rate: bytes a second that the memory gives.
+        sequences: those of short queries and those of long ones, in tokens, as far as there are any
+            and they are not passed over.
+
+    """
+
+    group: int
+    num_kv_heads: int
+    head_size: int
+    kv_bytes: int
+    causal: bool
+    window: int
+    usual: Cut
+    num_tokens: int
+    num_programs: int
+    read_rate: float
+    sequences: tuple[Sequences, ...]
+
+    @classmethod
+    def of(
+        cls, call: AttentionCall, num_programs: int = NUM_PROGRAMS, *, long_only: bool = False
+    ) -> Work:
+        """Tell a launch's.
+
+        The longest sequence is taken to have grown to the batch's bound, and the others with it.
+        Where bounds alone are known, all sequences are taken to be as the longest.
+
+        Args:
+            call: of the launch.
+            num_programs: that run at once.
+            long_only: whether short queries are passed over, of which the batch knows.
+
+        """
+        cache, batch = call.cache, call.batch
+        known, longest = batch.known_lengths, _rounded_up(max(1, batch.expected_kv_length))
+        if known is not None:
+            both = (None if long_only else known.short, known.long)
+            sequences = tuple(each.in_tokens(longest) for each in both if each is not None)
+        else:
+            count, tokens = max(1, batch.num_sequences), max(1, call.query.shape[0])
+            most = max(1, batch.max_query_length)
+            seen = max(1.0, longest - (most - 1) / 2)
+            sequences = (Sequences(count, tokens, most, longest, longest, seen),)
+        return cls(
+            group=group_of(call),
+            num_kv_heads=cache.num_kv_heads,
+            head_size=cache.head_size,
+            kv_bytes=cache.dtype.itemsize,
+            causal=call.causal,
+            window=MOST_KEYS if call.window is None else call.window,
+            usual=usual_cut(call),
+            num_tokens=call.out.shape[0],
+            num_programs=num_programs,
+            read_rate=fit_for(call.query.device).read_rate,
+            sequences=sequences,
+        )
+
+
+def _rounded_up(length: int) -> int:
+    unit = 1 << max(0, length.bit_length() - LENGTH_BITS)
+    return -(-length // unit) * unit
+
+
+def prices_of(work: Work) -> dict[Cut, Price]:
+    """Return the cuts that a launch can have if its keys are not shared out, and their prices.
 
     None have prices but those of `causal` calls in heads of up to 128. A cut into more parts of
     heads than these has the same price.
     """
-    head_size = call.cache.head_size
-    if not call.causal or head_size > 128:
+    if not work.causal or work.head_size > 128:
         return {}
-    return _prices(head_size <= 64, usual_cut(call).warpgroups, group_of(call))
+    return _prices(work.head_size <= 64, work.usual.warpgroups, work.group)
 
 
 @functools.cache
@@ -94,42 +173,14 @@ def _prices(is_small: bool, most_warpgroups: int, group: int) -> dict[Cut, Price
     }
 
 
-def price_of(call: AttentionCall, cut: Cut, num_programs: int) -> Price:
+def price_of(work: Work, cut: Cut) -> Price:
     """Return a cut's price, or what operations take where none is fitted."""
-    whole = replace(cut, head_parts=-(-group_of(call) // cut.rows))
-    found = prices_of(call).get(whole)
-    if found is None:
-        operations = 4 * cut.rows * cut.kv_tile * call.cache.head_size * num_programs
-        filled = operations / PRODUCT_RATE
-        found = Price(ITEM_SECONDS, (FEW_ROWS * filled, *(filled,) * (cut.warpgroups - 1)))
-    return found
-
-
-def lengths_of(
-    call: AttentionCall, *, long_only: bool = False, at_first: bool = False
-) -> tuple[Sequences, ...]:
-    """Return sequences of short queries and of long ones, in tokens, as far as there are any.
-
-    The longest sequence is taken to have grown to the batch's bound, and the others with it. Where
-    bounds alone are known, all sequences are taken to be as the longest.
-
-    Args:
-        call: whose batch knows both sorts if `long_only`.
-        long_only: without the short ones.
-        at_first: as they were when the batch was made, if that is known.
-
-    """
-    batch = call.batch
-    known, longest = batch.known_lengths, max(1, batch.expected_kv_length)
-    if known is not None:
-        if at_first:
-            longest = max(1, min(longest, known.longest))
-        both = (None if long_only else known.short, known.long)
-        return tuple(each.in_tokens(longest) for each in both if each is not None)
-    count, tokens = max(1, batch.num_sequences), max(1, call.query.shape[0])
-    most = max(1, batch.max_query_length)
-    seen = max(1.0, longest - (most - 1) / 2)
-    return (Sequences(count, tokens, most, longest, longest, seen),)
+    if work.causal and work.head_size <= 128:
+        prices = _SMALL_HEADS if work.head_size <= 64 else _HEADS_UP_TO_128
+        return prices[Cut(cut.warpgroups, cut.kv_tile)]
+    operations = 4 * cut.rows * cut.kv_tile * work.head_size * work.num_programs
+    filled = operations / PRODUCT_RATE
+    return Price(ITEM_SECONDS, (FEW_ROWS * filled, *(filled,) * (cut.warpgroups - 1)))
 
 
 @dataclass(frozen=True)
@@ -156,43 +207,40 @@ class Items:
     rows: int
 
     @classmethod
-    def of(cls, call: AttentionCall, num_programs: int, cut: Cut, lengths: Sequences) -> Items:
+    def of(cls, work: Work, cut: Cut, lengths: Sequences) -> Items:
         """Count a launch's.
 
         Args:
-            call: of the launch.
-            num_programs: that run at once.
+            work: of the launch.
             cut: of the launch.
-            lengths: of the sequences, in tokens.
+            lengths: of the sequences, one of the work's.
 
         """
-        group = group_of(call)
-        tokens, heads = cut.tokens(group), cut.heads(group)
+        tokens, heads = cut.tokens(work.group), cut.heads(work.group)
         if lengths.query_tokens == lengths.count * lengths.most_queries:
             tiles: float = lengths.count * -(-lengths.most_queries // tokens)
         else:
             tiles = lengths.query_tokens / tokens + lengths.count / 2
         more_queries = min(tokens, lengths.query_tokens / lengths.count) - 1  # of a tile
-        window = MOST_KEYS if call.window is None else call.window
         # by a tile's last query, of which the mean of its queries sees half a tile less
         seen, more = lengths.mean_seen + more_queries / 2, 0.5  # as the last tile is seen in part
-        is_cut = window < seen
+        is_cut = work.window < seen
         if is_cut:
-            seen, more = window + more_queries, 0.75  # and the first
-        most = min(lengths.most_kv, most_keys_of(call, cut))
+            seen, more = work.window + more_queries, 0.75  # and the first
+        most = min(lengths.most_kv, work.window + tokens)
         are_alike = lengths.are_alike and lengths.most_queries <= tokens and not is_cut
         most_tiles = max(1, math.ceil(most / cut.kv_tile))
         mean_tiles = min(most_tiles + is_cut, seen / cut.kv_tile + more)
-        price = price_of(call, cut, num_programs)
+        price = price_of(work, cut)
         used = min(cut.rows, min(tokens, lengths.most_queries) * heads)
         return cls(
-            count=tiles * call.cache.num_kv_heads * cut.head_parts,
+            count=tiles * work.num_kv_heads * cut.head_parts,
             mean_kv_tiles=most_tiles if are_alike else mean_tiles,
             most_kv_tiles=most_tiles,
             item_seconds=price.item,
             tile_seconds=price.tiles[max(0, -(-used // 64) - 1)],
             are_alike=are_alike,
-            rows=lengths.query_tokens * call.query.shape[1],
+            rows=lengths.query_tokens * work.num_kv_heads * work.group,
         )
 
     def shares(self, share_tiles: int, splits: int) -> tuple[float, int]:
@@ -222,8 +270,11 @@ def share_tiles_of(call: AttentionCall, cut: Cut, splits: int, *, long_only: boo
         long_only: whether short queries are passed over, of which the batch knows.
 
     """
-    lengths = lengths_of(call, long_only=long_only, at_first=True)
-    most = max((each.most_kv for each in lengths), default=1)
+    known, most = call.batch.known_lengths, float(max(1, call.batch.expected_kv_length))
+    if known is not None:
+        most = max(1, min(most, known.longest))
+        if long_only and known.long is not None:
+            most *= known.long.most_kv
     tiles = math.ceil(min(most, most_keys_of(call, cut)) / cut.kv_tile)
     return -(-max(1, tiles) // splits)
 
@@ -234,26 +285,36 @@ def most_keys_of(call: AttentionCall, cut: Cut) -> int:
 
 
 class Estimate:
-    """Of a call's launches with one cut, for any number of shares.
+    """Of a launch with one cut, for any number of shares.
 
     Args:
-        call: of the launch.
-        num_programs: that run at once.
-        cut: of the launch.
-        long_only: whether it passes over short queries, of which the batch knows.
+        work: of the launch.
+        cut: of it.
 
     """
 
-    def __init__(
-        self, call: AttentionCall, num_programs: int, cut: Cut, *, long_only: bool = False
-    ) -> None:
-        self._num_programs = num_programs
-        self._head_size = call.cache.head_size
-        lengths = lengths_of(call, long_only=long_only)
-        self._items = [Items.of(call, num_programs, cut, each) for each in lengths]
-        self._reading = sum(read_seconds(call, each) for each in lengths)
+    def __init__(self, work: Work, cut: Cut) -> None:
+        self.cut = cut
+        self._num_programs = work.num_programs
+        self._head_size = work.head_size
+        self._items = [Items.of(work, cut, each) for each in work.sequences]
+        self._reading = sum(read_seconds(work, each) for each in work.sequences)
         self._kv_tiles = max((each.most_kv_tiles for each in self._items), default=1)
-        self._are_sorted = sum(each.count for each in lengths) <= MOST_SORTED
+        self._are_sorted = sum(each.count for each in work.sequences) <= MOST_SORTED
+
+    @property
+    def least_shared_seconds(self) -> float:
+        """What all take at least if keys are shared out, were work even and no row merged."""
+        work = sum(
+            items.count * (items.item_seconds + items.mean_kv_tiles * items.tile_seconds)
+            for items in self._items
+        )
+        return LAUNCH_SECONDS + self._beside_reading(work / self._num_programs) + MERGE_SECONDS
+
+    def _beside_reading(self, multiplying: float) -> float:
+        power = READING_BESIDE
+        both: float = (multiplying**power + self._reading**power) ** (1 / power)
+        return both
 
     def seconds(self, splits: int = 1) -> float:
         """Estimate how many seconds all take, merging included.
@@ -277,10 +338,8 @@ class Estimate:
                 shares_of_rows += items.rows * shares
             if not self._are_sorted:
                 work += items.count * (splits - shares) * DRAW_SECONDS
-        multiplying = self._spread(count, work, longest, is_shared=splits > 1)
-        power = READING_BESIDE
-        both = (multiplying**power + self._reading**power) ** (1 / power)
-        seconds: float = LAUNCH_SECONDS + both
+        seconds = self._beside_reading(self._spread(count, work, longest, is_shared=splits > 1))
+        seconds += LAUNCH_SECONDS
         if merged_rows:
             seconds += MERGE_SECONDS + merged_rows * MERGE_ROW_SECONDS
             seconds += 8 * shares_of_rows * self._head_size / MERGE_RATE
@@ -297,19 +356,16 @@ class Estimate:
         return max(longest, work / self._num_programs + UNEVEN * mean if each > 1 else longest)
 
 
-def read_seconds(call: AttentionCall, lengths: Sequences, *, widened: bool = True) -> float:
+def read_seconds(work: Work, lengths: Sequences, *, widened: bool = True) -> float:
     """Return how many seconds the memory takes for the keys and values of sequences.
 
     Args:
-        call: of the launch.
-        lengths: of the sequences, in tokens.
+        work: of the launch.
+        lengths: of the sequences, one of the work's.
         widened: whether what reads fp8 widens it in shared memory, as prefill does.
 
     """
-    cache = call.cache
-    tokens = lengths.mean_kv
-    if call.window is not None:
-        tokens = min(tokens, call.window + lengths.query_tokens / lengths.count)
-    token_bytes = 2 * cache.num_kv_heads * cache.head_size * cache.dtype.itemsize
-    seconds = lengths.count * tokens * token_bytes / fit_for(call.query.device).read_rate
-    return seconds * (READ_FP8 if widened and cache.dtype == FP8 else 1.0)
+    tokens = min(lengths.mean_kv, work.window + lengths.query_tokens / lengths.count)
+    token_bytes = 2 * work.num_kv_heads * work.head_size * work.kv_bytes
+    seconds = lengths.count * tokens * token_bytes / work.read_rate
+    return seconds * (READ_FP8 if widened and work.kv_bytes == 1 else 1.0)

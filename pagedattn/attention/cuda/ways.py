@@ -19,8 +19,7 @@ from pagedattn.attention.cuda.mixed import MixedLaunch, short_of
 from pagedattn.attention.cuda.module import num_multiprocessors
 from pagedattn.attention.cuda.prefill import PrefillLaunch
 from pagedattn.attention.cuda.prefill_choice import MOST_SHARED_BYTES, ways_to_divide
-from pagedattn.attention.cuda.prefill_config import usual_cut
-from pagedattn.attention.cuda.prefill_estimate import prices_of
+from pagedattn.attention.cuda.prefill_estimate import Work, prices_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,12 +168,13 @@ def _whole_rows(
 
 
 def _by_prefill(call: AttentionCall) -> Iterator[PrefillLaunch]:
-    for cut in prices_of(call) or (usual_cut(call),):
-        for way in ways_to_divide(call, cut):
+    work = Work.of(call)
+    for cut in prices_of(work) or (work.usual,):
+        for way in ways_to_divide(work, cut):
             yield PrefillLaunch(call, cut=way, splits=1)
     if not call.causal:
         return
-    tiles = -(-call.batch.expected_kv_length // usual_cut(call).kv_tile)
+    tiles = -(-call.batch.expected_kv_length // work.usual.kv_tile)
     for splits in SHARES:
         if splits <= tiles and 4 * call.out.numel() * splits <= MOST_SHARED_BYTES:
             yield PrefillLaunch(call, splits=splits)

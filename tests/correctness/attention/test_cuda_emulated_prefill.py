@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import prefill
 from pagedattn.attention.cuda.prefill_choice import Way
-from pagedattn.attention.cuda.prefill_config import Cut, usual_cut
+from pagedattn.attention.cuda.prefill_config import Cut
 from pagedattn.testing import check_attention, make_inputs
 from pagedattn.testing.emulator import EmulatedImplementation, emulation, unavailable
 from pagedattn.workloads import AttentionShape
@@ -249,9 +249,9 @@ def test_each_sequence_s_own_keys_are_shared_out_beside_shared_blocks(monkeypatc
     """Their results are float32, to be merged with those of the shared blocks."""
     splits = []
 
-    def way_of(call, *_, **__):
-        splits.append(3 if call.causal else 1)
-        return Way(usual_cut(call), splits[-1], 0.0)
+    def way_of(work, **_):
+        splits.append(3 if work.causal else 1)
+        return Way(work.usual, splits[-1], 0.0)
 
     monkeypatch.setattr(prefill, "way_of", way_of)
     shape = AttentionShape(

@@ -20,7 +20,6 @@ from pagedattn.attention.cuda import (
 )
 from pagedattn.attention.cuda.decode_fits import H100, H200
 from pagedattn.attention.cuda.prefill_choice import Way
-from pagedattn.attention.cuda.prefill_config import usual_cut
 from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import ALL, check, inputs_of, nightly
@@ -105,7 +104,7 @@ BATCHES = {
 def shared_out(monkeypatch):
     """Function that has the long queries' keys shared out among so many."""
     return lambda splits: monkeypatch.setattr(
-        prefill, "way_of", lambda call, *_, **__: Way(usual_cut(call), splits, 1.0)
+        prefill, "way_of", lambda work, **_: Way(work.usual, splits, 1.0)
     )
 
 

@@ -10,7 +10,14 @@ from pagedattn.attention.cuda import prefill_estimate
 from pagedattn.attention.cuda.decode_config import SHARED_BYTES
 from pagedattn.attention.cuda.decode_fits import H200
 from pagedattn.attention.cuda.prefill import HEAD_SIZES
-from pagedattn.attention.cuda.prefill_choice import cut_of, head_parts_of, way_of
+from pagedattn.attention.cuda.prefill_choice import (
+    MOST_SHARED_BYTES,
+    SPLITS,
+    cut_of,
+    head_parts_of,
+    way_of,
+    ways_to_divide,
+)
 from pagedattn.attention.cuda.prefill_config import (
     Cut,
     section_heads,
@@ -20,7 +27,7 @@ from pagedattn.attention.cuda.prefill_config import (
 from pagedattn.attention.cuda.prefill_estimate import (
     Estimate,
     Items,
-    lengths_of,
+    Work,
     prices_of,
     share_tiles_of,
 )
@@ -54,11 +61,15 @@ def call_of(
         batch=SimpleNamespace(
             num_sequences=len(queries),
             max_query_length=max(queries),
-            expected_kv_length=max(kv_lengths),
+            expected_kv_length=int(max(kv_lengths)),
             known_lengths=known if knows else None,
         ),
         **{"causal": True, "window": None} | options,
     )
+
+
+def work_of(*args, **options):
+    return Work.of(call_of(*args, **options))
 
 
 @pytest.mark.parametrize(
@@ -76,13 +87,13 @@ def call_of(
     ],
 )
 def test_keys_are_shared_out_where_query_tiles_are_few(queries, kv_lengths, options, splits):
-    assert way_of(call_of(queries, kv_lengths, **options), 132).splits == splits
+    assert way_of(work_of(queries, kv_lengths, **options)).splits == splits
 
 
 def test_the_longest_of_many_sequences_is_shared_out():
     drafts = (4,) * 40
-    assert way_of(call_of(drafts, 1000), 132).splits == 1
-    assert way_of(call_of(drafts, (9000, *(1000,) * 39)), 132).splits > 1
+    assert way_of(work_of(drafts, 1000)).splits == 1
+    assert way_of(work_of(drafts, (9000, *(1000,) * 39))).splits > 1
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -90,7 +101,7 @@ def test_shares_take_no_more_memory_than_there_is_for_them(knows):
     queries = (1024,) * 16
     call = call_of(queries, 100_000, heads=(8, 1), knows=knows)
     call.out = torch.empty((200_000, 64, 128), device="meta")
-    assert way_of(call, 132).splits == 1
+    assert way_of(Work.of(call)).splits == 1
 
 
 @pytest.mark.parametrize(
@@ -101,7 +112,7 @@ def test_shares_take_no_more_memory_than_there_is_for_them(knows):
     ],
 )
 def test_heads_are_divided_as_suits_the_shares_of_keys(queries, kv_length, heads, parts):
-    way = way_of(call_of(queries, kv_length, heads=heads), 132)
+    way = way_of(work_of(queries, kv_length, heads=heads))
     assert way.splits > 1
     assert way.cut.head_parts == parts
 
@@ -144,13 +155,13 @@ FP8 = {"dtype": torch.float8_e4m3fn}
     ],
 )
 def test_tiles_are_of_the_size_that_takes_the_least_time(queries, kv_length, options, cut):
-    assert cut_of(call_of(queries, kv_length, **options), num_programs=132).cut == Cut(*cut)
+    assert cut_of(work_of(queries, kv_length, **options)).cut == Cut(*cut)
 
 
 def test_a_mixed_batch_s_long_queries_are_cut_by_themselves():
     call = call_of((256,) * 4 + (1,) * 500, (256,) * 4 + (16_384,) * 500, **OF_64)
-    assert cut_of(call, 132).cut == Cut(3, 128)
-    assert cut_of(call, 132, long_only=True).cut == Cut(2, 64)
+    assert cut_of(Work.of(call)).cut == Cut(3, 128)
+    assert cut_of(Work.of(call, long_only=True)).cut == Cut(2, 64)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +214,8 @@ def test_items_and_their_tiles_of_keys_are_about_as_many_as_programs_find(
     call = call_of(queries, kv_lengths, heads=heads, window=window)
     cut = Cut(2, kv_tile)
     found = counted(call, queries, kv_lengths, cut)
-    items = [Items.of(call, 132, cut, each) for each in lengths_of(call)]
+    work = Work.of(call)
+    items = [Items.of(work, cut, each) for each in work.sequences]
     tiles = sum(each.count * each.mean_kv_tiles for each in items)
     assert sum(each.count for each in items) == pytest.approx(found.size, rel=0.05)
     assert tiles == pytest.approx(found.sum(), rel=0.2)
@@ -215,8 +227,8 @@ def test_what_all_programs_wait_for_is_estimated():
     cut = Cut(2, 128)
 
     def seconds(count, kv_length, splits=1):
-        call = call_of((1024 // 8,) * count, kv_length, heads=(8, 1))
-        return Estimate(call, 132, cut).seconds(splits)
+        work = work_of((1024 // 8,) * count, kv_length, heads=(8, 1))
+        return Estimate(work, cut).seconds(splits)
 
     one, all_at_once, one_more = (seconds(count, 64_000) for count in (1, 16, 17))
     assert all_at_once == pytest.approx(one, rel=0.01)  # 8 items of 16 tokens each
@@ -224,8 +236,8 @@ def test_what_all_programs_wait_for_is_estimated():
     assert seconds(1, 64_000, splits=16) < one / 8
     assert seconds(16, 64_000, splits=2) > all_at_once  # nobody has been waiting
     read = 2 * 2 * 128 * 8192 * 1000 / H200.read_rate
-    drafts = call_of((4,) * 1000, 8192, heads=(8, 1))
-    assert read < Estimate(drafts, 132, cut).seconds() < 1.2 * read
+    drafts = work_of((4,) * 1000, 8192, heads=(8, 1))
+    assert read < Estimate(drafts, cut).seconds() < 1.2 * read
 
 
 def test_a_batch_that_may_grow_has_as_many_shares_now():
@@ -241,22 +253,22 @@ def test_a_batch_that_may_grow_has_as_many_shares_now():
 
 def test_numbers_that_no_item_has_are_counted_where_sequences_are_not_sorted():
     def seconds(count, splits):
-        call = call_of((4,) * count, (60_000, *(500,) * (count - 1)), heads=(8, 1))
-        return Estimate(call, 132, Cut(2, 128)).seconds(splits)
+        work = work_of((4,) * count, (60_000, *(500,) * (count - 1)), heads=(8, 1))
+        return Estimate(work, Cut(2, 128)).seconds(splits)
 
     assert seconds(193, 1) - seconds(192, 1) < 1e-6
     assert seconds(193, 32) - seconds(192, 32) > 30e-6
 
 
 def test_shares_are_counted_by_each_sequence_s_keys():
-    call = call_of((4,) * 10, (12_800, *(128,) * 9), heads=(8, 8))
-    (items,) = (Items.of(call, 132, Cut(2, 128), each) for each in lengths_of(call))
+    work = work_of((4,) * 10, (12_800, *(128,) * 9), heads=(8, 8))
+    (items,) = (Items.of(work, Cut(2, 128), each) for each in work.sequences)
     mean, most = items.shares(share_tiles=10, splits=64)
     assert most == 10
     assert 1 <= mean < 2
     assert items.shares(share_tiles=10, splits=4) == (min(mean, 4), 4)
-    alike = call_of((4,) * 10, 12_800, heads=(8, 8))
-    (items,) = (Items.of(alike, 132, Cut(2, 128), each) for each in lengths_of(alike))
+    alike = work_of((4,) * 10, 12_800, heads=(8, 8))
+    (items,) = (Items.of(alike, Cut(2, 128), each) for each in alike.sequences)
     assert items.shares(share_tiles=30, splits=64) == (4, 4)
 
 
@@ -265,14 +277,60 @@ def test_other_tiles_have_to_save_much_of_a_long_launch(options):
     others = 0
     for length in range(64, 8192, 136):
         for count in (1, 3, 40):
-            call = call_of((length,) * count, length, **options)
-            usual = Estimate(call, 132, usual_cut(call)).seconds()
-            chosen = cut_of(call, 132)
+            work = work_of((length,) * count, length, **options)
+            usual = Estimate(work, work.usual).seconds()
+            chosen = cut_of(work)
             saved = 1 - chosen.seconds / usual
             others += saved > 0
             assert saved >= 0
             assert saved == 0 or usual < 1e-4 or saved >= 0.07
     assert others
+
+
+def drawn_works(count):
+    """Of drafts, chunks and mixed batches of some heads."""
+    rng = np.random.default_rng(3)
+    for i in range(count):
+        size = int(rng.integers(1, 60))
+        queries = rng.choice([(1, 4), (5, 64), (1, 700)][i % 3], size)
+        kv_lengths = queries + np.exp(rng.uniform(2, 10, size)).astype(int)
+        heads = [(32, 8), (8, 1), (48, 1), (28, 4)][i // 3 % 4]
+        yield work_of(
+            tuple(queries.tolist()),
+            tuple(kv_lengths.tolist()),
+            heads=heads,
+            head_size=(64, 128)[i % 2],
+            window=(None, 2000)[i % 5 == 0],
+        )
+
+
+def test_shares_that_are_not_looked_at_would_take_longer():
+    shared = 0
+    for work in drawn_works(200):
+        found = [cut_of(work).seconds]
+        bytes_of_share = 4 * work.num_tokens * work.num_kv_heads * work.group * work.head_size
+        for cut in ways_to_divide(work, work.usual):
+            estimate = Estimate(work, cut)
+            each = (n for n in SPLITS if n * bytes_of_share <= MOST_SHARED_BYTES)
+            found += [estimate.seconds(splits) for splits in each]
+        chosen = way_of(work)
+        shared += chosen.splits > 1
+        assert chosen.seconds == min(found)
+    assert 20 < shared < 180
+
+
+def test_a_batch_has_the_same_work_for_some_steps_of_drafts():
+    lengths = np.array([4000, 900, 2500])
+    steps = [work_of((4,) * 3, tuple(lengths + 3 * step)) for step in range(100)]
+    assert len(set(steps)) < 12
+    longest = max(each.most_kv for each in steps[-1].sequences)
+    assert 4297 <= longest < 1.02 * 4297
+
+
+def test_another_window_or_type_is_other_work():
+    queries, kv_lengths = (300, 1), (3000, 400)
+    options = ({}, {"window": 100}, FP8, {"heads": (64, 8)}, {"causal": False})
+    assert len({work_of(queries, kv_lengths, **each) for each in options}) == len(options)
 
 
 @pytest.mark.parametrize(
@@ -287,5 +345,5 @@ def test_as_many_heads_are_worked_on_together_as_fit_and_divide(num_kv_heads, he
 def test_a_program_fits_in_a_multiprocessors_shared_memory(head_size):
     for dtype, by_fp8 in ((torch.bfloat16, False), *((FP8["dtype"], by) for by in (False, True))):
         call = call_of((512,), 1024, head_size=head_size, dtype=dtype)
-        for cut in (usual_cut(call), *prices_of(call)):
+        for cut in (usual_cut(call), *prices_of(Work.of(call))):
             assert shared_bytes_of(call, cut, fp8_products=by_fp8) <= SHARED_BYTES
