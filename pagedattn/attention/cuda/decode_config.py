@@ -51,6 +51,8 @@ class DecodeConfig:
         clusters_of_row: clusters that a row has; None is as many as there are programs for.
         whole: up to which size rows of one length are not cut, and how they are divided; None
             estimates.
+        aligns: have each of rows of several lengths begin with a range, where lengths are such that
+            it leaves little of their last ranges empty.
 
     """
 
@@ -62,6 +64,7 @@ class DecodeConfig:
     keeps_whole: bool = False
     clusters_of_row: int | None = None
     whole: WholeRows | None = None
+    aligns: bool = False
 
     @cached_property
     def shared_bytes(self) -> int:
@@ -245,6 +248,7 @@ def macros_of(
         ("PROGRAMS", config.programs),
         ("CLUSTER", config.cluster),
         ("WHOLE", int(config.keeps_whole)),
+        ("ALIGNED", int(config.aligns)),
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),
         ("OUT_F32", int(out_f32)),

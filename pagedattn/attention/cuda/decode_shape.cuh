@@ -38,6 +38,14 @@ constexpr int TOKEN_BYTES = 2 * ROW_BYTES;  // of K and V of a head
 constexpr int WHOLE_TOKENS = 1024 * TOKEN_BYTES <= 512 << 10 ? 1024 : (512 << 10) / TOKEN_BYTES;
 constexpr int LONGER_BY = (256 << 10) / TOKEN_BYTES;
 constexpr int ROW_END = ((24 << 10) + TILE * TOKEN_BYTES - 1) / (TILE * TOKEN_BYTES);
+// Sequences of several lengths that a lane divides, at most, so that each row begins with a range; and how many tiles more
+// a range may have for that, and for the longest row to be a bundle. Measured on an H200.
+constexpr int MOST_ALIGNED = 4;
+constexpr int SUMS = COLUMNS * HEAD_SIZE;  // of a row, which it takes long to end if they are many
+constexpr int MORE_TO_ALIGN = ((SUMS <= 512 ? 128 : SUMS <= 1024 ? 192 : 384) << 10) / (TILE * TOKEN_BYTES);
+constexpr int MORE_FOR_BUNDLE = 384 / TILE;
+constexpr int LEAST_CUT = 3;  // rows that are cut, for it to pay
+constexpr int MOST_ALIGNED_TILES = 1 << 15;  // of all rows together, see `Divisor`
 
 // What the programs of a cluster send each other of a row: items of four elements of a column and their weight,
 // so many of which that follow each other go to the same program.

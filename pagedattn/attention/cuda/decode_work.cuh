@@ -10,12 +10,28 @@ struct Tiles {
     DEVICE int tokens() const { return kv_length - lowest; }
 };
 
+DEVICE int ceil_div(int x, int y) { return (u32)(x + y - 1) / (u32)y; }
+
+// A number from 2 on by which others are divided, if they are less than 2^32 over it.
+struct Divisor {
+    u32 of = 1, inverse = 0;
+
+    DEVICE Divisor() {}
+    DEVICE explicit Divisor(int by) : of(by), inverse(0xffffffffu / (u32)by + 1) {}
+    DEVICE int ceil_div(int x) const { return __umulhi(x + of - 1, inverse); }
+};
+
 // What a row counts for where work is divided: its tiles; or, where rows are not cut, something for itself besides,
-// or that alone.
+// or that alone; or, where none shares a range with another, all tiles of the ranges that it has.
 struct Weight {
     int of_tile = 1, of_row = 0;
+    Divisor range{};
 
-    DEVICE int of(const Tiles &tiles) const { return tiles.count ? tiles.count * of_tile + of_row : 0; }
+    DEVICE int of(const Tiles &tiles) const { return tiles.count ? of(tiles.count) : 0; }
+    DEVICE int of(int tiles) const {
+        int own = tiles * of_tile + of_row;
+        return ALIGNED && range.of > 1 ? range.ceil_div(own) * range.of : own;
+    }
     DEVICE bool keeps_whole() const { return WHOLE && of_row; }
 };
 
@@ -44,7 +60,8 @@ DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
 // All sequences' tiles, once a group, are laid end to end and cut into ranges, all at once or row by
 // row, and each range goes to as many programs as a group has heads: they read the same blocks at the
 // same time, and what they read of a block lies together. Where rows are not cut, what they count for
-// is laid end to end instead of tiles, and a range has the rows that begin in it.
+// is laid end to end instead of tiles, and a range has the rows that begin in it. Where few rows of several lengths
+// are cut, each begins with a range, and there is nothing at the end of its last one.
 struct Division {
     Weight weight;
     int parallel_heads;
@@ -61,7 +78,7 @@ struct Division {
         parallel_heads = p.parallel_heads;
         groups = p.groups;
         total = of_head * groups;
-        ranges = max(1, min(p.ranges, total));
+        ranges = max(1, min(p.ranges, ALIGNED ? total / (int)weight.range.of : total));
         unit = total;
         parts = ranges;
         each = (u32)total / (u32)ranges;
@@ -154,7 +171,51 @@ struct Batch : Division {
         for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
             even = even && tiles_of(p, sequence).count == first.count;
         even = __all_sync(~0u, even);
+        if (ALIGNED && !even && !weight.keeps_whole() && of_lane <= MOST_ALIGNED)
+            lane_end = sum_up_to(align(p, lane * of_lane, of_lane, weight), lane);
         return {Division(p, __shfl_sync(~0u, lane_end, 31), even, first, weight), lane_end};
+    }
+
+    // Have each row begin with a range, if its last one then has little less than others. A range that has the end of
+    // a row and the beginning of another takes longer than one with more tiles of one row, as it has two to end and
+    // to merge. And of more parts than a bundle has, those of each bundle are merged first. By a warp, of which each
+    // lane has `count` sequences from `first` on and returns what their rows of a head count for.
+    DEVICE static int align(const Parameters &p, int first, int count, Weight &weight) {
+        int own[MOST_ALIGNED], of_lane = 0, rows = 0, longest = 0;
+#pragma unroll
+        for (int i = 0; i < MOST_ALIGNED; ++i) {
+            own[i] = i < count && first + i < p.num_sequences ? tiles_of(p, first + i).count : 0;
+            of_lane += own[i];
+            rows += own[i] > 0;
+            longest = max(longest, own[i]);
+        }
+        int all = __reduce_add_sync(~0u, of_lane) * p.groups;
+        rows = __reduce_add_sync(~0u, rows) * p.groups;
+        longest = __reduce_max_sync(~0u, longest);
+        if (rows >= p.ranges || all >= MOST_ALIGNED_TILES) return of_lane;
+        int share = ceil_div(all, p.ranges), least = ceil_div(longest, FAN_IN), cut = 0;
+        if (least > share + MORE_FOR_BUNDLE) least = share;
+#pragma unroll
+        for (int i = 0; i < MOST_ALIGNED; ++i) cut += own[i] > share;
+        if (least <= share && __reduce_add_sync(~0u, cut) * p.groups < LEAST_CUT) return of_lane;
+        // a row's last range is half full on average, and has a tile at least
+        int each = max(least, ceil_div(all, p.ranges - rows / 2)), most = max(least, share + MORE_TO_ALIGN);
+        if (each < 2) return of_lane;
+        Divisor range;
+#pragma unroll 1
+        for (;; each += ceil_div(each, 16)) {
+            if (each > most) return of_lane;
+            range = Divisor(each);
+            int used = 0;
+#pragma unroll
+            for (int i = 0; i < MOST_ALIGNED; ++i) used += range.ceil_div(own[i]);
+            if (__reduce_add_sync(~0u, used) * p.groups <= p.ranges) break;
+        }
+        weight.range = range;
+        of_lane = 0;
+#pragma unroll
+        for (int i = 0; i < MOST_ALIGNED; ++i) of_lane += weight.of(own[i]);
+        return of_lane;
     }
 
     // What rows count for: each lane has some sequences' tiles, how many have any, and tokens of the longest. If no
@@ -182,10 +243,11 @@ struct Segment {
     Weight weight;   // as a `Division` has it
 
     DEVICE int row_end() const { return row_begin + weight.of(tiles); }
+    DEVICE int tiles_end() const { return row_begin + tiles.count; }  // if the row may be cut
     DEVICE int first_tile() const { return tiles.first + begin - row_begin; }  // of the sequence
-    DEVICE bool is_whole() const { return weight.keeps_whole() || (begin == row_begin && end == row_end()); }
+    DEVICE bool is_whole() const { return weight.keeps_whole() || (begin == row_begin && end == tiles_end()); }
     DEVICE int end_in(int range_end) const {
-        return weight.keeps_whole() ? begin + tiles.count : min(row_end(), range_end);
+        return weight.keeps_whole() ? begin + tiles.count : min(tiles_end(), range_end);
     }
     DEVICE bool goes_on(int range_end) const { return row_end() < range_end; }
 
@@ -251,7 +313,7 @@ struct Cut {
         cut.head = segment.head;
         cut.apart = 2 * batch.parallel_heads;
         cut.place = 2 * program - own * cut.apart;
-        cut.total = batch.range_of(segment.row_end() - 1) - first + 1;
+        cut.total = batch.range_of(segment.tiles_end() - 1) - first + 1;
         cut.from = own / FAN_IN * FAN_IN;
         cut.count = min(FAN_IN, cut.total - cut.from);
         return cut;

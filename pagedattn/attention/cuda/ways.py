@@ -9,6 +9,7 @@ has its usual tiles, and heads in the parts that are chosen; two launches are as
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ def name_of(launch: KernelLaunch, call: AttentionCall) -> str:
             words[-1] += f", {max(1, of_range)} a range"
             if of_range and more:
                 words[-1] += f" and one more in {more}"
+    if config.aligns:
+        words.append("rows begin with a range")
     return f"decode: {', '.join(words)}"
 
 
@@ -128,9 +131,9 @@ def _by_decode(call: AttentionCall) -> Iterator[DecodeLaunch]:
             for whole in _whole_rows(call, num_programs, heads, ranges, config.programs):
                 yield DecodeLaunch(call, replace(config, whole=whole))
         else:
-            yield DecodeLaunch(call, replace(config, keeps_whole=False))
-            if decode_division.keeps_whole(kv_length, row_bytes):
-                yield DecodeLaunch(call, replace(config, keeps_whole=True))
+            may_keep = decode_division.keeps_whole(kv_length, row_bytes)
+            for keeps, aligns in itertools.product((False, True)[: 1 + may_keep], (False, True)):
+                yield DecodeLaunch(call, replace(config, keeps_whole=keeps, aligns=aligns))
     for cluster, at_once in CLUSTERS.items() if decode_calls.has_even_rows(call) else ():
         most = at_once // (call.batch.num_sequences * call.cache.num_kv_heads)  # of a row
         for count in dict.fromkeys((1, most)) if most else ():

@@ -50,6 +50,7 @@ inline float __uint_as_float(u32 bits) {
 
 inline int __ffs(u32 x) { return __builtin_ffs((int)x); }
 inline int __popc(u32 x) { return __builtin_popcount(x); }
+inline u32 __umulhi(u32 x, u32 y) { return (u32)((u64)x * y >> 32); }
 inline float __fdividef(float x, float y) { return x / y; }
 
 template <class T>

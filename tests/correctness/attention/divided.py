@@ -95,9 +95,15 @@ def divide(
     return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed)
 
 
-def share_out(tiles, num_kv_heads, num_multiprocessors, on_each=1, *, head_size=256, window=None):
-    """Return tiles of each program, and parts of each sequence and head, if rows may stay whole."""
-    config = decode_config.DecodeConfig(8, TILE, 4, on_each, keeps_whole=True)
+def share_out(
+    tiles, num_kv_heads, num_multiprocessors, on_each=1, *,
+    head_size=256, window=None, keeps_whole=True, aligns=False,
+):  # fmt: skip
+    """Return tiles of each program, and parts of each sequence and head.
+
+    Rows may stay whole if `keeps_whole`, and each may begin with a range if it `aligns`.
+    """
+    config = decode_config.DecodeConfig(8, TILE, 4, on_each, keeps_whole=keeps_whole, aligns=aligns)
     macros = decode_config.macros_of(
         config, head_size=head_size, kv_bytes=2, group=4, bf16=False, block_size=TILE,
         features=("window",) if window else (),

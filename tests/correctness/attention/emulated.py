@@ -68,12 +68,12 @@ def check(inputs, launch_of, *, multiprocessors=6, lse=False, seeds=(0, 1), roun
                 assert not any(kept.any() for kept in zeros)
 
 
-def small_tiles(call, programs=1, cluster=1, *, keeps_whole=False):
+def small_tiles(call, programs=1, cluster=1, **options):
     """Cut for small tiles and few stages, so that short sequences go round them."""
     assert decode_calls.not_taken(call) is None
     columns = call.query.shape[1] // call.cache.num_kv_heads * call.batch.max_query_length
     padded = decode_config.padded_columns(columns)
-    config = decode_config.DecodeConfig(padded, 16, 4, programs, cluster, keeps_whole)
+    config = decode_config.DecodeConfig(padded, 16, 4, programs, cluster, **options)
     return decode.DecodeLaunch(call, config)
 
 
@@ -90,6 +90,16 @@ def whole_rows(call):
 def two_with_whole_rows(call):
     """The same, for two programs on a multiprocessor."""
     return small_tiles(call, programs=2, keeps_whole=True)
+
+
+def aligned_rows(call):
+    """The same, where each row may begin with a range."""
+    return small_tiles(call, aligns=True)
+
+
+def two_with_aligned_rows(call):
+    """The same, for two programs on a multiprocessor."""
+    return small_tiles(call, programs=2, aligns=True)
 
 
 def clusters_of(size):

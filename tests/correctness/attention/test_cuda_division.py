@@ -316,3 +316,65 @@ def test_heads_that_are_not_read_side_by_side_are_rows_of_their_own():
 def test_rows_are_short_by_the_tokens_that_are_seen():
     _, parts = share_out([LONGEST + 8] * 6 + [3], 1, 6, window=64)
     assert parts.max() == 1
+
+
+ALIGNED_BY = 24  # tiles of 384 KiB, of heads of 256
+BUNDLE_BY = 24  # of 384 tokens
+LEAST_CUT = 3  # rows
+MOST_ALIGNED = 128  # sequences
+FAN_IN = 20  # parts that are merged at once
+
+
+@on_each
+def test_few_rows_of_several_lengths_share_no_range_where_it_costs_little(on_each):
+    rng = np.random.default_rng(on_each)
+    seen = {"few cut": 0, "shared": 0, "their own": 0, "of a bundle": 0}
+    for _ in range(400):
+        num_multiprocessors = int(rng.choice([3, 12, 24, 44, 132]))
+        num_kv_heads = int(rng.choice([1, 2, 3, 8]))
+        tiles = (2 ** rng.uniform(0, 9, int(2 ** rng.uniform(1, 7.3)))).astype(int)
+        tiles[0] += (tiles == tiles[0]).all()  # of several lengths
+        of_program, parts = share_out(
+            tiles, num_kv_heads, num_multiprocessors, on_each, keeps_whole=False, aligns=True
+        )
+        assert of_program.sum() == tiles.sum() * num_kv_heads
+        assert (parts > 0).all()
+        parallel = decode_division.heads_in_parallel(num_kv_heads, of_program.size)
+        groups, ranges = num_kv_heads // parallel, of_program.size // parallel
+        rows, all_tiles = tiles.size * groups, int(tiles.sum()) * groups
+        share, bundle = -(-all_tiles // ranges), -(-tiles.max() // FAN_IN)
+        by_bundle = share < bundle <= share + BUNDLE_BY
+        most, cut = of_program.max(), (tiles > share).sum() * groups
+        if rows >= ranges or tiles.size > MOST_ALIGNED:
+            assert most == share
+        elif cut < LEAST_CUT and not by_bundle:
+            assert most == share
+            seen["few cut"] += 1
+        elif parts.sum() > (of_program > 0).sum():  # some program has two rows
+            assert most == share
+            # by a sixteenth more than would do, at most
+            enough = -(-all_tiles // (ranges - rows))
+            assert 17 * max(enough, by_bundle * bundle) > 16 * (share + ALIGNED_BY)
+            seen["shared"] += 1
+        else:
+            assert most <= max(share + ALIGNED_BY, by_bundle * bundle)
+            seen["their own"] += 1
+            if by_bundle:
+                assert parts.max() <= FAN_IN
+                seen["of a bundle"] += 1
+    assert min(seen.values()) > 10, seen
+
+
+def test_a_row_that_begins_with_a_range_is_cut_into_as_few_as_have_no_more_than_others():
+    of_program, parts = share_out([40, 9, 1, 25], 1, 12, keeps_whole=False, aligns=True)
+    # of eight each: five, two, one and four of twelve
+    assert of_program.tolist() == [8] * 5 + [8, 1] + [1] + [8, 8, 8, 1]
+    assert parts.ravel().tolist() == [5, 2, 1, 4]
+
+
+def test_few_rows_that_may_stay_whole_are_not_cut_for_all_programs():
+    for tiles in ([64, 57], [64] + [57] * 7):
+        _, parts = share_out(tiles, 1, 132, head_size=128, aligns=True)
+        assert 1 < parts.max() <= FAN_IN
+    _, parts = share_out([64, 57], 1, 132, head_size=128)
+    assert parts.max() == 64

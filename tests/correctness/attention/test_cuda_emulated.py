@@ -25,12 +25,14 @@ from pagedattn.testing.emulator import emulation, unavailable
 
 from .emulated import (
     ALL,
+    aligned_rows,
     check,
     inputs_of,
     nightly,
     skip_small_boxes,
     small_tiles,
     two_programs,
+    two_with_aligned_rows,
     two_with_whole_rows,
     whole_rows,
 )
@@ -61,6 +63,19 @@ def test_decode_cuts_rows_between_any_number_of_programs(rows):
     kv_lengths, heads, multiprocessors = ROWS[rows]
     inputs = inputs_of(kv_lengths, heads=heads)
     check(inputs, small_tiles, multiprocessors=multiprocessors, seeds=range(6))
+
+
+@pytest.mark.parametrize("rows", [*ROWS, "few of several lengths", "of a bundle", "heads apart"])
+@pytest.mark.parametrize("launch_of", [aligned_rows, two_with_aligned_rows], ids=["one", "two"])
+def test_rows_of_several_lengths_begin_with_a_range(rows, launch_of):
+    own = {
+        "few of several lengths": ((700, 40, 333, 5), (4, 1), 24),
+        "of a bundle": ((1000, 20, 300), (4, 1), 44),
+        "heads apart": ((500, 33, 1, 200), (8, 2), 31),
+    }
+    kv_lengths, heads, multiprocessors = (ROWS | own)[rows]
+    inputs = inputs_of(kv_lengths, heads=heads, sinks=True)
+    check(inputs, launch_of, multiprocessors=multiprocessors, lse=True)
 
 
 @pytest.mark.parametrize("rows", EVEN_ROWS)
@@ -273,15 +288,6 @@ def test_the_kind_of_a_launch_decides_how_many_programs_a_multiprocessor_has(
     call = inputs_of(kv_lengths, head_size=128, **{"heads": (4, 2), **kind}).call()
     with emulation(6):
         assert decode.DecodeLaunch(call).config.programs == programs
-
-
-@pytest.mark.parametrize("kv_lengths", [(1024, 900), (1024,) + (900,) * 7], ids=len)
-def test_few_rows_that_may_stay_whole_are_not_cut_for_all_programs(kv_lengths):
-    call = inputs_of(kv_lengths, heads=(4, 1), head_size=128).call()
-    with emulation(132):
-        launch = decode.DecodeLaunch(call)
-    assert launch.config.keeps_whole
-    assert launch._ranges <= 10 * len(kv_lengths)
 
 
 def test_one_sequence_of_a_length_that_the_host_does_not_know_is_not_kept_whole():
