@@ -29,7 +29,11 @@ If all sequences have equally many tiles, the first of these that fits is done i
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
 
-If they have not, but the host knew of no row of more than 1024 tokens or 512 KiB, none is cut, so
+If they have not, and few rows are cut, each of these begins with a range: the end of a row's last
+range is left empty, where that makes none much larger, so that no program has two rows to end and
+to merge. A range is made larger still for the longest row's parts to be merged at once.
+
+If the host knew of no row of more than 1024 tokens or 512 KiB, none of several lengths is cut, so
 that nothing is merged; the limits were fitted to batches on an H100. A range has the rows that
 begin in it, each of which counts for some tiles more, as ending it takes time too; and if there are
 no more rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now,
