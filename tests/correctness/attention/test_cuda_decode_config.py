@@ -2,8 +2,10 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pagedattn.attention.cuda import decode_calls, decode_config, decode_division
 from pagedattn.attention.cuda.decode_fits import H100, H200
@@ -322,3 +324,48 @@ def test_few_rows_have_these_ranges_and_many_have_all(
     num_sequences, num_kv_heads, kv_length, ranges
 ):
     assert ranges_of(num_sequences, num_kv_heads, kv_length)[0] == ranges
+
+
+def aligns(
+    num_sequences, longest, heads, head_size=128, *, is_even=False, window=None, ranges=None
+):
+    """Whether a call's rows may begin with a range, by 132 programs."""
+    parallel = decode_division.heads_in_parallel(heads[1], 132)
+    call = SimpleNamespace(
+        query=torch.empty((num_sequences, heads[0], head_size), device="meta"),
+        cache=SimpleNamespace(
+            num_kv_heads=heads[1],
+            head_size=head_size,
+            key=torch.empty(1, dtype=torch.bfloat16, device="meta"),
+        ),
+        batch=SimpleNamespace(
+            num_sequences=num_sequences,
+            is_full=is_even,
+            max_query_length=1,
+            expected_kv_length=longest,
+        ),
+        window=window,
+    )
+    return decode_calls.aligns(call, parallel, ranges or 132 // parallel)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "expected"),
+    [
+        ((16, 12_000, (8, 1)), {}, True),
+        ((16, 12_000, (8, 1)), {"is_even": True}, False),
+        ((66, 4000, (8, 1)), {}, True),
+        ((67, 4000, (8, 1)), {}, False),  # more than half as many rows as ranges
+        ((64, 16_000, (8, 1)), {}, False),  # whose last ranges would be large, and empty,
+        ((64, 16_000, (8, 1)), {"window": 4000}, True),  # which they are not then,
+        ((64, 16_000, (16, 1)), {}, True),  # and which takes less than to end two rows
+        ((64, 24_000, (16, 1)), {"head_size": 64}, False),
+        ((12, 13_000, (28, 4)), {}, True),
+        ((6, 4000, (32, 8)), {}, False),  # of 16 ranges
+        ((6, 4000, (96, 8)), {}, True),
+        ((6, 4000, (32, 8)), {"ranges": 32}, True),
+        ((0, 0, (8, 1)), {}, True),
+    ],
+)
+def test_rows_may_begin_with_a_range_where_little_of_it_is_left_empty(case, options, expected):
+    assert aligns(*case, **options) == expected
