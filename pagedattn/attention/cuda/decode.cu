@@ -8,15 +8,16 @@
 // padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; LINES, if a tensor map counts
 // lines of 128 bytes; STAGES and WARPS, STAGES a multiple of WARPS; PRODUCERS, warps that bring tiles;
 // SHARED_BYTES of a program; PROGRAMS on a multiprocessor; CLUSTER of programs that add up in each
-// other's shared memory, or 1; WHOLE, if rows are not cut where all are short; ALIGNED, if each of few rows of
-// several lengths begins with a range where that costs little; OUT_F32 for an output in float32; AMONG_LONGER, to pass over sequences of more than `max_query_length` queries, which are
-// others'; CAUSAL, else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE;
-// TRACE, which need not be there, see trace.cuh.
+// other's shared memory, or 1; WHOLE, if rows are not cut where all are short; ALIGNED, if each of few rows
+// of several lengths may begin with a range; OUT_F32 for an output in float32;
+// AMONG_LONGER, to pass over sequences of more than `max_query_length` queries, which are others'; CAUSAL,
+// else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be
+// there, see trace.cuh.
 
 #include "decode_finish.cuh"
 
-// Who frees a stage: lanes that read it before threads copy to it do so each, else one for its warp, and the TMA
-// fills it.
+// Arrivals that free a stage: if threads fill stages, each lane that has read one frees it; if the TMA does, one lane
+// does for its warp.
 constexpr int FREED_BY = GATHER ? 32 : 1;
 
 // Free a stage, which this warp has read.

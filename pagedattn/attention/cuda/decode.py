@@ -29,15 +29,16 @@ If all sequences have equally many tiles, the first of these that fits is done i
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
 
-If they have not, and few rows are cut, each of these begins with a range: the end of a row's last
-range is left empty, where that makes none much larger, so that no program has two rows to end and
-to merge. A range is made larger still for the longest row's parts to be merged at once.
-
-If the host knew of no row of more than 1024 tokens or 512 KiB, none of several lengths is cut, so
+If they have not, but the host knew of no row of more than 1024 tokens or 512 KiB, none is cut, so
 that nothing is merged; the limits were fitted to batches on an H100. A range has the rows that
 begin in it, each of which counts for some tiles more, as ending it takes time too; and if there are
 no more rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now,
 or is more than 256 KiB above a multiprocessor's share of the batch.
+
+If rows of several lengths are cut and are few, each row begins with a range, and the end of its
+last one is left empty, so that no program has two rows to end and to merge: where at least three
+are cut, and ranges are not much larger for it. Ranges are larger too, and fewer, where the longest
+row's parts are then merged at once. See `decode_calls.aligns`.
 
 Two programs share a multiprocessor where rows are many, short, or in the L2, so that one reads
 while the other ends a row: see `decode_config.programs_for`.
@@ -153,13 +154,13 @@ class _Parameters(ctypes.Structure):
             (name, ctypes.c_int)
             for name in (
                 *("num_sequences", "num_query_heads", "num_kv_heads"),
-                *("window", "num_programs", "parallel_heads", "groups", "ranges"),
+                *("window", "num_programs", "parallel_heads", "groups", "ranges", "all_ranges"),
                 *("table_lines", "query_lines"),
                 *("max_kv_length", "max_query_length", "is_full"),
                 *("whole_rows", "whole_more", "whole_tiles"),
             )
         ),
-        ("_padding", ctypes.c_char * 56),
+        ("_padding", ctypes.c_char * 52),
     )
 
 
@@ -339,6 +340,7 @@ class DecodeLaunch:
         parameters.parallel_heads = self._heads
         parameters.groups = cache.num_kv_heads // self._heads
         parameters.ranges = self._ranges
+        parameters.all_ranges = self._num_programs // self._heads
         width = batch.block_tables.shape[1]
         parameters.max_kv_length = min(batch.max_kv_length, width * cache.block_size)
         parameters.max_query_length = batch.max_query_length

@@ -38,9 +38,11 @@ HEAD_SIZES = (64, 80, 96, 128, 192, 256)
 FEW_COLUMNS = 8
 """Queries times heads of a group, of which prefill is never faster."""
 FEW_SUMS = 1024
-"""Columns times elements of a head, of which a row takes little time to end,"""
+"""Columns times elements of a head, up to which a row takes little time to end."""
 LEAST_RANGES = 32
-"""so that of fewer ranges none is left half empty for it."""
+"""That are needed for rows with so few sums to begin with a range each."""
+MOST_ALIGNED = 128
+"""Sequences of which the kernel has each row begin with a range, at most: see decode_shape.cuh."""
 CUT_SECONDS = 14e-6
 """What more of them take besides reading K and V, if rows of several lengths are cut; fitted to
 drafts in heads of 64 and 128 on an H200."""
@@ -139,23 +141,29 @@ def has_even_rows(call: AttentionCall) -> bool:
 def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:
     """Return whether it may pay that each of rows of several lengths begins with a range.
 
-    The kernel decides, by the lengths of now. What it looks at for that takes some 0.4 us, which is
-    spared where rows are so many, or so long, that their last ranges would be left half empty. The
-    mean of several lengths is not known, and is taken to be a quarter of the longest.
+    The kernel decides, by the lengths of now, which takes it some 0.4 us. They are spared where
+    rows are more than half as many as ranges; where ranges are few, each of them much of the whole,
+    and rows are soon ended; and where ranges would become too large, were they so for half a range
+    of each row. If the host does not know the mean of lengths, it is taken to be a quarter of the
+    longest.
 
     Args:
         call: its bounds tell.
         heads: that are read side by side.
-        ranges: into which the work is cut.
+        ranges: that there are programs for.
 
     """
-    rows = call.batch.num_sequences * call.cache.num_kv_heads // heads
+    batch, known = call.batch, call.batch.known_lengths
+    rows = batch.num_sequences * call.cache.num_kv_heads // heads
     sums = padded_columns(columns_of(call)) * call.cache.head_size
-    if has_even_rows(call) or 2 * rows > ranges:
+    if has_even_rows(call) or 2 * rows > ranges or batch.num_sequences > MOST_ALIGNED:
         return False
     if sums <= FEW_SUMS and ranges < LEAST_RANGES:
         return False
-    row_bytes = longest_row(call)[1] / 4
+    mean = 0.25
+    if known is not None and known.short is not None:
+        mean = known.short.mean_kv
+    row_bytes = mean * longest_row(call)[1]
     more = rows * row_bytes * (1 / (ranges - rows // 2) - 1 / ranges)
     return more <= next(most for limit, most in ALIGN_BYTES if sums <= limit)
 
@@ -195,8 +203,6 @@ def divide(
             raise ValueError(f"{rows} rows leave no {cluster} of {most} ranges for each")
     if cluster > 1:
         return heads, parts * rows, cluster
-    if aligns(call, heads, most):
-        return heads, most, 1  # of which the kernel leaves some without work
     return heads, ranges_of(rows, heads, num_programs, length, row_bytes, kind.fit), 1
 
 
@@ -222,8 +228,11 @@ def config_for(
     kv_length, row_bytes = longest_row(call)
     columns, block_size = columns_of(call), cache.block_size
     is_whole = not has_even_rows(call) and keeps_whole(kv_length, row_bytes)
-    with_work = num_programs // heads * heads if is_whole else ranges * heads
+    is_aligned = aligns(call, heads, num_programs // heads)
+    with_work = num_programs // heads * heads if is_whole or is_aligned else ranges * heads
     tokens_a_program = batch.num_sequences * kv_length * cache.num_kv_heads // with_work
+    if is_aligned:
+        tokens_a_program = max(tokens_a_program, kv_length // MOST_PARTS)
     sizes = batch.num_sequences, cache.num_kv_heads, num_programs
     kind = kind_of(call)
     if programs is None:
@@ -250,5 +259,5 @@ def config_for(
     )
     if config.programs > 1:
         heads = heads_in_parallel(cache.num_kv_heads, num_programs * config.programs)
-        ranges = num_programs * config.programs // heads
-    return replace(config, keeps_whole=is_whole, aligns=aligns(call, heads, ranges))
+        is_aligned = aligns(call, heads, num_programs * config.programs // heads)
+    return replace(config, keeps_whole=is_whole, aligns=is_aligned)

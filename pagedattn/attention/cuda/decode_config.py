@@ -51,8 +51,8 @@ class DecodeConfig:
         clusters_of_row: clusters that a row has; None is as many as there are programs for.
         whole: up to which size rows of one length are not cut, and how they are divided; None
             estimates.
-        aligns: have each of rows of several lengths begin with a range, where lengths are such that
-            it leaves little of their last ranges empty.
+        aligns: have each of few rows of several lengths begin with a range, if by the lengths of
+            now ranges are not much larger for it; see `decode_calls.aligns`.
 
     """
 

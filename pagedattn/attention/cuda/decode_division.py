@@ -16,8 +16,8 @@ HALVED_TOKENS = 900  # of a row, from which on half of the programs may have all
 HALF_COST = 31  # parts of 1000 that these take longer
 SHARED_RATE = 71  # `full_rate` of what comes from the L2, at least; not fitted
 NO_LIMIT = 1 << 62
-# that a range may have more if rows begin with one, for so many columns times elements of a head at
-# most: see decode_shape.cuh
+# columns times elements of a head, and up to so many the bytes that a range may have more for rows
+# to begin with one: as in decode_shape.cuh
 ALIGN_BYTES = ((512, 128 << 10), (1024, 192 << 10), (math.inf, 384 << 10))
 MOST_PARTS = 20  # of a row, that are merged at once: FAN_IN of decode_shape.cuh
 LEAST_OF_PART = 96  # KV tokens that make a part worth merging

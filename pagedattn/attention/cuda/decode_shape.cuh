@@ -38,10 +38,10 @@ constexpr int TOKEN_BYTES = 2 * ROW_BYTES;  // of K and V of a head
 constexpr int WHOLE_TOKENS = 1024 * TOKEN_BYTES <= 512 << 10 ? 1024 : (512 << 10) / TOKEN_BYTES;
 constexpr int LONGER_BY = (256 << 10) / TOKEN_BYTES;
 constexpr int ROW_END = ((24 << 10) + TILE * TOKEN_BYTES - 1) / (TILE * TOKEN_BYTES);
-// Sequences of several lengths that a lane divides, at most, so that each row begins with a range; and how many tiles more
-// a range may have for that, and for the longest row to be a bundle. Measured on an H200.
+// Of sequences of several lengths, whose rows may each begin with a range: how many a lane has at most, and how many
+// tiles more a range may have for it, and for the longest row to be a bundle. Measured on an H200.
 constexpr int MOST_ALIGNED = 4;
-constexpr int SUMS = COLUMNS * HEAD_SIZE;  // of a row, which it takes long to end if they are many
+constexpr int SUMS = COLUMNS * HEAD_SIZE;  // of a row's results: to end it takes longer if they are more
 constexpr int MORE_TO_ALIGN = ((SUMS <= 512 ? 128 : SUMS <= 1024 ? 192 : 384) << 10) / (TILE * TOKEN_BYTES);
 constexpr int MORE_FOR_BUNDLE = 384 / TILE;
 constexpr int LEAST_CUT = 3;  // rows that are cut, for it to pay
@@ -88,7 +88,8 @@ struct Parameters {
     float cap_log2;
     int num_sequences, num_query_heads, num_kv_heads, window, num_programs;
     int parallel_heads;  // neighbouring programs have so many heads of a sequence; divides num_kv_heads
-    int groups, ranges;  // of heads, and of tiles at most: num_kv_heads and num_programs by parallel_heads
+    int groups, ranges;  // of heads, and of tiles at most: num_kv_heads and num_programs by parallel_heads, or less
+    int all_ranges;      // if ALIGNED, of tiles at most where rows begin with one: num_programs by parallel_heads
     int table_lines;     // of 128 bytes, that are asked for of each row of the block tables
     int query_lines;     // of the queries
     int max_kv_length, max_query_length;  // of a sequence

@@ -12,7 +12,7 @@ struct Tiles {
 
 DEVICE int ceil_div(int x, int y) { return (u32)(x + y - 1) / (u32)y; }
 
-// A number from 2 on by which others are divided, if they are less than 2^32 over it.
+// A number from 2 on, by which x is divided if (x + of - 1) * of is less than 2^32.
 struct Divisor {
     u32 of = 1, inverse = 0;
 
@@ -60,8 +60,8 @@ DEVICE Tiles tiles_of(const Parameters &p, int sequence) {
 // All sequences' tiles, once a group, are laid end to end and cut into ranges, all at once or row by
 // row, and each range goes to as many programs as a group has heads: they read the same blocks at the
 // same time, and what they read of a block lies together. Where rows are not cut, what they count for
-// is laid end to end instead of tiles, and a range has the rows that begin in it. Where few rows of several lengths
-// are cut, each begins with a range, and there is nothing at the end of its last one.
+// is laid end to end instead of tiles, and a range has the rows that begin in it. Where rows of several lengths are
+// few, each may begin with a range; then there is nothing at the end of its last one.
 struct Division {
     Weight weight;
     int parallel_heads;
@@ -78,7 +78,8 @@ struct Division {
         parallel_heads = p.parallel_heads;
         groups = p.groups;
         total = of_head * groups;
-        ranges = max(1, min(p.ranges, ALIGNED ? total / (int)weight.range.of : total));
+        ranges = max(1, min(p.ranges, total));
+        if (ALIGNED && weight.range.of > 1) ranges = total / (int)weight.range.of;
         unit = total;
         parts = ranges;
         each = (u32)total / (u32)ranges;
@@ -176,10 +177,11 @@ struct Batch : Division {
         return {Division(p, __shfl_sync(~0u, lane_end, 31), even, first, weight), lane_end};
     }
 
-    // Have each row begin with a range, if its last one then has little less than others. A range that has the end of
-    // a row and the beginning of another takes longer than one with more tiles of one row, as it has two to end and
-    // to merge. And of more parts than a bundle has, those of each bundle are merged first. By a warp, of which each
-    // lane has `count` sequences from `first` on and returns what their rows of a head count for.
+    // Have each row begin with a range, if ranges are not much larger for it. A range that has the end of a row and
+    // the beginning of another takes longer than one with more tiles of one row, as it has two to end and to merge.
+    // And of more parts than a bundle has, those of each bundle are merged first: so ranges are larger too where the
+    // longest row is a bundle then. By a warp, of which each lane has `count` sequences from `first` on and returns
+    // what their rows of a head count for.
     DEVICE static int align(const Parameters &p, int first, int count, Weight &weight) {
         int own[MOST_ALIGNED], of_lane = 0, rows = 0, longest = 0;
 #pragma unroll
@@ -192,14 +194,14 @@ struct Batch : Division {
         int all = __reduce_add_sync(~0u, of_lane) * p.groups;
         rows = __reduce_add_sync(~0u, rows) * p.groups;
         longest = __reduce_max_sync(~0u, longest);
-        if (rows >= p.ranges || all >= MOST_ALIGNED_TILES) return of_lane;
-        int share = ceil_div(all, p.ranges), least = ceil_div(longest, FAN_IN), cut = 0;
+        if (rows >= p.all_ranges || all >= MOST_ALIGNED_TILES) return of_lane;
+        int share = ceil_div(all, p.all_ranges), least = ceil_div(longest, FAN_IN), cut = 0;
         if (least > share + MORE_FOR_BUNDLE) least = share;
 #pragma unroll
         for (int i = 0; i < MOST_ALIGNED; ++i) cut += own[i] > share;
         if (least <= share && __reduce_add_sync(~0u, cut) * p.groups < LEAST_CUT) return of_lane;
         // a row's last range is half full on average, and has a tile at least
-        int each = max(least, ceil_div(all, p.ranges - rows / 2)), most = max(least, share + MORE_TO_ALIGN);
+        int each = max(least, ceil_div(all, p.all_ranges - rows / 2)), most = max(least, share + MORE_TO_ALIGN);
         if (each < 2) return of_lane;
         Divisor range;
 #pragma unroll 1
@@ -209,7 +211,7 @@ struct Batch : Division {
             int used = 0;
 #pragma unroll
             for (int i = 0; i < MOST_ALIGNED; ++i) used += range.ceil_div(own[i]);
-            if (__reduce_add_sync(~0u, used) * p.groups <= p.ranges) break;
+            if (__reduce_add_sync(~0u, used) * p.groups <= p.all_ranges) break;
         }
         weight.range = range;
         of_lane = 0;

@@ -136,7 +136,7 @@ def _way_of(work: Work, is_usual: bool) -> Way:
     most = min(MOST_SHARES, MOST_SHARED_BYTES // max(1, share_bytes))
     # what other tiles take is known without shares alone
     for estimate in usual:
-        if estimate.least_shared_seconds >= found.seconds:
+        if estimate.most_kv_tiles < 2 or estimate.least_shared_seconds >= found.seconds:
             continue
         for splits in SPLITS:
             if splits <= most and (seconds := estimate.seconds(splits)) < found.seconds:

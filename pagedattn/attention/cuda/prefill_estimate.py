@@ -46,8 +46,8 @@ NUM_PROGRAMS = 132
 """Of the GPUs that this was fitted to, one on each multiprocessor."""
 MOST_KEYS = (1 << 30) - 1
 LENGTH_BITS = 7
-"""To so many significant bits the longest sequence's length is rounded up: to no more than the next
-tile of keys up to 16 k tokens, and so that a batch has the same `Work` for some steps."""
+"""To so many significant bits the longest sequence's length is rounded up, so that a batch has the
+same `Work` for some steps: by less than 128 tokens up to 16 k, by 1.6 % at most beyond."""
 
 
 @dataclass(frozen=True)
@@ -272,9 +272,9 @@ def share_tiles_of(call: AttentionCall, cut: Cut, splits: int, *, long_only: boo
     """
     known, most = call.batch.known_lengths, float(max(1, call.batch.expected_kv_length))
     if known is not None:
-        most = max(1, min(most, known.longest))
-        if long_only and known.long is not None:
-            most *= known.long.most_kv
+        both = (None if long_only else known.short, known.long)
+        of_longest = max((each.most_kv for each in both if each is not None), default=1.0)
+        most = of_longest * max(1, min(most, known.longest))
     tiles = math.ceil(min(most, most_keys_of(call, cut)) / cut.kv_tile)
     return -(-max(1, tiles) // splits)
 
@@ -299,12 +299,12 @@ class Estimate:
         self._head_size = work.head_size
         self._items = [Items.of(work, cut, each) for each in work.sequences]
         self._reading = sum(read_seconds(work, each) for each in work.sequences)
-        self._kv_tiles = max((each.most_kv_tiles for each in self._items), default=1)
+        self.most_kv_tiles = max((each.most_kv_tiles for each in self._items), default=1)
         self._are_sorted = sum(each.count for each in work.sequences) <= MOST_SORTED
 
     @property
     def least_shared_seconds(self) -> float:
-        """What all take at least if keys are shared out, were work even and no row merged."""
+        """What all take at least if keys are shared out: without what merging rows takes."""
         work = sum(
             items.count * (items.item_seconds + items.mean_kv_tiles * items.tile_seconds)
             for items in self._items
@@ -323,7 +323,7 @@ class Estimate:
             splits: shares of the longest item's keys.
 
         """
-        share_tiles = -(-self._kv_tiles // splits)
+        share_tiles = -(-self.most_kv_tiles // splits)
         count = work = longest = merged_rows = shares_of_rows = 0.0
         for items in self._items:
             shares, most = items.shares(share_tiles, splits)

@@ -76,6 +76,7 @@ def divide(
         parallel_heads=parallel,
         groups=groups,
         ranges=ranges,
+        all_ranges=ranges,
         max_kv_length=length,
         max_query_length=1,
         is_full=1,
@@ -97,11 +98,12 @@ def divide(
 
 def share_out(
     tiles, num_kv_heads, num_multiprocessors, on_each=1, *,
-    head_size=256, window=None, keeps_whole=True, aligns=False,
+    head_size=256, window=None, keeps_whole=True, aligns=False, few_ranges=None,
 ):  # fmt: skip
     """Return tiles of each program, and parts of each sequence and head.
 
-    Rows may stay whole if `keeps_whole`, and each may begin with a range if it `aligns`.
+    Rows may stay whole if `keeps_whole`, and each may begin with a range if it `aligns`;
+    else work is cut into `few_ranges`, None for as many as there are programs for.
     """
     config = decode_config.DecodeConfig(8, TILE, 4, on_each, keeps_whole=keeps_whole, aligns=aligns)
     macros = decode_config.macros_of(
@@ -119,7 +121,8 @@ def share_out(
         num_programs=num_programs,
         parallel_heads=parallel,
         groups=num_kv_heads // parallel,
-        ranges=num_programs // parallel,
+        ranges=few_ranges or num_programs // parallel,
+        all_ranges=num_programs // parallel,
         max_kv_length=int(lengths.max()),
         max_query_length=1,
         kv_lengths=lengths.ctypes.data,

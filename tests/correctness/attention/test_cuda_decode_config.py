@@ -343,6 +343,7 @@ def aligns(
             is_full=is_even,
             max_query_length=1,
             expected_kv_length=longest,
+            known_lengths=None,
         ),
         window=window,
     )
@@ -355,6 +356,7 @@ def aligns(
         ((16, 12_000, (8, 1)), {}, True),
         ((16, 12_000, (8, 1)), {"is_even": True}, False),
         ((66, 4000, (8, 1)), {}, True),
+        ((129, 1000, (8, 1)), {"ranges": 264}, False),  # more sequences than a warp looks at
         ((67, 4000, (8, 1)), {}, False),  # more than half as many rows as ranges
         ((64, 16_000, (8, 1)), {}, False),  # whose last ranges would be large, and empty,
         ((64, 16_000, (8, 1)), {"window": 4000}, True),  # which they are not then,

@@ -372,6 +372,14 @@ def test_a_row_that_begins_with_a_range_is_cut_into_as_few_as_have_no_more_than_
     assert parts.ravel().tolist() == [5, 2, 1, 4]
 
 
+def test_rows_that_do_not_begin_with_a_range_are_cut_into_as_few_as_the_host_says():
+    for tiles in ([100, 100], [900, 400], [900, 3, 900]):
+        _, parts = share_out(tiles, 1, 132, keeps_whole=False, aligns=True, few_ranges=40)
+        assert parts.sum() in (40, 41), tiles  # with one that both share
+    _, parts = share_out([100, 80, 90], 1, 132, keeps_whole=False, aligns=True, few_ranges=40)
+    assert parts.sum() > 41
+
+
 def test_few_rows_that_may_stay_whole_are_not_cut_for_all_programs():
     for tiles in ([64, 57], [64] + [57] * 7):
         _, parts = share_out(tiles, 1, 132, head_size=128, aligns=True)

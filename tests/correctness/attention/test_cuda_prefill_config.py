@@ -251,6 +251,21 @@ def test_a_batch_that_may_grow_has_as_many_shares_now():
     assert share_tiles_of(call, cut, 4) == 3  # of nine tiles
 
 
+def test_shares_are_cut_by_the_longest_sequence_that_has_queries():
+    call = call_of((0, 12, 12), (100_000, 9000, 8000), heads=(8, 1))
+    cut = Cut(2, 128)
+    assert share_tiles_of(call, cut, 4) == pytest.approx(9000 / 128 / 4, rel=0.07)
+    call.batch.known_lengths = None
+    assert share_tiles_of(call, cut, 4) == pytest.approx(100_000 / 128 / 4, rel=0.01)
+
+
+def test_one_tile_of_keys_is_not_shared_out():
+    work = work_of((200,), (9000,), heads=(8, 1), window=60)
+    estimate = Estimate(work, work.usual)
+    assert estimate.most_kv_tiles == 1
+    assert way_of(work, is_usual=True).splits == 1
+
+
 def test_numbers_that_no_item_has_are_counted_where_sequences_are_not_sorted():
     def seconds(count, splits):
         work = work_of((4,) * count, (60_000, *(500,) * (count - 1)), heads=(8, 1))
@@ -300,7 +315,7 @@ def drawn_works(count):
             tuple(kv_lengths.tolist()),
             heads=heads,
             head_size=(64, 128)[i % 2],
-            window=(None, 2000)[i % 5 == 0],
+            window=(None, None, 2000, None, 60)[i % 5],
         )
 
 
@@ -311,7 +326,8 @@ def test_shares_that_are_not_looked_at_would_take_longer():
         bytes_of_share = 4 * work.num_tokens * work.num_kv_heads * work.group * work.head_size
         for cut in ways_to_divide(work, work.usual):
             estimate = Estimate(work, cut)
-            each = (n for n in SPLITS if n * bytes_of_share <= MOST_SHARED_BYTES)
+            most = MOST_SHARED_BYTES // bytes_of_share if estimate.most_kv_tiles > 1 else 0
+            each = (n for n in SPLITS if n <= most)
             found += [estimate.seconds(splits) for splits in each]
         chosen = way_of(work)
         shared += chosen.splits > 1
