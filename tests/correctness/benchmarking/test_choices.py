@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 from pagedattn.attention.cuda import (
     decode,
+    decode_calls,
     decode_config,
     decode_division,
     mixed,
@@ -70,7 +71,10 @@ class TestConstants:
         assert prefill_choice._ways(Cut(2, 128), 48) == before
 
     def test_what_is_not_to_be_tried_is_there(self):
-        modules = (decode_config, decode_division, mixed, prefill_choice, prefill_estimate)
+        modules = (
+            *(decode_calls, decode_config, decode_division, mixed),
+            *(prefill_choice, prefill_estimate),
+        )
         assert {name for name in choices.FACTS if any(hasattr(each, name) for each in modules)} == (
             choices.FACTS
         )
