@@ -124,7 +124,7 @@ class Work:
 
         """
         cache, batch = call.cache, call.batch
-        known, longest = batch.known_lengths, _rounded_up(max(1, batch.expected_kv_length))
+        known, longest = batch.known_lengths, _rounded_up(max(1, int(batch.expected_kv_length)))
         if known is not None:
             both = (None if long_only else known.short, known.long)
             sequences = tuple(each.in_tokens(longest) for each in both if each is not None)
@@ -291,6 +291,10 @@ class Estimate:
         work: of the launch.
         cut: of it.
 
+    Attributes:
+        cut: of the launch.
+        most_kv_tiles: tiles of keys that an item sees at most.
+
     """
 
     def __init__(self, work: Work, cut: Cut) -> None:
@@ -304,7 +308,7 @@ class Estimate:
 
     @property
     def least_shared_seconds(self) -> float:
-        """What all take at least if keys are shared out: without what merging rows takes."""
+        """Seconds that all take at least if keys are shared out, but for what merging rows takes."""
         work = sum(
             items.count * (items.item_seconds + items.mean_kv_tiles * items.tile_seconds)
             for items in self._items

@@ -343,6 +343,13 @@ def test_a_batch_has_the_same_work_for_some_steps_of_drafts():
     assert 4297 <= longest < 1.02 * 4297
 
 
+def test_a_bound_may_be_a_number_of_numpy_s():
+    call = call_of((40, 3), (400, 90))
+    expected = Work.of(call)
+    call.batch.expected_kv_length = np.int64(400)
+    assert Work.of(call) == expected
+
+
 def test_another_window_or_type_is_other_work():
     queries, kv_lengths = (300, 1), (3000, 400)
     options = ({}, {"window": 100}, FP8, {"heads": (64, 8)}, {"causal": False})
