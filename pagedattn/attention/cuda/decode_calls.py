@@ -141,8 +141,8 @@ def has_even_rows(call: AttentionCall) -> bool:
 def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:
     """Return whether it may pay that each of rows of several lengths begins with a range.
 
-    The kernel decides, by the lengths of now, which takes it some 0.4 us. They are spared where
-    rows are more than half as many as ranges; where ranges are few, each of them much of the whole,
+    The kernel decides, by the lengths of now, which takes it some time. That is spared where rows
+    are more than half as many as ranges; where ranges are few, each of them much of the whole,
     and rows are soon ended; and where ranges would become too large, were they so for half a range
     of each row. If the host does not know the mean of lengths, it is taken to be a quarter of the
     longest.

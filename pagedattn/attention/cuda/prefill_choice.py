@@ -123,7 +123,7 @@ def way_of(work: Work, *, is_usual: bool = False) -> Way:
         is_usual: whether tiles are the usual ones whatever they take.
 
     """
-    return _way_of(work, is_usual)
+    return _way_of(work, is_usual)  # by one key, whether `is_usual` is given or not
 
 
 @functools.lru_cache(maxsize=MOST_KEPT)

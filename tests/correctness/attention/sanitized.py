@@ -99,13 +99,17 @@ SHARED_OUT = {
 BY_FP8 = {"chunk over fp8", "many chunks over fp8 of each program"}
 """Are multiplied in fp8 too."""
 FEW_PROGRAMS = 3
-"""That cases have which go around the rings of shared memory."""
+AROUND = {
+    "around the ring",
+    "gather around the ring",
+    "lines around the ring",
+    "fp8 around the ring",
+    "many chunks of each program",
+    "many chunks over fp8 of each program",
+}
+"""Have so few, which go around the rings of shared memory."""
 BY_TWO = "chunk and decodes by two launches"
 """Is what takes longer for a batch so small."""
-
-
-def _is_for_few(name):
-    return name.endswith(("around the ring", "of each program"))
 
 
 def check_case(name, implementation, device):
@@ -132,7 +136,7 @@ def check_case(name, implementation, device):
             way_of.return_value = Way(Cut(2, 128), 8, 0.0)
         if name == BY_TWO:
             pays.return_value = True
-        if _is_for_few(name):
+        if name in AROUND:
             for module in (decode, prefill):
                 few.enter_context(
                     mock.patch.object(module, "num_multiprocessors", return_value=FEW_PROGRAMS)

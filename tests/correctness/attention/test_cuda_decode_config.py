@@ -327,8 +327,9 @@ def test_few_rows_have_these_ranges_and_many_have_all(
 
 
 def aligns(
-    num_sequences, longest, heads, head_size=128, *, is_even=False, window=None, ranges=None
-):
+    num_sequences, longest, heads, head_size=128, *,
+    is_even=False, window=None, ranges=None, mean=None,
+):  # fmt: skip
     """Whether a call's rows may begin with a range, by 132 programs."""
     parallel = decode_division.heads_in_parallel(heads[1], 132)
     call = SimpleNamespace(
@@ -343,7 +344,7 @@ def aligns(
             is_full=is_even,
             max_query_length=1,
             expected_kv_length=longest,
-            known_lengths=None,
+            known_lengths=mean and SimpleNamespace(short=SimpleNamespace(mean_kv=mean)),
         ),
         window=window,
     )
@@ -359,8 +360,9 @@ def aligns(
         ((129, 1000, (8, 1)), {"ranges": 264}, False),  # more sequences than a warp looks at
         ((67, 4000, (8, 1)), {}, False),  # more than half as many rows as ranges
         ((64, 16_000, (8, 1)), {}, False),  # whose last ranges would be large, and empty,
-        ((64, 16_000, (8, 1)), {"window": 4000}, True),  # which they are not then,
-        ((64, 16_000, (16, 1)), {}, True),  # and which takes less than to end two rows
+        ((64, 16_000, (8, 1)), {"mean": 0.05}, True),  # which they are not then,
+        ((64, 16_000, (8, 1)), {"window": 4000}, True),
+        ((64, 16_000, (16, 1)), {}, True),  # or which takes less than to end two rows
         ((64, 24_000, (16, 1)), {"head_size": 64}, False),
         ((12, 13_000, (28, 4)), {}, True),
         ((6, 4000, (32, 8)), {}, False),  # of 16 ranges

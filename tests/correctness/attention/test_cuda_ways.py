@@ -117,6 +117,7 @@ class TestNames:
         names = list(ways.ways_of(call_of((1,) * 3, (1024, 700, 64))))
         assert not any("clusters" in name for name in names)
         assert {"whole rows" in name for name in names} == {True, False}
+        assert {"rows begin with a range" in name for name in names} == {True, False}
 
     def test_ragged_rows_that_are_cut_all_the_same_are_not_called_whole(self):
         names = ways.ways_of(call_of((1,) * 3, (9000, 700, 64)))
