@@ -308,7 +308,7 @@ class Estimate:
 
     @property
     def least_shared_seconds(self) -> float:
-        """Seconds that all take at least if keys are shared out, but for what merging rows takes."""
+        """Seconds that all take at least if keys are shared out, but for merging rows."""
         work = sum(
             items.count * (items.item_seconds + items.mean_kv_tiles * items.tile_seconds)
             for items in self._items
