@@ -69,8 +69,8 @@ class AttentionBatch:
             blocks once would spare half of its K and V or more, which then come from the L2. It is
             used as `likely_kv_length` is, and `advance` and `update` leave it as it was.
         known_lengths: what the host knew of lengths when the batch was made, or None where queries
-            are one a sequence, or that is not known. It is used as `likely_kv_length` is, and
-            `advance` and `update` leave it as it was.
+            are one a sequence and it `is_full`, or that is not known. It is used as
+            `likely_kv_length` is, and `advance` and `update` leave it as it was.
         block_size: tokens of a block of the page table, which the cache must have too; None where
             that is not known.
 
@@ -168,6 +168,7 @@ class AttentionBatch:
         sharing = None
         if share is not False:
             sharing = Sharing(SharedNow(page_table, step.query_lengths), always=share is True)
+        is_full = bool((page_table.num_tokens == max_kv_length).all())
         return cls(
             block_tables=memory.block_tables,
             kv_lengths=memory.kv_lengths,
@@ -178,10 +179,10 @@ class AttentionBatch:
             arrivals=memory.arrivals,
             sharing=sharing,
             memory=memory,
-            is_full=bool((page_table.num_tokens == max_kv_length).all()),
+            is_full=is_full,
             known_lengths=(
                 KnownLengths.of(step.query_lengths, page_table.num_tokens)
-                if step.max_query_length > 1
+                if step.max_query_length > 1 or not is_full
                 else None
             ),
             block_size=page_table.block_size,

@@ -29,11 +29,13 @@ If all sequences have equally many tiles, the first of these that fits is done i
   program in 16 is left without work: then none has the end of a row and the beginning of another,
   which would be two rows to merge.
 
-If they have not, but the host knew of no row of more than 1024 tokens or 512 KiB, none is cut, so
-that nothing is merged; the limits were fitted to batches on an H100. A range has the rows that
-begin in it, each of which counts for some tiles more, as ending it takes time too; and if there are
-no more rows than multiprocessors, each has one. Rows are cut all the same if one is longer by now,
-or is more than 256 KiB above a multiprocessor's share of the batch.
+If they have not, none is cut where that takes less time: the program of the longest row reads on
+when all would have ended, but nothing is merged. What cutting takes was fitted to batches on an
+H200, see `decode_config.Cutting`, and the lengths of now decide. If there are no more rows than
+multiprocessors, each has one; if there are, rows are cut as soon as one has more than 1024 tokens
+or 512 KiB, as fitted to batches on an H100, and else a range has those that begin in it, each of
+which counts for some tiles more, as ending it takes time too. Tiles are large where rows are
+expected to stay whole, and small enough for all warps of all programs where they are not.
 
 If rows of several lengths are cut and are few, each row begins with a range, and the end of its
 last one is left empty, so that no program has two rows to end and to merge: where at least three

@@ -10,6 +10,7 @@ import torch
 from pagedattn.attention.cuda.decode_config import (
     MAX_ACCUMULATORS,
     MAX_COLUMNS,
+    Cutting,
     DecodeConfig,
     choose_config,
     padded_columns,
@@ -39,8 +40,8 @@ FEW_COLUMNS = 8
 """Queries times heads of a group, of which prefill is never faster."""
 FEW_SUMS = 1024
 """Columns times elements of a head, up to which a row takes little time to end."""
-LEAST_RANGES = 32
-"""That are needed for rows with so few sums to begin with a range each."""
+LEAST_RANGES, LEAST_ROWS = 32, 4
+"""Of which one is needed for rows with so few sums to begin with a range each."""
 MOST_ALIGNED = 128
 """Sequences of which the kernel has each row begin with a range, at most: see decode_shape.cuh."""
 CUT_SECONDS = 14e-6
@@ -138,14 +139,24 @@ def has_even_rows(call: AttentionCall) -> bool:
     return call.batch.is_full or call.batch.num_sequences == 1
 
 
+def mean_tokens(call: AttentionCall) -> float:
+    """Return how many KV tokens of a sequence its queries see on average.
+
+    If the host does not know, a quarter of those of the longest.
+    """
+    known, longest = call.batch.known_lengths, longest_row(call)[0]
+    if known is None or known.short is None:
+        return longest / 4
+    return min(longest, known.short.mean_kv * call.batch.expected_kv_length)
+
+
 def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:
     """Return whether it may pay that each of rows of several lengths begins with a range.
 
     The kernel decides, by the lengths of now, which takes it some time. That is spared where rows
-    are more than half as many as ranges; where ranges are few, each of them much of the whole,
-    and rows are soon ended; and where ranges would become too large, were they so for half a range
-    of each row. If the host does not know the mean of lengths, it is taken to be a quarter of the
-    longest.
+    are as many as ranges, or more than half as many if they are soon ended; where they are two or
+    three then, and ranges are few, each of them much of the whole; and where ranges would become
+    too large, were they so for half a range of each row.
 
     Args:
         call: its bounds tell.
@@ -153,19 +164,48 @@ def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:
         ranges: that there are programs for.
 
     """
-    batch, known = call.batch, call.batch.known_lengths
+    batch = call.batch
     rows = batch.num_sequences * call.cache.num_kv_heads // heads
     sums = padded_columns(columns_of(call)) * call.cache.head_size
-    if has_even_rows(call) or 2 * rows > ranges or batch.num_sequences > MOST_ALIGNED:
+    if has_even_rows(call) or rows >= ranges or batch.num_sequences > MOST_ALIGNED:
         return False
-    if sums <= FEW_SUMS and ranges < LEAST_RANGES:
+    if sums <= FEW_SUMS and (2 * rows > ranges or (ranges < LEAST_RANGES and rows < LEAST_ROWS)):
         return False
-    mean = 0.25
-    if known is not None and known.short is not None:
-        mean = known.short.mean_kv
-    row_bytes = mean * longest_row(call)[1]
-    more = rows * row_bytes * (1 / (ranges - rows // 2) - 1 / ranges)
+    length, row_bytes = longest_row(call)
+    mean_bytes = mean_tokens(call) / max(1, length) * row_bytes
+    more = rows * mean_bytes * (1 / (ranges - rows // 2) - 1 / ranges)
     return more <= next(most for limit, most in ALIGN_BYTES if sums <= limit)
+
+
+def stays_whole(call: AttentionCall, config: DecodeConfig, num_programs: int) -> bool:
+    """Return whether rows of several lengths are not cut, if they are as long as the host knows.
+
+    Args:
+        call: its bounds tell.
+        config: how the kernel is cut.
+        num_programs: one on each multiprocessor.
+
+    """
+    if not config.keeps_whole:
+        return False
+    batch, num_kv_heads = call.batch, call.cache.num_kv_heads
+    length, row_bytes = longest_row(call)
+    heads = heads_in_parallel(num_kv_heads, num_programs * config.programs)
+    are_few = batch.num_sequences * num_kv_heads <= num_programs // heads * heads
+    if not are_few and not keeps_whole(length, row_bytes):
+        return False
+    rows, ranges = batch.num_sequences * num_kv_heads / heads, num_programs / heads
+    tokens = rows * mean_tokens(call)
+    cutting = Cutting.of(
+        config,
+        head_size=call.cache.head_size,
+        kv_bytes=call.cache.key.element_size(),
+        block_size=call.cache.block_size,
+    )
+    most = tokens / ranges + cutting.of_rows(rows)
+    if config.aligns:
+        most = min(most, tokens / (ranges - rows / 2) + cutting.aligned)
+    return config.never_cuts or length <= most
 
 
 def divide(
@@ -213,8 +253,12 @@ def config_for(
     ranges: int,
     *,
     programs: int | None = None,
+    keeps: bool | None = None,
 ) -> DecodeConfig:
     """Choose how to cut and compile for a call, but for clusters.
+
+    Rows that are expected to stay whole are not looked at for beginning with a range each, which
+    would take some time; those that are short enough may stay so though it is not expected.
 
     Args:
         call: its bounds tell.
@@ -222,42 +266,55 @@ def config_for(
         heads: that are read side by side.
         ranges: into which the work is cut.
         programs: on a multiprocessor, 1, or 2 where registers suffice; None chooses.
+        keeps: have rows of several lengths stay whole, however much longer one is, or cut them;
+            None chooses.
 
     """
     cache, batch = call.cache, call.batch
     kv_length, row_bytes = longest_row(call)
-    columns, block_size = columns_of(call), cache.block_size
-    is_whole = not has_even_rows(call) and keeps_whole(kv_length, row_bytes)
-    is_aligned = aligns(call, heads, num_programs // heads)
-    with_work = num_programs // heads * heads if is_whole or is_aligned else ranges * heads
-    tokens_a_program = batch.num_sequences * kv_length * cache.num_kv_heads // with_work
-    if is_aligned:
-        tokens_a_program = max(tokens_a_program, kv_length // MOST_PARTS)
+    kind, columns = kind_of(call), columns_of(call)
     sizes = batch.num_sequences, cache.num_kv_heads, num_programs
-    kind = kind_of(call)
+    of_cache = {"head_size": cache.head_size, "kv_bytes": cache.key.element_size()}
     if programs is None:
         programs = programs_for(
             *sizes,
             row_bytes=row_bytes,
             is_even=batch.is_full,
-            head_size=cache.head_size,
-            kv_bytes=cache.key.element_size(),
             columns=columns,
-            block_size=block_size,
+            block_size=cache.block_size,
             is_shared=reads_again(call),
+            fit=kind.fit,
+            **of_cache,
         )
-    config = choose_config(
-        cache.head_size,
-        cache.key.element_size(),
-        columns,
-        block_size=block_size,
-        programs=programs,
-        tokens_a_program=tokens_a_program,
-        max_kv_length=kv_length,
-        shares_paths=batch.is_full and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind),
-        fit=kind.fit,
-    )
+
+    def cut_for(tokens_a_program: int) -> DecodeConfig:
+        return choose_config(
+            columns=columns,
+            block_size=cache.block_size,
+            programs=programs,
+            tokens_a_program=tokens_a_program,
+            max_kv_length=kv_length,
+            shares_paths=batch.is_full
+            and shares_paths_unevenly(*sizes, row_bytes, kv_length, kind),
+            fit=kind.fit,
+            **of_cache,
+        )
+
+    is_aligned = aligns(call, heads, num_programs // heads)
+    tokens = batch.num_sequences * kv_length * cache.num_kv_heads
+    share = tokens // (num_programs // heads * heads)
+    if is_aligned:
+        config = cut_for(max(share, kv_length // MOST_PARTS))
+    else:
+        config = cut_for(tokens // max(1, ranges * heads))
     if config.programs > 1:
         heads = heads_in_parallel(cache.num_kv_heads, num_programs * config.programs)
         is_aligned = aligns(call, heads, num_programs * config.programs // heads)
-    return replace(config, keeps_whole=is_whole, aligns=is_aligned)
+    config = replace(config, aligns=is_aligned)
+    if has_even_rows(call) or keeps is False:
+        return config
+
+    whole = replace(cut_for(max(share, kv_length)), aligns=is_aligned, keeps_whole=True)
+    if keeps or stays_whole(call, whole, num_programs):
+        return replace(whole, aligns=False, never_cuts=bool(keeps))
+    return replace(config, keeps_whole=keeps_whole(kv_length, row_bytes))

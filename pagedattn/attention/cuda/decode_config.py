@@ -27,6 +27,7 @@ MAX_STAGES = 16
 MANY_ROWS = 3  # of heads of 64 or over fp8, for each multiprocessor
 SHORT_ROW_BYTES = 64 << 10  # K and V of a head, where all sequences have as many tokens,
 SHORT_RAGGED_BYTES = 256 << 10  # and of the longest, where they have not
+LONG_RAGGED_BYTES = 1 << 20  # of the longest again
 MUCH_SHARED_BYTES = 64 << 20  # K and V of all sequences, of which most come from the L2
 FEW_SHARED_ROWS = 6  # there are, if not one row for so many multiprocessors
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
@@ -35,6 +36,16 @@ SHARED_BYTES = 232_448  # of a multiprocessor, for one program
 SWITCHES = ("window", "soft_cap", "alibi", "sinks", "lse")
 MAX_COLUMNS = 32
 MAX_ACCUMULATORS = 4096  # of a row: columns times head size
+ROW_RATE = 70e9  # bytes a second of K and V that a program takes, at most
+TOKEN_SECONDS = 2e-9  # that it takes for a KV token of a head, at least,
+TILE_SECONDS = 190e-9  # besides these for each tile,
+FP8_TOKEN_SECONDS = 0.7e-9  # and these over fp8,
+WIDE_COST = 1.45  # times as many for more than 16 columns,
+GATHERED_SECONDS = 13.4e-9  # or these over blocks of one token
+CUT_SECONDS = 2.4e-6, 3.6e-9  # that cutting rows takes, and more for each of a row's sums;
+ALIGNED_SECONDS = 1.8e-6, 1.6e-9  # where each row begins with a range,
+FP8_ALIGNED_LESS = 1e-6  # less over fp8
+FEW_CUT = 3  # rows, of which at most so many are few
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,9 @@ class DecodeConfig:
         stages: tiles in shared memory; a multiple of `WARPS`.
         programs: on a multiprocessor, 1 or 2.
         cluster: programs that add up a row in each other's shared memory; 1 for none.
-        keeps_whole: cut no row, if lengths are as `decode_division.keeps_whole` expects them.
+        keeps_whole: cut no row of several lengths, if by those of now that takes less time; see
+            `Cutting`.
+        never_cuts: none, however much longer one is.
         clusters_of_row: clusters that a row has; None is as many as there are programs for.
         whole: up to which size rows of one length are not cut, and how they are divided; None
             estimates.
@@ -62,6 +75,7 @@ class DecodeConfig:
     programs: int = 1
     cluster: int = 1
     keeps_whole: bool = False
+    never_cuts: bool = False
     clusters_of_row: int | None = None
     whole: WholeRows | None = None
     aligns: bool = False
@@ -142,6 +156,7 @@ def programs_for(
     columns: int,
     block_size: int,
     is_shared: bool = False,
+    fit: Fit,
 ) -> int:
     """Return how many programs a multiprocessor is to have, 1 or 2; fitted to batches on an H100.
 
@@ -150,8 +165,10 @@ def programs_for(
     over short rows as soon as some multiprocessors have two of them; over other rows of heads of 64
     where they are many, whatever the registers; over those of fp8 too, if lengths differ; over
     other rows of one length where each program has two or more, and rows come out even for them.
-    What comes from the L2 is read faster by two, if rows are more than multiprocessors, or not few
-    and much together; that was fitted to batches on an H200.
+    Two were fitted to batches on an H200 where much comes from the L2, which is read faster by them
+    if rows are more than multiprocessors, or not few and much together; and for many long rows of
+    several lengths, if one program each would leave multiprocessors without work: of 132, four are
+    where eight heads are read side by side.
 
     Args:
         num_sequences: of the batch.
@@ -164,6 +181,7 @@ def programs_for(
         columns: queries times heads of a group.
         block_size: tokens a block; those of one token take warps that copy.
         is_shared: whether half of K and V or more come from the L2.
+        fit: of the GPU.
 
     """
     num_rows = num_sequences * num_kv_heads
@@ -187,7 +205,54 @@ def programs_for(
         return 2 if are_many else 1
     if row_bytes <= SHORT_RAGGED_BYTES:
         return 2 if end_fast and 3 * num_rows >= 4 * num_multiprocessors else 1
-    return 2 if end_fast and kv_bytes == 1 and are_many else 1
+    idle = num_multiprocessors % heads_in_parallel(num_kv_heads, num_multiprocessors)
+    fills = fit.needs_all and idle and row_bytes >= LONG_RAGGED_BYTES
+    return 2 if end_fast and are_many and (kv_bytes == 1 or fills) else 1
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What cutting rows of several lengths takes, in KV tokens that a program reads meanwhile.
+
+    If rows stay whole, the program of the longest reads on when the others, of which each has a
+    multiprocessor's share, would have ended. If each begins with a range, ranges are larger than
+    that share. So whichever way is done first can be told in tokens. What cutting takes was fitted
+    to batches of up to as many rows as ranges on an H200.
+
+    Attributes:
+        anywhere: rows are cut where ranges end: some programs have two to end and to merge.
+        aligned: each row begins with a range, so that none has.
+
+    """
+
+    anywhere: int
+    aligned: int
+
+    @classmethod
+    def of(cls, config: DecodeConfig, *, head_size: int, kv_bytes: int, block_size: int) -> Cutting:
+        """Estimate it.
+
+        Args:
+            config: how the kernel is cut.
+            head_size: elements of a head.
+            kv_bytes: bytes of an element of the cache.
+            block_size: tokens a block; those of one token take longer to ask for.
+
+        """
+        is_fp8 = kv_bytes == 1
+        by_products = TOKEN_SECONDS + TILE_SECONDS / config.tile + is_fp8 * FP8_TOKEN_SECONDS
+        token = max(2 * head_size * kv_bytes / ROW_RATE, by_products)
+        if config.columns > MAX_COLUMNS // 2:
+            token *= WIDE_COST
+        if block_size == 1:
+            token = GATHERED_SECONDS
+        sums = config.columns * head_size
+        anywhere, aligned = (fixed + sums * each for fixed, each in (CUT_SECONDS, ALIGNED_SECONDS))
+        return cls(int(anywhere / token), int((aligned - is_fp8 * FP8_ALIGNED_LESS) / token))
+
+    def of_rows(self, rows: float) -> float:
+        """Return what cutting so many rows anywhere takes: of few, few programs have two to end."""
+        return (self.anywhere + self.aligned) / 2 if rows <= FEW_CUT else self.anywhere
 
 
 def padded_columns(columns: int) -> int:
@@ -232,7 +297,11 @@ def macros_of(
     `lines` tells that the TMA counts lines of 128 bytes and not tokens of a block; `features` are
     as in `pagedattn.attention.call`.
     """
-    producers = producers_of(config, head_size=head_size, kv_bytes=kv_bytes, block_size=block_size)
+    of_cache = {"head_size": head_size, "kv_bytes": kv_bytes, "block_size": block_size}
+    producers = producers_of(config, **of_cache)
+    cutting = Cutting(0, 0)
+    if config.keeps_whole or config.aligns:
+        cutting = Cutting.of(config, **of_cache)
     return (
         ("HEAD_SIZE", head_size),
         ("GROUP", group),
@@ -248,6 +317,9 @@ def macros_of(
         ("PROGRAMS", config.programs),
         ("CLUSTER", config.cluster),
         ("WHOLE", int(config.keeps_whole)),
+        ("NEVER_CUTS", int(config.never_cuts)),
+        ("CUT_TOKENS", cutting.anywhere),
+        ("ALIGNED_TOKENS", cutting.aligned),
         ("ALIGNED", int(config.aligns)),
         ("SHARED_BYTES", config.shared_bytes),
         ("CAUSAL", int("not_causal" not in features)),

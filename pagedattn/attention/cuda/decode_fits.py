@@ -60,9 +60,10 @@ class Fit:
 
     Multiprocessors and L2 of Hopper GPUs are alike, and their memories are not. One that gives more
     is kept busy by more programs, and more is lost if some share a path to the L2. What is not here
-    is the same for both. How many programs a multiprocessor has, but for shared blocks, and how
-    fast programs read that share no path or are in no cluster, was fitted to an H100; what
-    beginning and merging take, to both.
+    is the same for both. How many programs a multiprocessor has, but for shared blocks and
+    `needs_all`, and how fast programs read that share no path or are in no cluster, was fitted to
+    an H100; what cutting rows of several lengths takes, to an H200; what beginning and merging
+    take, to both.
 
     Attributes:
         memory_rate: bytes a second that the memory is made for; see `module.memory_rate`.
@@ -77,6 +78,8 @@ class Fit:
             more in flight.
         tile_of_128: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
             8 columns, by one program on a multiprocessor.
+        needs_all: whether more is read if no multiprocessor is without work; see
+            `decode_config.programs_for`.
         spares_paths: whether less is in flight where `shares_paths_unevenly`.
         fetched_bytes: that the L2 asks the memory for at once, 128 or 256; of prefill's tensors
             too.
@@ -92,6 +95,7 @@ class Fit:
     clustered_rate: float
     more_in_flight_to: int
     tile_of_128: int
+    needs_all: bool
     spares_paths: bool
     fetched_bytes: int
 
@@ -108,6 +112,7 @@ H100 = Fit(
     clustered_rate=31e9,
     more_in_flight_to=64,
     tile_of_128=64,
+    needs_all=False,
     spares_paths=True,
     fetched_bytes=256,
 )
@@ -125,6 +130,7 @@ H200 = Fit(
     clustered_rate=42e9,
     more_in_flight_to=80,
     tile_of_128=32,
+    needs_all=True,
     spares_paths=False,
     fetched_bytes=128,
 )

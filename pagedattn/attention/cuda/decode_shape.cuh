@@ -32,11 +32,10 @@ constexpr bool FP8 = KV_BYTES == 1;
 constexpr bool HALF_PRODUCTS = FP8 || !BF16;  // products of float16, else of bfloat16
 
 constexpr int FAN_IN = 20;  // parts that are merged at once: a bundle, if there are more
-// If WHOLE, rows are not cut where the longest has at most so many tokens, and at most LONGER_BY more than a
-// multiprocessor's share of the batch. Ending a row takes as long as ROW_END tiles take to come. Measured on an H100.
+// If WHOLE, rows are not cut where that takes less time; if there are more of them than multiprocessors, WHOLE_TOKENS at
+// most. Ending a row takes as long as ROW_END tiles take to come. Both were measured on an H100.
 constexpr int TOKEN_BYTES = 2 * ROW_BYTES;  // of K and V of a head
 constexpr int WHOLE_TOKENS = 1024 * TOKEN_BYTES <= 512 << 10 ? 1024 : (512 << 10) / TOKEN_BYTES;
-constexpr int LONGER_BY = (256 << 10) / TOKEN_BYTES;
 constexpr int ROW_END = ((24 << 10) + TILE * TOKEN_BYTES - 1) / (TILE * TOKEN_BYTES);
 // Of sequences of several lengths, whose rows may each begin with a range: how many a lane has at most, and how many
 // tiles more a range may have for it, and for the longest row to be a bundle. Measured on an H200.

@@ -165,17 +165,61 @@ struct Batch : Division {
                 longest = max(longest, here.tokens());
             }
         }
-        Weight weight = weight_of(p, tiles, rows, longest);
-        int lane_end = sum_up_to(tiles * weight.of_tile + rows * weight.of_row, lane);
         Tiles first = tiles_of(p, 0);
         bool even = true;
         for (int sequence = lane; sequence < p.num_sequences; sequence += 32)
             even = even && tiles_of(p, sequence).count == first.count;
         even = __all_sync(~0u, even);
-        if (ALIGNED && !even && !weight.keeps_whole() && of_lane <= MOST_ALIGNED)
-            lane_end = sum_up_to(align(p, lane * of_lane, of_lane, weight), lane);
+        bool may_align = ALIGNED && !even && of_lane <= MOST_ALIGNED;
+        Weight weight{};
+        int weighs = tiles;  // what rows of this lane's sequences do
+        if (WHOLE) {
+            Load load(p, tiles, rows, longest);
+            int most = load.share + load.cutting();
+            bool whole = load.stays_whole(p, may_align ? min(most, load.aligned(p) + ALIGNED_TOKENS) : most);
+            if (may_align && !whole) {
+                weighs = align(p, lane * of_lane, of_lane, weight);
+                whole = weight.range.of == 1 && load.stays_whole(p, most);
+            }
+            if (whole) {
+                weight = load.rows <= p.ranges / PROGRAMS ? Weight{0, 1} : Weight{1, ROW_END};
+                weighs = tiles * weight.of_tile + rows * weight.of_row;
+            }
+        } else if (may_align) {
+            weighs = align(p, lane * of_lane, of_lane, weight);
+        }
+        int lane_end = sum_up_to(weighs, lane);
         return {Division(p, __shfl_sync(~0u, lane_end, 31), even, first, weight), lane_end};
     }
+
+    // All rows of the heads that a program works on.
+    struct Load {
+        int tiles, rows, share, longest;  // KV tokens that each multiprocessor would have, and of the longest row
+
+        // Each lane has some sequences' tiles, how many have any, and tokens of the longest.
+        DEVICE Load(const Parameters &p, int tiles_, int rows_, int longest_) {
+            tiles = __reduce_add_sync(~0u, tiles_) * p.groups;
+            rows = __reduce_add_sync(~0u, rows_) * p.groups;
+            longest = __reduce_max_sync(~0u, longest_);
+            u32 multiprocessors = max(1, p.num_programs / (PROGRAMS * p.parallel_heads));
+            share = (u32)tiles / multiprocessors * TILE;
+        }
+
+        // Tokens that would be read while rows are cut and merged: of few, few programs have two to end.
+        DEVICE int cutting() const { return rows <= LEAST_CUT ? (CUT_TOKENS + ALIGNED_TOKENS) / 2 : CUT_TOKENS; }
+
+        // Tokens of a range, or so, where each row begins with one.
+        DEVICE int aligned(const Parameters &p) const {
+            return ceil_div(tiles, max(1, p.all_ranges - rows / 2)) * TILE;
+        }
+
+        // Whether none is cut, if else the last to end would have so many tokens: where there are no more of them
+        // than multiprocessors, of which each has one then, or where none is long.
+        DEVICE bool stays_whole(const Parameters &p, int most) const {
+            if (rows > p.ranges / PROGRAMS && longest > WHOLE_TOKENS) return false;
+            return NEVER_CUTS || longest <= most;
+        }
+    };
 
     // Have each row begin with a range, if ranges are not much larger for it. A range that has the end of a row and
     // the beginning of another takes longer than one with more tiles of one row, as it has two to end and to merge.
@@ -202,37 +246,33 @@ struct Batch : Division {
         if (least <= share && __reduce_add_sync(~0u, cut) * p.groups < LEAST_CUT) return of_lane;
         // a row's last range is half full on average, and has a tile at least
         int each = max(least, ceil_div(all, p.all_ranges - rows / 2)), most = max(least, share + MORE_TO_ALIGN);
-        if (each < 2) return of_lane;
-        Divisor range;
-#pragma unroll 1
-        for (;; each += ceil_div(each, 16)) {
-            if (each > most) return of_lane;
-            range = Divisor(each);
+        if (each < 2 || each > most) return of_lane;
+        auto fits = [&](int tiles) {
+            Divisor range(tiles);
             int used = 0;
 #pragma unroll
             for (int i = 0; i < MOST_ALIGNED; ++i) used += range.ceil_div(own[i]);
-            if (__reduce_add_sync(~0u, used) * p.groups <= p.all_ranges) break;
+            return __reduce_add_sync(~0u, used) * p.groups <= p.all_ranges;
+        };
+        if (!fits(each)) {
+            if (!fits(most)) return of_lane;
+            int less = each;  // do not fit
+            each = most;
+#pragma unroll 1
+            while (each - less > ceil_div(less, 16)) {
+                int middle = (less + each) / 2;
+                if (fits(middle))
+                    each = middle;
+                else
+                    less = middle;
+            }
         }
+        Divisor range(each);
         weight.range = range;
         of_lane = 0;
 #pragma unroll
         for (int i = 0; i < MOST_ALIGNED; ++i) of_lane += weight.of(own[i]);
         return of_lane;
-    }
-
-    // What rows count for: each lane has some sequences' tiles, how many have any, and tokens of the longest. If no
-    // row is long, nor much more than a multiprocessor's share, none is cut; and if there are no more of them than
-    // multiprocessors, each has one.
-    DEVICE static Weight weight_of(const Parameters &p, int tiles, int rows, int longest) {
-        if (!WHOLE) return {};
-        tiles = __reduce_add_sync(~0u, tiles) * p.groups;
-        rows = __reduce_add_sync(~0u, rows) * p.groups;
-        longest = __reduce_max_sync(~0u, longest);
-        u32 multiprocessors = max(1, p.num_programs / (PROGRAMS * p.parallel_heads));
-        int share = (u32)tiles / multiprocessors * TILE;
-        if (longest > WHOLE_TOKENS || longest - share > LONGER_BY) return {};
-        if (rows <= p.ranges / PROGRAMS) return {0, 1};
-        return {1, ROW_END};
     }
 };
 

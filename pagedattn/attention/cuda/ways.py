@@ -3,13 +3,13 @@
 Which kernel a call goes to, and how it is cut, is chosen by estimates whose rates were fitted to
 times. Here a call's other ways are made, to be timed beside the chosen one; see
 `pagedattn.benchmarking.choices`. Varied is what estimates decide. Of each number of programs on a
-multiprocessor, decode's tiles are those that are chosen for it; where keys are shared out, prefill
-has its usual tiles, and heads in the parts that are chosen; two launches are as they are chosen.
+multiprocessor, decode's tiles are those that are chosen for it, for rows that are whole and for
+those that are cut; where keys are shared out, prefill has its usual tiles, and heads in the parts
+that are chosen; two launches are as they are chosen.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,8 @@ def keeps_whole(launch: DecodeLaunch, call: AttentionCall) -> bool:
     """Whether a launch cuts no row, where sequences are as long as the host knows them to be."""
     row = decode_calls.longest_row(call)
     if not decode_calls.has_even_rows(call):
-        return launch.config.keeps_whole and decode_division.keeps_whole(*row)
+        num_programs = num_multiprocessors(call.query.device)
+        return decode_calls.stays_whole(call, launch.config, num_programs)
     return row[1] <= launch.whole.most_bytes
 
 
@@ -123,17 +124,15 @@ def _launches(call: AttentionCall) -> Iterator[KernelLaunch]:
 
 def _by_decode(call: AttentionCall) -> Iterator[DecodeLaunch]:
     num_programs = num_multiprocessors(call.query.device)
-    kv_length, row_bytes = decode_calls.longest_row(call)
+    kv_length, _ = decode_calls.longest_row(call)
     heads, ranges, _ = decode_calls.divide(call, num_programs, 1)
     for programs in (1, 2):
-        config = decode_calls.config_for(call, num_programs, heads, ranges, programs=programs)
         if decode_calls.has_even_rows(call):
+            config = decode_calls.config_for(call, num_programs, heads, ranges, programs=programs)
             for whole in _whole_rows(call, num_programs, heads, ranges, config.programs):
                 yield DecodeLaunch(call, replace(config, whole=whole))
         else:
-            may_keep = decode_division.keeps_whole(kv_length, row_bytes)
-            for keeps, aligns in itertools.product((False, True)[: 1 + may_keep], (False, True)):
-                yield DecodeLaunch(call, replace(config, keeps_whole=keeps, aligns=aligns))
+            yield from _by_decode_of_several_lengths(call, programs)
     for cluster, at_once in CLUSTERS.items() if decode_calls.has_even_rows(call) else ():
         most = at_once // (call.batch.num_sequences * call.cache.num_kv_heads)  # of a row
         for count in dict.fromkeys((1, most)) if most else ():
@@ -147,6 +146,19 @@ def _by_decode(call: AttentionCall) -> Iterator[DecodeLaunch]:
             tokens = launch.num_ranges // rows * MIN_TILE
             if launch.config.cluster == cluster and tokens <= kv_length:
                 yield launch  # all clusters run at once, and each program has a tile
+
+
+def _by_decode_of_several_lengths(call: AttentionCall, programs: int) -> Iterator[DecodeLaunch]:
+    """Make launches that cut rows, anywhere and each by itself, and one that does not if it can."""
+    num_programs = num_multiprocessors(call.query.device)
+    heads, ranges, _ = decode_calls.divide(call, num_programs, 1)
+    sizes = num_programs, heads, ranges
+    cut = decode_calls.config_for(call, *sizes, programs=programs, keeps=False)
+    for aligns in (False, True):
+        yield DecodeLaunch(call, replace(cut, aligns=aligns))
+    whole = decode_calls.config_for(call, *sizes, programs=programs, keeps=True)
+    if decode_calls.stays_whole(call, whole, num_programs):
+        yield DecodeLaunch(call, whole)
 
 
 def _whole_rows(

@@ -96,6 +96,21 @@ def divide(
     return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed)
 
 
+def most_tokens(tiles, num_multiprocessors, *, head_size=256, aligns=False):
+    """Return how many tokens a row of a KV head has at most that stays whole among these.
+
+    If `aligns`, that is where each row may begin with a range.
+    """
+    tiles, config = np.array(tiles), decode_config.DecodeConfig(8, TILE, 4, aligns=aligns)
+    cutting = decode_config.Cutting.of(config, head_size=head_size, kv_bytes=2, block_size=TILE)
+    rows, total = int((tiles > 0).sum()), int(tiles.sum())
+    most = total // num_multiprocessors * TILE + int(cutting.of_rows(rows))
+    if aligns:
+        begun = max(1, num_multiprocessors - rows // 2)
+        most = min(most, -(-total // begun) * TILE + cutting.aligned)
+    return most
+
+
 def share_out(
     tiles, num_kv_heads, num_multiprocessors, on_each=1, *,
     head_size=256, window=None, keeps_whole=True, aligns=False, few_ranges=None,

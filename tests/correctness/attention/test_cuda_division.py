@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from pagedattn.attention.cuda import decode_division
 from pagedattn.testing.emulator import unavailable
 
-from .divided import HEAD_SIZE, TILE, divide, share_out
+from .divided import HEAD_SIZE, TILE, divide, most_tokens, share_out
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
 
@@ -223,7 +223,7 @@ def test_the_host_knows_where_2_to_4_of_5_pairs_of_multiprocessors_have_a_row_ea
 
 
 LONGEST = 32  # tiles of a row of 512 KiB, of heads of 256
-LONGER_BY = 16  # tiles of 256 KiB
+MODEST = 16  # tiles of a row that is whole, whatever the others have
 ROW_END = 2  # tiles that come while a row ends, rounded up
 
 
@@ -234,7 +234,7 @@ def test_short_rows_are_each_one_programs_and_shared_out_by_what_they_take(on_ea
     for _ in range(100):
         num_multiprocessors = int(rng.choice([1, 2, 3, 7, 12, 24, 44]))
         num_kv_heads = int(rng.choice([1, 2, 3, 8]))
-        tiles = rng.integers(0, LONGER_BY + 1, int(2 ** rng.uniform(0, 7)))
+        tiles = rng.integers(0, MODEST + 1, int(2 ** rng.uniform(0, 7)))
         tiles[0] = max(1, tiles[0])
         of_program, parts = share_out(tiles, num_kv_heads, num_multiprocessors, on_each)
         assert np.array_equal(parts, np.repeat((tiles > 0)[:, None], num_kv_heads, axis=1))
@@ -244,7 +244,7 @@ def test_short_rows_are_each_one_programs_and_shared_out_by_what_they_take(on_ea
         parallel = decode_division.heads_in_parallel(num_kv_heads, num_programs)
         groups, ranges = num_kv_heads // parallel, num_programs // parallel
         share = -(-int(np.where(tiles > 0, tiles + ROW_END, 0).sum()) * groups // ranges)
-        assert of_program.max() <= share + LONGER_BY
+        assert of_program.max() <= share + MODEST
         if (tiles > 0).sum() * groups <= ranges // on_each:
             assert of_program.max() == tiles.max()
             few += 1
@@ -262,23 +262,33 @@ def test_as_many_rows_as_multiprocessors_have_one_each_whatever_their_lengths(on
         assert sorted(of_program[:12]) == sorted(tiles)
 
 
-@pytest.mark.parametrize(
-    ("tiles", "is_cut"),
-    [
-        ([19, 0, 0], False),  # a multiprocessor's share is 3
-        ([20, 0, 0], True),
-        ([LONGEST] * 11 + [LONGEST - 9], False),
-        ([LONGEST + 1] * 11 + [LONGEST - 9], True),
-    ],
-    ids=["above by as much", "above by more", "longest", "too long"],
-)
+@pytest.mark.parametrize("others", [[], [1] * 2, [1] * 5, [20] * 5, [40] * 4], ids=str)
+@pytest.mark.parametrize("head_size", [64, 256])
 @on_each
-def test_rows_are_cut_where_one_is_long_or_far_above_a_multiprocessors_share(
-    tiles, is_cut, on_each
+def test_few_rows_are_cut_where_one_takes_longer_than_cutting_them_would(
+    others, head_size, on_each
 ):
-    tiles = np.array(tiles)
-    _, parts = share_out(tiles, 1, 6, on_each)
-    assert (parts.max() > 1) == is_cut
+    cut = set()
+    for longest in range(max([9, *others]) + 1, 120):
+        tiles = [*others, longest]
+        _, parts = share_out(tiles, 1, 6, on_each, head_size=head_size)
+        is_cut = longest * TILE > most_tokens(tiles, 6, head_size=head_size)
+        assert (parts.max() > 1) == is_cut, tiles
+        cut.add(is_cut)
+    assert cut == {False, True}
+
+
+@on_each
+def test_as_many_rows_as_multiprocessors_that_are_nearly_alike_stay_whole_however_long(on_each):
+    _, parts = share_out([5000, 4990, 5000, 4980, 4999, 4970], 1, 6, on_each)
+    assert parts.max() == 1
+
+
+@on_each
+def test_more_rows_than_multiprocessors_are_cut_where_one_is_long(on_each):
+    for longest, is_cut in ((LONGEST, False), (LONGEST + 1, True)):
+        _, parts = share_out([longest] * 11 + [longest - 9], 1, 6, on_each)
+        assert (parts.max() > 1) == is_cut
 
 
 def test_rows_of_narrow_heads_stay_whole_up_to_1024_tokens():
@@ -291,7 +301,9 @@ def test_rows_of_narrow_heads_stay_whole_up_to_1024_tokens():
 @on_each
 def test_short_rows_of_one_length_leave_one_more_to_the_first_programs(on_each, head_size):
     for rows, tiles in itertools.product((1, 5, 6, 7, 9, 11, 13, 40), (1, 20, 32, 60)):
-        if tiles * TILE * 4 * head_size > 512 << 10 or (rows < 6 and tiles > LONGER_BY):
+        is_long = tiles * TILE * 4 * head_size > 512 << 10
+        is_cut = tiles * TILE > most_tokens([tiles] * rows, 6, head_size=head_size)
+        if is_cut or (is_long and rows > 6):
             continue
         of_program, _ = share_out([tiles] * rows, 1, 6, on_each, head_size=head_size)
         more = np.arange(6 * on_each) < rows % (6 * on_each)
@@ -308,9 +320,11 @@ def test_heads_that_are_not_read_side_by_side_are_rows_of_their_own():
     # ten rows for seven multiprocessors: they are not one each
     of_program, _ = share_out([16, 1, 1, 1, 16], 2, 7)
     assert of_program.max() == 16
-    for longest, is_cut in ((22, False), (23, True)):  # of 2 * 22 or 23 each has 6
+    cut = set()
+    for longest in range(30, 60):
         _, parts = share_out([longest, 0, 0], 2, 7)
-        assert (parts.max() > 1) == is_cut
+        cut.add((parts.max() > 1, longest * TILE > most_tokens([longest] * 2, 7)))
+    assert cut == {(False, False), (True, True)}
 
 
 def test_rows_are_short_by_the_tokens_that_are_seen():
@@ -378,6 +392,25 @@ def test_rows_that_do_not_begin_with_a_range_are_cut_into_as_few_as_the_host_say
         assert parts.sum() in (40, 41), tiles  # with one that both share
     _, parts = share_out([100, 80, 90], 1, 132, keeps_whole=False, aligns=True, few_ranges=40)
     assert parts.sum() > 41
+
+
+def test_rows_begin_with_a_range_where_one_takes_longer_than_that():
+    ways = set()
+    for longest in range(10, 60):
+        tiles = [longest] + [longest // 2] * 19
+        _, parts = share_out(tiles, 1, 132, head_size=128, aligns=True)
+        stays_whole = longest * TILE <= most_tokens(tiles, 132, head_size=128, aligns=True)
+        assert (parts.max() == 1) == stays_whole
+        ways.add(stays_whole)
+    assert ways == {False, True}
+
+
+def test_rows_that_begin_with_no_range_each_stay_whole_where_cutting_takes_longer():
+    tiles = [16, 16, 1, 1, 1, 1]  # of which too few are cut for it to pay
+    assert most_tokens(tiles, 132, head_size=64, aligns=True) < 16 * TILE
+    assert most_tokens(tiles, 132, head_size=64) >= 16 * TILE
+    _, parts = share_out(tiles, 1, 132, head_size=64, aligns=True)
+    assert parts.max() == 1
 
 
 def test_few_rows_that_may_stay_whole_are_not_cut_for_all_programs():

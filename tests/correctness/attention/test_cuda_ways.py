@@ -119,8 +119,29 @@ class TestNames:
         assert {"whole rows" in name for name in names} == {True, False}
         assert {"rows begin with a range" in name for name in names} == {True, False}
 
-    def test_ragged_rows_that_are_cut_all_the_same_are_not_called_whole(self):
-        names = ways.ways_of(call_of((1,) * 3, (9000, 700, 64)))
+    def test_ragged_rows_are_whole_where_cutting_would_take_longer(self):
+        for lengths, is_whole in (
+            ((900, 70, 64), False),
+            ((300, 70, 64), True),
+            ((9000,) * 15 + (8800,), True),
+            ((9000,) * 15 + (7000,), True),
+            ((9000,) * 8 + (5000,) * 8, False),
+            ((9000,) * 20 + (8800,), False),  # more than there are ranges
+        ):
+            names = list(ways.ways_of(call_of((1,) * len(lengths), lengths)))
+            assert ("whole rows" in names[0]) == is_whole, lengths
+
+    def test_tiles_are_large_where_rows_of_several_lengths_stay_whole(self):
+        for lengths, tile in (((200, 90, 150, 70), 64), ((1000, 90, 150, 70), 16)):
+            config = ways.chosen_way(call_of((1,) * 4, lengths, (8, 1), head_size=64)).config
+            assert (config.tile, config.keeps_whole) == (tile, True)
+            # where they are likely to be cut, each may begin with a range
+            assert config.aligns == (tile == 16)
+
+    def test_ragged_rows_that_all_have_a_program_may_stay_whole_to_compare(self):
+        names = list(ways.ways_of(call_of((1,) * 3, (9000, 700, 64))))
+        assert ["whole rows" in name for name in names].count(True) == 2
+        names = list(ways.ways_of(call_of((1,) * 40, (9000,) * 39 + (64,))))
         assert not any("whole rows" in name for name in names)
 
     def test_drafts_have_either_kernel(self):

@@ -83,9 +83,10 @@ def test_a_batch_is_mixed_that_has_short_queries_and_long_ones(queries, is_mixed
     assert batch_of(queries, (300, 300, 300)).known_lengths.is_mixed == is_mixed
 
 
-def test_nothing_is_known_of_decodes():
-    assert batch_of(1, (300, 20, 300)).known_lengths is None
-    assert batch_of((0, 0, 1), (300, 20, 300)).known_lengths is None
+def test_of_decodes_it_is_known_how_long_they_are_on_average_if_they_are_not_alike():
+    assert batch_of(1, (300, 300)).known_lengths is None
+    assert batch_of(1, (300, 150, 300, 150)).known_lengths.short.mean_kv == 0.75
+    assert batch_of((0, 0, 1), (300, 20, 300)).known_lengths.short.count == 1
 
 
 def test_sequences_without_tokens_are_known():
