@@ -53,6 +53,23 @@ class PartTensors:
     tables: torch.Tensor
 
 
+@dataclass(frozen=True)
+class KeptBatches:
+    """The batches of which a call in parts is made, so that each layer of a step has the same.
+
+    Attributes:
+        schedule: of which they were made.
+        batch: of which they were made.
+        made: that of the parts, and that of what is each sequence's own: in a graph that is being
+            captured, and else.
+
+    """
+
+    schedule: Schedule
+    batch: AttentionBatch
+    made: dict[bool, tuple[AttentionBatch, AttentionBatch]]
+
+
 class CascadePlan:
     """How one kind of layer attends over a batch whose sequences share blocks.
 
@@ -61,6 +78,7 @@ class CascadePlan:
         tensors: read by the kernels; `update` writes them in place.
         skipped: what is not read through own lengths and tables.
         max_queries: no part has more query tokens (a bound, baked into a captured graph).
+        kept: batches that calls of a step share, or None before the first.
 
     Args:
         schedule: the batch's, made without limits; it decides how much room there is.
@@ -79,6 +97,7 @@ class CascadePlan:
         own: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self.layer = layer
+        self.kept: KeptBatches | None = None
         self._schedule: Schedule
         self._num_tokens: NDArray[np.int64] | None = None  # of a later step than `_schedule`
         num_queries, parts_of_a_token = schedule.parts_of_token.shape

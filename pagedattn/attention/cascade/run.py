@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from pagedattn.attention.cascade.costs import GPU, Layer
+from pagedattn.attention.cascade.plan import KeptBatches
 
 if TYPE_CHECKING:
     from pagedattn.attention.batch import AttentionBatch
@@ -89,7 +90,7 @@ def attend_in_parts(implementation: Implementation, call: AttentionCall, plan: C
     query = steps.gather_rows(call.query, plan.tensors.rows)
     parts = _partial(query)
     own = _partial(call.query)
-    of_parts, of_own = _batches(call.batch, plan)
+    of_parts, of_own = _kept_batches(call.batch, plan)
     in_parts = replace(call, batch=of_parts, query=query, sinks=None, causal=False)
     implementation.attention(replace(in_parts, out=parts[0], lse=parts[1]))
     implementation.attention(replace(call, batch=of_own, out=own[0], lse=own[1], sinks=None))
@@ -101,16 +102,32 @@ def _partial(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return out, torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
 
 
-def _batches(batch: AttentionBatch, plan: CascadePlan) -> tuple[AttentionBatch, AttentionBatch]:
+def _kept_batches(
+    batch: AttentionBatch, plan: CascadePlan
+) -> tuple[AttentionBatch, AttentionBatch]:
+    """Return both batches, which are made once for all layers of a step."""
+    schedule = plan.schedule
+    stays = batch.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    kept = plan.kept
+    if kept is None or kept.schedule is not schedule or kept.batch is not batch:
+        plan.kept = kept = KeptBatches(schedule, batch, {})
+    if stays not in kept.made:
+        kept.made[stays] = _batches(batch, plan, stays=stays)
+    return kept.made[stays]
+
+
+def _batches(
+    batch: AttentionBatch, plan: CascadePlan, *, stays: bool
+) -> tuple[AttentionBatch, AttentionBatch]:
     """Make the batch of the parts, and that of what is each sequence's own.
 
     Both count with the batch's own arrivals, since they are launched one after the other. Lengths
-    are bounded by those of now, but in a graph that is being captured, which later steps replay.
+    are bounded by those of now, but if that `stays`: in a graph that is being captured, which later
+    steps replay.
     """
     made, schedule = plan.tensors, plan.schedule
     longest_part = int(schedule.lengths.max(initial=0))
     longest_own = int(schedule.own_lengths.max(initial=0))
-    stays = batch.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     of_parts = replace(
         batch,
         block_tables=made.tables,

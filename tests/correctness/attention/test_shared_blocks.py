@@ -22,7 +22,7 @@ from pagedattn.attention.cascade.costs import GPU
 from pagedattn.attention.cascade.schedule import make_schedule
 from pagedattn.attention.torch_impl import TorchImplementation
 from pagedattn.shared_prefix import find_shared_blocks
-from pagedattn.testing import AttentionInputs, check_attention
+from pagedattn.testing import AttentionInputs, check_attention, page_table_of
 
 from .conftest import HOPPER, require, skip_unsupported
 from .shared_tables import BLOCK, KINDS, fill, make, one_prefix, poisoned_cache, tree_tables
@@ -281,13 +281,29 @@ def test_lengths_of_parts_are_bounded_for_the_steps_that_a_graph_is_for(monkeypa
     on_gpu = SimpleNamespace(
         device=torch.device("cuda"), slots=inputs.batch.slots, max_kv_length=10_000
     )
-    of_parts, of_own = run._batches(on_gpu, plan)
+    of_parts, of_own = run._kept_batches(on_gpu, plan)
     for made, lengths in (
         (of_parts, plan.schedule.lengths),
         (of_own, plan.schedule.own_lengths),
     ):
         assert made["likely_kv_length"] == lengths.max() > 0
         assert made["max_kv_length"] == (10_000 if captured else lengths.max())
+
+
+def test_all_layers_of_a_step_have_the_same_two_batches_and_the_next_step_others():
+    inputs = make("cpu", "decode")
+    batch, kept = inputs.batch, []
+    for num_tokens in (0, 1):
+        table = page_table_of(batch, BLOCK)
+        table = PageTable(BLOCK, table.block_tables, table.num_tokens - num_tokens)
+        batch.update(AttentionBatch.of(table, 1))
+        for _ in range(2):
+            attend(inputs, "torch")
+            kept.append(the_plan(batch).kept.made[False])
+    assert kept[0] is kept[1]
+    assert kept[2] is kept[3]
+    assert kept[1] is not kept[2]
+    assert kept[2][1].max_kv_length == the_plan(batch).schedule.own_lengths.max()
 
 
 def test_forks_and_cached_prompts_of_a_block_manager_share(implementation, device):
