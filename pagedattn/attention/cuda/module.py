@@ -62,7 +62,7 @@ class Kernel:
         self._device = device
         with torch.cuda.device(device):
             self._module = self._call(driver.cuModuleLoadData, cubin)
-            self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+            self._function = self._call(driver.cuModuleGetFunction, self._module, name.encode())
         self._lock = threading.Lock()
         self._shared_bytes = 0  # that the function may take
         self._configs: dict[tuple[int, ...], Any] = {}
@@ -129,9 +129,9 @@ class Kernel:
         driver = self._driver
         torch.cuda.synchronize(self._device)
         with torch.cuda.device(self._device):
-            address, size = _checked(driver.cuModuleGetGlobal(self._module, name.encode()))
+            address, size = self._call(driver.cuModuleGetGlobal, self._module, name.encode())
             found = np.empty(size, dtype=np.uint8)
-            _checked(driver.cuMemcpyDtoH(found.ctypes.data, address, size))
+            self._call(driver.cuMemcpyDtoH, found.ctypes.data, address, size)
         return found
 
     def _config(
@@ -172,10 +172,11 @@ class Kernel:
         driver = self._driver
         answer = function(*args)
         if answer[0] == driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:
-            device = _checked(driver.cuDeviceGet(self._device))
-            _checked(driver.cuCtxSetCurrent(_checked(driver.cuDevicePrimaryCtxRetain(device))))
+            device = _checked(driver, driver.cuDeviceGet(self._device))
+            context = _checked(driver, driver.cuDevicePrimaryCtxRetain(device))
+            _checked(driver, driver.cuCtxSetCurrent(context))
             answer = function(*args)
-        return _checked(answer)
+        return _checked(driver, answer)
 
 
 def _may_begin_early(driver: Any) -> Any:
@@ -323,6 +324,7 @@ def tensor_map(
         256: promotions.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
     }[fetched_bytes]
     encoded = _checked(
+        driver,
         driver.cuTensorMapEncodeTiled(
             kind,
             len(sizes),
@@ -335,16 +337,15 @@ def tensor_map(
             pattern,
             promotion,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
+        ),
     )
     found = TensorMap()
     ctypes.memmove(ctypes.addressof(found), encoded.getPtr(), TENSOR_MAP_BYTES)
     return found
 
 
-def _checked(answer: tuple[Any, ...]) -> Any:
-    from cuda.bindings import driver
-
+def _checked(driver: Any, answer: tuple[Any, ...]) -> Any:
+    """Return what the driver answers, alone if it is one thing."""
     if answer[0] != driver.CUresult.CUDA_SUCCESS:
         raise CudaError(f"the CUDA driver answers {answer[0].name}")
     return answer[1] if len(answer) == 2 else answer[1:]
