@@ -42,6 +42,8 @@ FEW_SUMS = 1024
 """Columns times elements of a head, up to which a row takes little time to end."""
 LEAST_RANGES, LEAST_ROWS = 32, 4
 """Of which one is needed for rows with so few sums to begin with a range each."""
+LIKELY = 0.75
+"""Of what ranges may have more for it: if they had that by estimate, they are likely to fit."""
 MOST_ALIGNED = 128
 """Sequences of which the kernel has each row begin with a range, at most: see decode_shape.cuh."""
 CUT_SECONDS = 14e-6
@@ -154,9 +156,9 @@ def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:
     """Return whether it may pay that each of rows of several lengths begins with a range.
 
     The kernel decides, by the lengths of now, which takes it some time. That is spared where rows
-    are as many as ranges, or more than half as many if they are soon ended; where they are two or
-    three then, and ranges are few, each of them much of the whole; and where ranges would become
-    too large, were they so for half a range of each row.
+    are as many as ranges; where they are two or three, soon ended, and ranges are few, each of them
+    much of the whole; and where ranges are likely to become too large: they become larger than for
+    half a range of each row.
 
     Args:
         call: its bounds tell.
@@ -169,12 +171,12 @@ def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:
     sums = padded_columns(columns_of(call)) * call.cache.head_size
     if has_even_rows(call) or rows >= ranges or batch.num_sequences > MOST_ALIGNED:
         return False
-    if sums <= FEW_SUMS and (2 * rows > ranges or (ranges < LEAST_RANGES and rows < LEAST_ROWS)):
+    if sums <= FEW_SUMS and ranges < LEAST_RANGES and rows < LEAST_ROWS:
         return False
     length, row_bytes = longest_row(call)
     mean_bytes = mean_tokens(call) / max(1, length) * row_bytes
     more = rows * mean_bytes * (1 / (ranges - rows // 2) - 1 / ranges)
-    return more <= next(most for limit, most in ALIGN_BYTES if sums <= limit)
+    return more <= LIKELY * next(most for limit, most in ALIGN_BYTES if sums <= limit)
 
 
 def stays_whole(call: AttentionCall, config: DecodeConfig, num_programs: int) -> bool:

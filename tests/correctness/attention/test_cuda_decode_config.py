@@ -364,13 +364,13 @@ def aligns(
         ((16, 12_000, (8, 1)), {"is_even": True}, False),
         ((66, 4000, (8, 1)), {}, True),
         ((129, 1000, (8, 1)), {"ranges": 264}, False),  # more sequences than a warp looks at
-        ((67, 4000, (8, 1)), {}, False),  # more than half as many rows as ranges,
-        ((67, 4000, (16, 1)), {}, True),  # which take longer to end than these
-        ((132, 100, (16, 1)), {}, False),
+        ((100, 2500, (8, 1)), {}, False),
+        ((100, 2000, (8, 1)), {}, True),
+        ((132, 100, (16, 1)), {}, False),  # as many rows as ranges
         ((64, 16_000, (8, 1)), {}, False),  # whose last ranges would be large, and empty,
         ((64, 16_000, (8, 1)), {"mean": 0.05}, True),  # which they are not then,
         ((64, 16_000, (8, 1)), {"window": 4000}, True),
-        ((64, 16_000, (16, 1)), {}, True),  # or which takes less than to end two rows
+        ((64, 14_000, (16, 1)), {}, True),  # or which takes less than to end two rows
         ((64, 24_000, (16, 1)), {"head_size": 64}, False),
         ((12, 13_000, (28, 4)), {}, True),
         ((4, 4000, (32, 8)), {}, True),
