@@ -217,7 +217,8 @@ class DecodeLaunch:
             config = config_for(call, num_programs, self._heads, self._ranges)
         if config.programs > 1:  # clusters are for few rows
             cluster = 1
-        config = replace(config, cluster=cluster)
+        if cluster != config.cluster:
+            config = replace(config, cluster=cluster)
         macros = macros_of(
             config,
             head_size=head_size,

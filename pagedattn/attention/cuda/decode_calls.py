@@ -312,11 +312,9 @@ def config_for(
     if config.programs > 1:
         heads = heads_in_parallel(cache.num_kv_heads, num_programs * config.programs)
         is_aligned = aligns(call, heads, num_programs * config.programs // heads)
-    config = replace(config, aligns=is_aligned)
-    if has_even_rows(call) or keeps is False:
-        return config
-
+    if keeps is False or has_even_rows(call):
+        return replace(config, aligns=is_aligned)
     whole = replace(cut_for(max(share, kv_length)), aligns=is_aligned, keeps_whole=True)
     if keeps or stays_whole(call, whole, num_programs):
         return replace(whole, aligns=False, never_cuts=bool(keeps))
-    return replace(config, keeps_whole=keeps_whole(kv_length, row_bytes))
+    return replace(config, aligns=is_aligned, keeps_whole=keeps_whole(kv_length, row_bytes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -221,6 +222,7 @@ def keeps_whole(kv_length: int, row_bytes: int) -> bool:
     return kv_length <= WHOLE_TOKENS and row_bytes <= WHOLE_ROW_BYTES
 
 
+@functools.cache
 def heads_in_parallel(num_kv_heads: int, num_programs: int) -> int:
     """Return how many programs read the same blocks, each for a KV head.
 
