@@ -46,7 +46,7 @@ FACTS = frozenset(
         *("NUM_PROGRAMS", "MOST_PARTS", "MIN_TILE", "WHOLE_TOKENS", "WHOLE_ROW_BYTES", "NO_LIMIT"),
         *("WARPS", "MAX_TILE", "MAX_STAGES", "GATHERERS", "MAX_BOXES", "SHARED_BYTES"),
         *("MAX_COLUMNS", "MAX_ACCUMULATORS", "MOST_KEYS", "MOST_SHARES", "MOST_KEPT"),
-        "MOST_ALIGNED",
+        *("MOST_ALIGNED", "FEW_CUT"),
     }
 )
 """Numbers that a kernel is written for, or that others were computed from: they cannot be tried."""

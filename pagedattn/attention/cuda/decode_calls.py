@@ -144,12 +144,14 @@ def has_even_rows(call: AttentionCall) -> bool:
 def mean_tokens(call: AttentionCall) -> float:
     """Return how many KV tokens of a sequence its queries see on average.
 
-    If the host does not know, a quarter of those of the longest.
+    If the host does not know, a quarter of those of the longest; or if it made a batch that is less
+    than half as long as its bound: a graph that is captured of it is for other lengths.
     """
-    known, longest = call.batch.known_lengths, longest_row(call)[0]
-    if known is None or known.short is None:
+    known, bound = call.batch.known_lengths, call.batch.expected_kv_length
+    longest, _ = longest_row(call)
+    if known is None or known.short is None or 2 * known.longest < bound:
         return longest / 4
-    return min(longest, known.short.mean_kv * call.batch.expected_kv_length)
+    return min(longest, known.short.mean_kv * bound)
 
 
 def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:

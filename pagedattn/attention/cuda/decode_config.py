@@ -42,10 +42,12 @@ TILE_SECONDS = 190e-9  # besides these for each tile,
 FP8_TOKEN_SECONDS = 0.7e-9  # and these over fp8,
 WIDE_COST = 1.45  # times as many for more than 16 columns,
 GATHERED_SECONDS = 13.4e-9  # or these over blocks of one token
-CUT_SECONDS = 2.4e-6, 3.6e-9  # that cutting rows takes, and more for each of a row's sums;
-ALIGNED_SECONDS = 1.8e-6, 1.6e-9  # where each row begins with a range,
+CUT_SECONDS = 2.4e-6  # that cutting rows takes, at least,
+CUT_SUM_SECONDS = 3.6e-9  # and more for each of a row's sums;
+ALIGNED_SECONDS = 1.8e-6  # the same where each row begins with a range,
+ALIGNED_SUM_SECONDS = 1.6e-9
 FP8_ALIGNED_LESS = 1e-6  # less over fp8
-FEW_CUT = 3  # rows, of which at most so many are few
+FEW_CUT = 3  # rows, of which at most so many are few: LEAST_CUT of decode_shape.cuh
 
 
 @dataclass(frozen=True)
@@ -247,8 +249,9 @@ class Cutting:
         if block_size == 1:
             token = GATHERED_SECONDS
         sums = config.columns * head_size
-        anywhere, aligned = (fixed + sums * each for fixed, each in (CUT_SECONDS, ALIGNED_SECONDS))
-        return cls(int(anywhere / token), int((aligned - is_fp8 * FP8_ALIGNED_LESS) / token))
+        anywhere = CUT_SECONDS + sums * CUT_SUM_SECONDS
+        aligned = ALIGNED_SECONDS + sums * ALIGNED_SUM_SECONDS - is_fp8 * FP8_ALIGNED_LESS
+        return cls(int(anywhere / token), int(aligned / token))
 
     def of_rows(self, rows: float) -> float:
         """Return what cutting so many rows anywhere takes: of few, few programs have two to end."""

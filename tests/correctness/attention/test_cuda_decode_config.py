@@ -350,7 +350,8 @@ def aligns(
             is_full=is_even,
             max_query_length=1,
             expected_kv_length=longest,
-            known_lengths=mean and SimpleNamespace(short=SimpleNamespace(mean_kv=mean)),
+            known_lengths=mean
+            and SimpleNamespace(short=SimpleNamespace(mean_kv=mean), longest=longest),
         ),
         window=window,
     )

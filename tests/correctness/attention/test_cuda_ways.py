@@ -1,5 +1,7 @@
 """Each way in which the CUDA kernels can take a call: that it is one, right, and has a name."""
 
+import dataclasses
+
 import pytest
 
 from pagedattn.testing import make_inputs
@@ -137,6 +139,13 @@ class TestNames:
             assert (config.tile, config.keeps_whole) == (tile, True)
             # where they are likely to be cut, each may begin with a range
             assert config.aligns == (tile == 16)
+
+    def test_a_batch_of_a_much_larger_bound_is_cut_as_one_of_other_lengths(self):
+        usual = call_of((1,) * 15, (1500, 1450) * 7 + (1480,))
+        for bound, is_whole in ((1500, True), (2500, True), (3500, False)):
+            batch = dataclasses.replace(usual.batch, max_kv_length=bound)
+            config = ways.chosen_way(dataclasses.replace(usual, batch=batch)).config
+            assert config.keeps_whole == is_whole, bound
 
     def test_ragged_rows_that_all_have_a_program_may_stay_whole_to_compare(self):
         names = list(ways.ways_of(call_of((1,) * 3, (9000, 700, 64))))
