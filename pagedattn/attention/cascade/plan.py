@@ -12,6 +12,8 @@ from pagedattn.attention.batch_memory import OwnSent, Skipped, send, staged_for
 from pagedattn.attention.cascade.schedule import Limits, is_short, make_schedule
 
 if TYPE_CHECKING:
+    import weakref
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -59,14 +61,15 @@ class KeptBatches:
 
     Attributes:
         schedule: of which they were made.
-        batch: of which they were made.
-        made: that of the parts, and that of what is each sequence's own: in a graph that is being
-            captured, and else.
+        batch: of which they were made; it would else be kept for as long as its plan, and so by
+            itself.
+        made: by whether a graph is being captured, that of the parts and that of what is each
+            sequence's own.
 
     """
 
     schedule: Schedule
-    batch: AttentionBatch
+    batch: weakref.ref[AttentionBatch]
     made: dict[bool, tuple[AttentionBatch, AttentionBatch]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -109,8 +110,8 @@ def _kept_batches(
     schedule = plan.schedule
     stays = batch.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     kept = plan.kept
-    if kept is None or kept.schedule is not schedule or kept.batch is not batch:
-        plan.kept = kept = KeptBatches(schedule, batch, {})
+    if kept is None or kept.schedule is not schedule or kept.batch() is not batch:
+        plan.kept = kept = KeptBatches(schedule, weakref.ref(batch), {})
     if stays not in kept.made:
         kept.made[stays] = _batches(batch, plan, stays=stays)
     return kept.made[stays]

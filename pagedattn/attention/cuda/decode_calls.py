@@ -46,7 +46,7 @@ LIKELY = 0.75
 """Of what ranges may have more for it: if they had that by estimate, they are likely to fit."""
 MOST_ALIGNED = 128
 """Sequences of which the kernel has each row begin with a range, at most: see decode_shape.cuh."""
-CUT_SECONDS = 14e-6
+DRAFTS_SECONDS = 14e-6
 """What more of them take besides reading K and V, if rows of several lengths are cut; fitted to
 drafts in heads of 64 and 128 on an H200."""
 
@@ -117,11 +117,11 @@ def is_crowded(call: AttentionCall) -> bool:
         return True
     if columns <= FEW_COLUMNS or call.batch.known_lengths is None:
         return False
-    if keeps_whole(*longest_row(call)):
+    if keeps_whole(*longest_row(call)):  # so that most of them are not cut
         return False
     work = Work.of(call)
     reading = sum(read_seconds(work, each, widened=False) for each in work.sequences)
-    return way_of(work).seconds < reading + CUT_SECONDS
+    return way_of(work).seconds < reading + DRAFTS_SECONDS
 
 
 def longest_row(call: AttentionCall) -> tuple[int, int]:
@@ -195,10 +195,9 @@ def stays_whole(call: AttentionCall, config: DecodeConfig, num_programs: int) ->
     batch, num_kv_heads = call.batch, call.cache.num_kv_heads
     length, row_bytes = longest_row(call)
     heads = heads_in_parallel(num_kv_heads, num_programs * config.programs)
-    are_few = batch.num_sequences * num_kv_heads <= num_programs // heads * heads
-    if not are_few and not keeps_whole(length, row_bytes):
+    rows, multiprocessors = batch.num_sequences * num_kv_heads // heads, num_programs // heads
+    if rows > multiprocessors and not keeps_whole(length, row_bytes):
         return False
-    rows, ranges = batch.num_sequences * num_kv_heads / heads, num_programs / heads
     tokens = rows * mean_tokens(call)
     cutting = Cutting.of(
         config,
@@ -206,9 +205,10 @@ def stays_whole(call: AttentionCall, config: DecodeConfig, num_programs: int) ->
         kv_bytes=call.cache.key.element_size(),
         block_size=call.cache.block_size,
     )
-    most = tokens / ranges + cutting.of_rows(rows)
+    most = tokens / multiprocessors + cutting.of_rows(rows)
     if config.aligns:
-        most = min(most, tokens / (ranges - rows / 2) + cutting.aligned)
+        begun = num_programs * config.programs // heads - rows // 2
+        most = min(most, config.programs * tokens / begun + cutting.aligned)
     return config.never_cuts or length <= most
 
 

@@ -169,8 +169,8 @@ def programs_for(
     other rows of one length where each program has two or more, and rows come out even for them.
     Two were fitted to batches on an H200 where much comes from the L2, which is read faster by them
     if rows are more than multiprocessors, or not few and much together; and for many long rows of
-    several lengths, if one program each would leave multiprocessors without work: of 132, four are
-    where eight heads are read side by side.
+    several lengths, if they leave less of the multiprocessors without work: of 132, one program
+    each leaves four where eight heads are read side by side, and two leave none.
 
     Args:
         num_sequences: of the batch.
@@ -207,8 +207,11 @@ def programs_for(
         return 2 if are_many else 1
     if row_bytes <= SHORT_RAGGED_BYTES:
         return 2 if end_fast and 3 * num_rows >= 4 * num_multiprocessors else 1
-    idle = num_multiprocessors % heads_in_parallel(num_kv_heads, num_multiprocessors)
-    fills = fit.needs_all and idle and row_bytes >= LONG_RAGGED_BYTES
+    idle, idle_of_two = (
+        programs % heads_in_parallel(num_kv_heads, programs)
+        for programs in (num_multiprocessors, 2 * num_multiprocessors)
+    )
+    fills = fit.needs_all and idle_of_two < 2 * idle and row_bytes >= LONG_RAGGED_BYTES
     return 2 if end_fast and are_many and (kv_bytes == 1 or fills) else 1
 
 
@@ -303,7 +306,7 @@ def macros_of(
     of_cache = {"head_size": head_size, "kv_bytes": kv_bytes, "block_size": block_size}
     producers = producers_of(config, **of_cache)
     cutting = Cutting(0, 0)
-    if config.keeps_whole or config.aligns:
+    if config.keeps_whole:
         cutting = Cutting.of(config, **of_cache)
     return (
         ("HEAD_SIZE", head_size),

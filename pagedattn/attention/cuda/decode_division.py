@@ -209,10 +209,10 @@ class WholeRows:
 
 
 def keeps_whole(kv_length: int, row_bytes: int) -> bool:
-    """Return whether rows of several lengths are not to be cut, as all are short.
+    """Return whether rows of several lengths are short enough to stay whole, however many.
 
-    The kernel cuts them all the same if one is longer, or is much more than a multiprocessor's
-    share of the batch.
+    More rows than multiprocessors are cut as soon as one is longer, and short ones too where one is
+    much longer than the others; see `decode_config.Cutting`.
 
     Args:
         kv_length: tokens that a sequence has at most, or that its window has.

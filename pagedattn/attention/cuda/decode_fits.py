@@ -78,7 +78,7 @@ class Fit:
             more in flight.
         tile_of_128: KV tokens that a warp takes at once, at most, of 16-bit heads of 128 with up to
             8 columns, by one program on a multiprocessor.
-        needs_all: whether more is read if no multiprocessor is without work; see
+        needs_all: whether more is read if fewer multiprocessors are without work; see
             `decode_config.programs_for`.
         spares_paths: whether less is in flight where `shares_paths_unevenly`.
         fetched_bytes: that the L2 asks the memory for at once, 128 or 256; of prefill's tensors

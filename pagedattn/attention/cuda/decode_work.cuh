@@ -208,9 +208,9 @@ struct Batch : Division {
         // Tokens that would be read while rows are cut and merged: of few, few programs have two to end.
         DEVICE int cutting() const { return rows <= LEAST_CUT ? (CUT_TOKENS + ALIGNED_TOKENS) / 2 : CUT_TOKENS; }
 
-        // Tokens of a range, or so, where each row begins with one.
+        // Tokens of a multiprocessor's ranges, or so, where each row begins with one.
         DEVICE int aligned(const Parameters &p) const {
-            return ceil_div(tiles, max(1, p.all_ranges - rows / 2)) * TILE;
+            return PROGRAMS * ceil_div(tiles, max(1, p.all_ranges - rows / 2)) * TILE;
         }
 
         // Whether none is cut, if else the last to end would have so many tokens: where there are no more of them

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from pagedattn.attention.cuda import decode, decode_config, decode_division
 from pagedattn.attention.cuda.decode_fits import H100
@@ -96,6 +98,28 @@ def divide(
     return Divided(rows, row, parallel, shares_paths, begins, range_of, guessed)
 
 
+def config_of(on_each, **options):
+    """Return how the kernel is cut here."""
+    return decode_config.DecodeConfig(8, TILE, 4, on_each, **options)
+
+
+def described(tiles, num_kv_heads, head_size):
+    """Return a call of sequences of so many tiles, as far as the host's choice looks at it."""
+    longest, mean = max(tiles) * TILE, sum(tiles) / len(tiles) / max(tiles)
+    return SimpleNamespace(
+        query=torch.empty((len(tiles), 4 * num_kv_heads, head_size), device="meta"),
+        cache=SimpleNamespace(
+            num_kv_heads=num_kv_heads, head_size=head_size, block_size=TILE,
+            key=torch.empty(1, dtype=torch.float16, device="meta"),
+        ),
+        batch=SimpleNamespace(
+            num_sequences=len(tiles), is_full=False, max_query_length=1, expected_kv_length=longest,
+            known_lengths=SimpleNamespace(short=SimpleNamespace(mean_kv=mean), longest=longest),
+        ),
+        window=None,
+    )  # fmt: skip
+
+
 def most_tokens(tiles, num_multiprocessors, *, head_size=256, aligns=False):
     """Return how many tokens a row of a KV head has at most that stays whole among these.
 
@@ -113,14 +137,14 @@ def most_tokens(tiles, num_multiprocessors, *, head_size=256, aligns=False):
 
 def share_out(
     tiles, num_kv_heads, num_multiprocessors, on_each=1, *,
-    head_size=256, window=None, keeps_whole=True, aligns=False, few_ranges=None,
+    head_size=256, window=None, few_ranges=None, keeps_whole=True, **options,
 ):  # fmt: skip
     """Return tiles of each program, and parts of each sequence and head.
 
-    Rows may stay whole if `keeps_whole`, and each may begin with a range if it `aligns`;
-    else work is cut into `few_ranges`, None for as many as there are programs for.
+    Rows may stay whole if `keeps_whole`; `options` are others of a `DecodeConfig`. What is cut is
+    cut into `few_ranges`, None for as many as there are programs for.
     """
-    config = decode_config.DecodeConfig(8, TILE, 4, on_each, keeps_whole=keeps_whole, aligns=aligns)
+    config = config_of(on_each, keeps_whole=keeps_whole, **options)
     macros = decode_config.macros_of(
         config, head_size=head_size, kv_bytes=2, group=4, bf16=False, block_size=TILE,
         features=("window",) if window else (),

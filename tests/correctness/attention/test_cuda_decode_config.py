@@ -119,6 +119,7 @@ PROGRAMS = {
     "so, but shorter": ((50, 8, 2047, False), {"fit": H200}, 1),
     "so, but fewer": ((49, 8, 2048, False), {"fit": H200}, 1),
     "so, but none idle": ((100, 4, 2048, False), {"fit": H200}, 1),
+    "so, but as many idle of two": ((13, 32, 2048, False), {"fit": H200}, 1),
     "so, of more columns": ((50, 8, 2048, False), {"columns": 9, "fit": H200}, 1),
 }
 """Sequences, KV heads, tokens of a sequence, whether they are even; what is not as with 8 columns

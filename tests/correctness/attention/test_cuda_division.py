@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from pagedattn.attention.cuda import decode_division
+from pagedattn.attention.cuda import decode_calls, decode_division
 from pagedattn.testing.emulator import unavailable
 
-from .divided import HEAD_SIZE, TILE, divide, most_tokens, share_out
+from .divided import HEAD_SIZE, TILE, config_of, described, divide, most_tokens, share_out
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulation: {unavailable()}")
 
@@ -411,6 +411,40 @@ def test_rows_that_begin_with_no_range_each_stay_whole_where_cutting_takes_longe
     assert most_tokens(tiles, 132, head_size=64) >= 16 * TILE
     _, parts = share_out(tiles, 1, 132, head_size=64, aligns=True)
     assert parts.max() == 1
+
+
+@on_each
+@pytest.mark.parametrize("aligns", [False, True], ids=["cut anywhere", "aligned"])
+def test_the_host_expects_rows_to_stay_whole_that_do(on_each, aligns):
+    rng = np.random.default_rng(on_each)
+    config = config_of(on_each, keeps_whole=True, aligns=aligns)
+    seen = set()
+    for _ in range(150):
+        num_kv_heads, head_size = int(rng.choice([1, 4, 8])), int(rng.choice([64, 128]))
+        count = int(rng.integers(2, 200 // num_kv_heads))
+        longest = int(rng.integers(8, 300))
+        tiles = rng.integers(int(rng.choice([1, longest - 6])), longest + 1, count)
+        tiles[:2] = longest, longest - 1  # of several lengths
+        calls = [
+            described((tiles * longer).tolist(), num_kv_heads, head_size) for longer in (0.95, 1.05)
+        ]
+        expected = {decode_calls.stays_whole(call, config, 132) for call in calls}
+        if len(expected) > 1:
+            continue  # nearly as long as they may be
+        _, parts = share_out(tiles, num_kv_heads, 132, on_each, head_size=head_size, aligns=aligns)
+        stays_whole = parts.max() == 1
+        # what may begin with a range, and does not after all, may stay whole instead
+        assert stays_whole == expected.pop() or (aligns and stays_whole)
+        seen.add((bool(stays_whole), count * num_kv_heads > 128))
+    assert len(seen) == 4
+
+
+def test_rows_that_are_never_cut_are_not_where_each_may_have_a_program():
+    for others in ([], [1] * 5):
+        _, parts = share_out([*others, 2000], 1, 6, never_cuts=True)
+        assert parts.max() == 1
+    _, parts = share_out([1] * 6 + [2000], 1, 6, never_cuts=True)
+    assert parts.max() > 1
 
 
 def test_few_rows_that_may_stay_whole_are_not_cut_for_all_programs():

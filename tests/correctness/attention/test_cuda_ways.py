@@ -128,10 +128,17 @@ class TestNames:
             ((9000,) * 15 + (8800,), True),
             ((9000,) * 15 + (7000,), True),
             ((9000,) * 8 + (5000,) * 8, False),
+            ((65_536,) * 15 + (65_400,), True),
             ((9000,) * 20 + (8800,), False),  # more than there are ranges
         ):
             names = list(ways.ways_of(call_of((1,) * len(lengths), lengths)))
             assert ("whole rows" in names[0]) == is_whole, lengths
+
+    def test_rows_are_compared_by_what_a_window_leaves_of_them(self):
+        lengths = (5000,) + (700,) * 15
+        for window, is_whole in ((None, False), (300, True)):
+            (name, *_) = ways.ways_of(call_of((1,) * 16, lengths, window=window))
+            assert ("whole rows" in name) == is_whole
 
     def test_tiles_are_large_where_rows_of_several_lengths_stay_whole(self):
         for lengths, tile in (((200, 90, 150, 70), 64), ((1000, 90, 150, 70), 16)):

@@ -1,7 +1,9 @@
 """Blocks that sequences share are read once, and nobody sees a difference."""
 
 import dataclasses
-from types import SimpleNamespace
+import gc
+import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -271,23 +273,23 @@ def test_a_captured_graph_follows_what_later_batches_share(implementation, kind,
         assert not batch.arrivals.any()
 
 
-@pytest.mark.parametrize("captured", [False, True])
-def test_lengths_of_parts_are_bounded_for_the_steps_that_a_graph_is_for(monkeypatch, captured):
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
+def test_lengths_of_parts_are_bounded_for_the_steps_that_a_graph_is_for(monkeypatch):
     inputs = make("cpu", "decode")
     attend(inputs, "torch")
     plan = the_plan(inputs.batch)
     monkeypatch.setattr(run, "replace", lambda _, **changes: changes)
-    on_gpu = SimpleNamespace(
+    on_gpu = mock.Mock(  # to which weak references are made
         device=torch.device("cuda"), slots=inputs.batch.slots, max_kv_length=10_000
     )
-    of_parts, of_own = run._kept_batches(on_gpu, plan)
-    for made, lengths in (
-        (of_parts, plan.schedule.lengths),
-        (of_own, plan.schedule.own_lengths),
-    ):
-        assert made["likely_kv_length"] == lengths.max() > 0
-        assert made["max_kv_length"] == (10_000 if captured else lengths.max())
+    for captured in (False, True, False):  # of one step, as one warms up before it captures
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda now=captured: now)
+        of_parts, of_own = run._kept_batches(on_gpu, plan)
+        for made, lengths in (
+            (of_parts, plan.schedule.lengths),
+            (of_own, plan.schedule.own_lengths),
+        ):
+            assert made["likely_kv_length"] == lengths.max() > 0
+            assert made["max_kv_length"] == (10_000 if captured else lengths.max())
 
 
 def test_all_layers_of_a_step_have_the_same_two_batches_and_the_next_step_others():
@@ -304,6 +306,18 @@ def test_all_layers_of_a_step_have_the_same_two_batches_and_the_next_step_others
     assert kept[2] is kept[3]
     assert kept[1] is not kept[2]
     assert kept[2][1].max_kv_length == the_plan(batch).schedule.own_lengths.max()
+
+
+def test_a_batch_of_which_nothing_is_left_gives_its_memory_back_at_once():
+    inputs = make("cpu", "decode")
+    attend(inputs, "torch")
+    kept = [weakref.ref(tensor) for tensor in (inputs.batch.kv_lengths, inputs.batch.block_tables)]
+    gc.disable()  # which finds what keeps itself, but does not look for a GPU's memory
+    try:
+        del inputs
+        assert not any(tensor() is not None for tensor in kept)
+    finally:
+        gc.enable()
 
 
 def test_forks_and_cached_prompts_of_a_block_manager_share(implementation, device):
