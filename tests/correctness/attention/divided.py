@@ -103,21 +103,29 @@ def config_of(on_each, **options):
     return decode_config.DecodeConfig(8, TILE, 4, on_each, **options)
 
 
-def described(tiles, num_kv_heads, head_size):
-    """Return a call of sequences of so many tiles, as far as the host's choice looks at it."""
-    longest, mean = max(tiles) * TILE, sum(tiles) / len(tiles) / max(tiles)
+def described(count, longest, heads, head_size, *, mean=None, is_full=False, window=None):
+    """Return a call of so many sequences, as far as the host's choice looks at it.
+
+    The longest has `longest` tokens, and all of them `mean` of it on average, None if not known.
+    """
+    known = mean and SimpleNamespace(short=SimpleNamespace(mean_kv=mean), longest=longest)
     return SimpleNamespace(
-        query=torch.empty((len(tiles), 4 * num_kv_heads, head_size), device="meta"),
+        query=torch.empty((count, heads[0], head_size), device="meta"),
         cache=SimpleNamespace(
-            num_kv_heads=num_kv_heads, head_size=head_size, block_size=TILE,
-            key=torch.empty(1, dtype=torch.float16, device="meta"),
+            num_kv_heads=heads[1],
+            head_size=head_size,
+            block_size=TILE,
+            key=torch.empty(1, dtype=torch.bfloat16, device="meta"),
         ),
         batch=SimpleNamespace(
-            num_sequences=len(tiles), is_full=False, max_query_length=1, expected_kv_length=longest,
-            known_lengths=SimpleNamespace(short=SimpleNamespace(mean_kv=mean), longest=longest),
+            num_sequences=count,
+            is_full=is_full,
+            max_query_length=1,
+            expected_kv_length=longest,
+            known_lengths=known,
         ),
-        window=None,
-    )  # fmt: skip
+        window=window,
+    )
 
 
 def most_tokens(tiles, num_multiprocessors, *, head_size=256, aligns=False):

@@ -2,13 +2,13 @@
 
 import itertools
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from pagedattn.attention.cuda import decode_calls, decode_config, decode_division
 from pagedattn.attention.cuda.decode_fits import H100, H200
+
+from .divided import described
 
 
 def name_of(value):
@@ -333,29 +333,10 @@ def test_few_rows_have_these_ranges_and_many_have_all(
     assert ranges_of(num_sequences, num_kv_heads, kv_length)[0] == ranges
 
 
-def aligns(
-    num_sequences, longest, heads, head_size=128, *,
-    is_even=False, window=None, ranges=None, mean=None,
-):  # fmt: skip
+def aligns(num_sequences, longest, heads, head_size=128, *, ranges=None, **options):
     """Whether a call's rows may begin with a range, by 132 programs."""
     parallel = decode_division.heads_in_parallel(heads[1], 132)
-    call = SimpleNamespace(
-        query=torch.empty((num_sequences, heads[0], head_size), device="meta"),
-        cache=SimpleNamespace(
-            num_kv_heads=heads[1],
-            head_size=head_size,
-            key=torch.empty(1, dtype=torch.bfloat16, device="meta"),
-        ),
-        batch=SimpleNamespace(
-            num_sequences=num_sequences,
-            is_full=is_even,
-            max_query_length=1,
-            expected_kv_length=longest,
-            known_lengths=mean
-            and SimpleNamespace(short=SimpleNamespace(mean_kv=mean), longest=longest),
-        ),
-        window=window,
-    )
+    call = described(num_sequences, longest, heads, head_size, **options)
     return decode_calls.aligns(call, parallel, ranges or 132 // parallel)
 
 
@@ -363,7 +344,7 @@ def aligns(
     ("case", "options", "expected"),
     [
         ((16, 12_000, (8, 1)), {}, True),
-        ((16, 12_000, (8, 1)), {"is_even": True}, False),
+        ((16, 12_000, (8, 1)), {"is_full": True}, False),
         ((66, 4000, (8, 1)), {}, True),
         ((129, 1000, (8, 1)), {"ranges": 264}, False),  # more sequences than a warp looks at
         ((100, 2500, (8, 1)), {}, False),
