@@ -107,10 +107,11 @@ class KnownLengths:
 
         """
         longest = max(1, int(kv_lengths.max(initial=0)))
-        if (query_lengths == 1).all():  # each step of a decode comes here
-            mean = _rounded(int(kv_lengths.sum()) / max(1, kv_lengths.size) / longest)
-            decodes = Sequences(kv_lengths.size, kv_lengths.size, 1, mean, 1.0, mean)
-            return cls(decodes if kv_lengths.size else None, None, round(_rounded(longest)))
+        count = kv_lengths.size
+        if count and (query_lengths == 1).all():  # each step of a decode: in less time
+            mean = _rounded(int(kv_lengths.sum()) / count / longest)
+            decodes = Sequences(count, count, 1, mean, 1.0, mean)
+            return cls(decodes, None, round(_rounded(longest)))
         is_long = query_lengths > MOST_SHORT
         is_short = (query_lengths > 0) & ~is_long
         short, long = (

@@ -8,8 +8,10 @@
 // padded to 8, 16 or 32); BLOCK_SIZE and TILE in tokens, powers of two; LINES, if a tensor map counts
 // lines of 128 bytes; STAGES and WARPS, STAGES a multiple of WARPS; PRODUCERS, warps that bring tiles;
 // SHARED_BYTES of a program; PROGRAMS on a multiprocessor; CLUSTER of programs that add up in each
-// other's shared memory, or 1; WHOLE, if rows are not cut where all are short; ALIGNED, if each of few rows
-// of several lengths may begin with a range; OUT_F32 for an output in float32;
+// other's shared memory, or 1; WHOLE, if rows of several lengths are not cut where that takes less time, by
+// CUT_TOKENS and ALIGNED_TOKENS, which a program reads while rows are cut anywhere, or begin with a range
+// each; NEVER_CUTS, if they are not whatever it takes; ALIGNED, if each of few rows of several lengths may
+// begin with a range; OUT_F32 for an output in float32;
 // AMONG_LONGER, to pass over sequences of more than `max_query_length` queries, which are others'; CAUSAL,
 // else queries see all keys; the switches WINDOW, SOFT_CAP, ALIBI, SINKS and LSE; TRACE, which need not be
 // there, see trace.cuh.

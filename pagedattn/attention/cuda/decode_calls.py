@@ -47,8 +47,8 @@ LIKELY = 0.75
 MOST_ALIGNED = 128
 """Sequences of which the kernel has each row begin with a range, at most: see decode_shape.cuh."""
 DRAFTS_SECONDS = 14e-6
-"""What more of them take besides reading K and V, if rows of several lengths are cut; fitted to
-drafts in heads of 64 and 128 on an H200."""
+"""What drafts of more than `FEW_COLUMNS` take besides reading K and V, if rows of several lengths
+are cut; fitted to drafts in heads of 64 and 128 on an H200."""
 
 
 def not_taken(call: AttentionCall) -> str | None:
@@ -184,9 +184,12 @@ def aligns(call: AttentionCall, heads: int, ranges: int) -> bool:
 def stays_whole(call: AttentionCall, config: DecodeConfig, num_programs: int) -> bool:
     """Return whether rows of several lengths are not cut, if they are as long as the host knows.
 
+    That is what the kernel does with the lengths of now, but that it searches for ranges which rows
+    could begin with, and here they are taken to be found.
+
     Args:
         call: its bounds tell.
-        config: how the kernel is cut.
+        config: how the kernel is cut; never whole unless it `keeps_whole`.
         num_programs: one on each multiprocessor.
 
     """

@@ -24,10 +24,10 @@ MORE_IN_FLIGHT = 196_608  # the same over small heads, for one program
 LESS_IN_FLIGHT = 65_536  # the same over heads of 128 where `shares_paths_unevenly`
 MAX_TILE = 64  # tokens
 MAX_STAGES = 16
-MANY_ROWS = 3  # of heads of 64 or over fp8, for each multiprocessor
+MANY_ROWS = 3  # for each multiprocessor
 SHORT_ROW_BYTES = 64 << 10  # K and V of a head, where all sequences have as many tokens,
 SHORT_RAGGED_BYTES = 256 << 10  # and of the longest, where they have not
-LONG_RAGGED_BYTES = 1 << 20  # of the longest again
+LONG_RAGGED_BYTES = 1 << 20  # of the longest, from which on all multiprocessors are needed
 MUCH_SHARED_BYTES = 64 << 20  # K and V of all sequences, of which most come from the L2
 FEW_SHARED_ROWS = 6  # there are, if not one row for so many multiprocessors
 GATHERERS = 4  # warps that copy by threads, over blocks of one token
@@ -43,9 +43,9 @@ FP8_TOKEN_SECONDS = 0.7e-9  # and these over fp8,
 WIDE_COST = 1.45  # times as many for more than 16 columns,
 GATHERED_SECONDS = 13.4e-9  # or these over blocks of one token
 CUT_SECONDS = 2.4e-6  # that cutting rows takes, at least,
-CUT_SUM_SECONDS = 3.6e-9  # and more for each of a row's sums;
-ALIGNED_SECONDS = 1.8e-6  # the same where each row begins with a range,
-ALIGNED_SUM_SECONDS = 1.6e-9
+CUT_SUM_SECONDS = 3.6e-9  # and for each element of a row's result;
+ALIGNED_SECONDS = 1.8e-6  # where each row begins with a range, at least,
+ALIGNED_SUM_SECONDS = 1.6e-9  # and for each element,
 FP8_ALIGNED_LESS = 1e-6  # less over fp8
 FEW_CUT = 3  # rows, of which at most so many are few: LEAST_CUT of decode_shape.cuh
 
@@ -256,8 +256,11 @@ class Cutting:
         aligned = ALIGNED_SECONDS + sums * ALIGNED_SUM_SECONDS - is_fp8 * FP8_ALIGNED_LESS
         return cls(int(anywhere / token), int(aligned / token))
 
-    def of_rows(self, rows: float) -> float:
-        """Return what cutting so many rows anywhere takes: of few, few programs have two to end."""
+    def of_rows(self, rows: int) -> float:
+        """Return what cutting so many rows anywhere takes, in tokens.
+
+        Less than `anywhere` for few, as a program or two at most have two of them to end.
+        """
         return (self.anywhere + self.aligned) / 2 if rows <= FEW_CUT else self.anywhere
 
 

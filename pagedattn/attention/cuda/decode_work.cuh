@@ -192,9 +192,10 @@ struct Batch : Division {
         return {Division(p, __shfl_sync(~0u, lane_end, 31), even, first, weight), lane_end};
     }
 
-    // All rows of the heads that a program works on.
+    // All rows of one head of those that are read side by side, together.
     struct Load {
-        int tiles, rows, share, longest;  // KV tokens that each multiprocessor would have, and of the longest row
+        int tiles, rows;
+        int share, longest;  // in KV tokens: what each multiprocessor would have, and the longest row
 
         // Each lane has some sequences' tiles, how many have any, and tokens of the longest.
         DEVICE Load(const Parameters &p, int tiles_, int rows_, int longest_) {

@@ -132,7 +132,7 @@ def _by_decode(call: AttentionCall) -> Iterator[DecodeLaunch]:
             for whole in _whole_rows(call, num_programs, heads, ranges, config.programs):
                 yield DecodeLaunch(call, replace(config, whole=whole))
         else:
-            yield from _by_decode_of_several_lengths(call, programs)
+            yield from _of_several_lengths(call, (num_programs, heads, ranges), programs)
     for cluster, at_once in CLUSTERS.items() if decode_calls.has_even_rows(call) else ():
         most = at_once // (call.batch.num_sequences * call.cache.num_kv_heads)  # of a row
         for count in dict.fromkeys((1, most)) if most else ():
@@ -148,16 +148,23 @@ def _by_decode(call: AttentionCall) -> Iterator[DecodeLaunch]:
                 yield launch  # all clusters run at once, and each program has a tile
 
 
-def _by_decode_of_several_lengths(call: AttentionCall, programs: int) -> Iterator[DecodeLaunch]:
-    """Make launches that cut rows, anywhere and each by itself, and one that does not if it can."""
-    num_programs = num_multiprocessors(call.query.device)
-    heads, ranges, _ = decode_calls.divide(call, num_programs, 1)
-    sizes = num_programs, heads, ranges
+def _of_several_lengths(
+    call: AttentionCall, sizes: tuple[int, int, int], programs: int
+) -> Iterator[DecodeLaunch]:
+    """Make launches that cut rows, anywhere and each by itself, and one that does not if it can.
+
+    Args:
+        call: of such rows.
+        sizes: programs of which each multiprocessor has one, heads that are read side by side, and
+            ranges.
+        programs: on a multiprocessor.
+
+    """
     cut = decode_calls.config_for(call, *sizes, programs=programs, keeps=False)
     for aligns in (False, True):
         yield DecodeLaunch(call, replace(cut, aligns=aligns))
     whole = decode_calls.config_for(call, *sizes, programs=programs, keeps=True)
-    if decode_calls.stays_whole(call, whole, num_programs):
+    if decode_calls.stays_whole(call, whole, sizes[0]):
         yield DecodeLaunch(call, whole)
 
 
